@@ -1,0 +1,1 @@
+"""Nested-ReFT: reinforced fine-tuning with roll-outs from a layer-skipped copy of the model itself."""

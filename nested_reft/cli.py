@@ -1,0 +1,214 @@
+"""The command line: one sub-command per stage of a study, and a few for people.
+
+Every stage can be pasted into a terminal as Snakemake prints it. Heavy imports stand inside the
+sub-commands, so that `--help` and the analysis do not wait for torch. Exit codes: 0 done, 1 failed,
+2 bad usage or configuration, told in one sentence.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nested_reft import config
+from nested_reft.config import ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+prepare_app = typer.Typer(no_args_is_help=True, help="Fetch or generate models, training sets and benchmarks.")
+app.add_typer(prepare_app, name="prepare")
+
+Settings = Annotated[str, typer.Option(help="The stage's settings, as JSON; `-` reads them from standard input.")]
+Out = Annotated[Path, typer.Option(help="Where to write.")]
+ModelPath = Annotated[Path, typer.Option("--model", help="A model folder, or a model.json written by `prepare model`.")]
+Data = Annotated[Path, typer.Option(help="A JSON-lines file written by `prepare`.")]
+Tracking = Annotated[Path | None, typer.Option(help="tracking.json of the study; without it MLflow is left out.")]
+
+
+def read_settings(section: type[config.Section], settings: str) -> Any:
+    """Return the JSON settings as a section of the configuration."""
+    try:
+        loaded = json.loads(sys.stdin.read() if settings == "-" else settings)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--settings is not JSON ({error}); quote it for the shell or pass `-`") from None
+    return config.parse_settings(section, loaded)
+
+
+def model_folder(path: Path) -> Path:
+    """Return the folder of a model that is given as a folder or by the model.json that points to it."""
+    return Path(json.loads(path.read_text())["path"]) if path.suffix == ".json" else path
+
+
+def use_threads() -> None:
+    """Use the threads that Snakemake grants a job: it sets OMP_NUM_THREADS."""
+    import torch
+
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def open_record(
+    out: Path, stage: str, cell: dict[str, Any], settings: Any, inputs: dict[str, Path], tracking: Path | None
+) -> Any:
+    """Return the record of a stage product."""
+    from nested_reft.tracking import StageRecord, read_json
+
+    store = read_json(tracking) if tracking else {"uri": None, "study": "unnamed"}
+    plain = json.loads(config.canonical(settings))
+    return StageRecord(out, stage, cell, plain, inputs, store["uri"], store["study"])
+
+
+@prepare_app.command("model")
+def prepare_model(settings: Settings, out: Out) -> None:
+    """Fetch a model from the hub unless it is here, check that it can be nested, note where it is."""
+    from nested_reft import data
+
+    parsed = read_settings(config.PrepareModel, settings)
+    data.prepare_model(parsed.source, parsed.name, parsed.border, parsed.skip_ratio, out)
+
+
+@prepare_app.command("dataset")
+def prepare_dataset(
+    settings: Settings, benchmarks: Annotated[Path, typer.Option(help="What `prepare benchmarks` wrote.")], out: Out
+) -> None:
+    """Write a training set as JSON lines, without the problems that a benchmark holds."""
+    from nested_reft import data
+
+    data.prepare_dataset(read_settings(config.DatasetSource, settings), benchmarks, out)
+
+
+@prepare_app.command("benchmarks")
+def prepare_benchmarks(settings: Settings, out: Out) -> None:
+    """Write all benchmarks as one file of JSON lines."""
+    from nested_reft import data
+
+    data.prepare_benchmarks(read_settings(config.PrepareBenchmarks, settings).benchmarks, out)
+
+
+@app.command()
+def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
+    """Warm up a model on the chains of thought of a training set."""
+    parsed = read_settings(config.SftStage, settings)
+    use_threads()
+    from nested_reft import training
+
+    inputs = {"model": model_folder(model), "data": data}
+    record = open_record(out, "sft", parsed.cell.model_dump(), parsed, inputs, tracking)
+    training.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.cell.seed, data, record)
+
+
+@app.command()
+def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
+    """Train one run of the grid: Nested-ReFT, by GRPO, from an SFT model."""
+    parsed = read_settings(config.TrainStage, settings)
+    use_threads()
+    from nested_reft import training
+
+    record = open_record(out, "train", parsed.cell.model_dump(), parsed, {"model": model, "data": data}, tracking)
+    training.train(parsed.training, parsed.nesting, parsed.prompt, parsed.cell, model, data, record)
+
+
+@app.command()
+def evaluate(
+    settings: Settings,
+    model: ModelPath,
+    benchmarks: Annotated[Path, typer.Option(help="What `prepare benchmarks` wrote.")],
+    out: Out,
+    tracking: Tracking = None,
+) -> None:
+    """Run every benchmark with one model."""
+    parsed = read_settings(config.EvaluateStage, settings)
+    use_threads()
+    from nested_reft import evaluation
+
+    inputs = {"model": model_folder(model), "benchmarks": benchmarks}
+    record = open_record(out, "evaluate", parsed.cell, parsed, inputs, tracking)
+    evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
+
+
+@app.command()
+def analyse(
+    settings: Settings,
+    results: Annotated[Path, typer.Option(help="The study's folder of results.")],
+    out: Out,
+    tracking: Tracking = None,
+) -> None:
+    """Write the long table, Tables 1 and 2, the strategy counts and the figures of a study."""
+    from nested_reft import analysis
+
+    study = read_settings(config.Study, settings)
+    analysis.report(study, results, out)
+    if tracking:
+        from nested_reft.tracking import mirror_report, read_json
+
+        mirror_report(out, study.study, read_json(tracking)["uri"])
+
+
+@app.command("tracking-store")
+def tracking_store(
+    uri: Annotated[str, typer.Option(help="The MLflow store; empty for none.")],
+    study: Annotated[str, typer.Option(help="The experiment.")],
+    out: Out,
+) -> None:
+    """Create the MLflow store and the study's experiment, once, before several jobs track into it."""
+    from nested_reft.tracking import open_store, write_json
+
+    if uri:
+        try:
+            open_store(uri, study)
+        except Exception as error:  # noqa: BLE001 - a study is worth more than its mirror
+            typer.echo(f"MLflow at {uri} cannot be opened ({error}); the study runs without it", err=True)
+    write_json(out, {"uri": uri or None, "study": study})
+
+
+@app.command()
+def track(
+    results: Annotated[Path, typer.Argument(help="Folder that holds finished stage products.")] = Path("results"),
+    uri: Annotated[str, typer.Option(help="The MLflow store to rebuild.")] = "sqlite:///results/mlflow.db",
+) -> None:
+    """Rebuild the MLflow store from the files under `results`."""
+    if not results.is_dir():
+        raise ConfigError(f"results folder {str(results)!r} does not exist; give the folder of a study")
+    from nested_reft.tracking import rebuild
+
+    typer.echo(f"{rebuild(results, uri)} runs are in {uri}")
+
+
+@app.command()
+def schema(
+    folder: Annotated[Path, typer.Argument(help="Where config.yaml and its README are.")] = Path("config"),
+) -> None:
+    """Write config/schema.json (for editors) and config/README.md (for readers) from the models."""
+    from nested_reft import config_docs
+
+    (folder / "schema.json").write_text(config_docs.schema())
+    (folder / "README.md").write_text(config_docs.readme())
+
+
+@app.command()
+def pretrain(
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and slips.")] = 0,
+) -> None:
+    """Make the embedded model `tiny-28` from nothing: its tokenizer, its pretraining, its model card."""
+    use_threads()
+    from nested_reft.embedded import pretrain as embedded
+
+    embedded.pretrain(out, seed)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

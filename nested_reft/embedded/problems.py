@@ -1,0 +1,152 @@
+"""Generated word problems of three kinds, with chain-of-thought solutions.
+
+`one-step` resembles SVAMP, `multi-step` GSM8K and `algebra` MATH, each in miniature; `mixed` draws
+from all three in turn. Which split a problem belongs to is decided by a checksum of its text, so
+train and benchmark are disjoint whatever the seed.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "benchmark"]
+
+KINDS = ("one-step", "multi-step", "algebra")
+DATASETS = (*KINDS, "mixed")
+
+# One problem in this many belongs to the benchmark split.
+BENCHMARK_SHARE = 8
+
+NAMES = "Tom Ana Sam Mia Ben Eva Leo Zoe Max Ida Kim Lea".split()
+THINGS = "apples books coins cards pens stamps shells beads cups keys".split()
+
+# A slip moves the last computed value by one of these: the two typical errors of mental arithmetic,
+# being off by one and losing or inventing a carry. Unequal, so that a model trained on slips has a
+# favourite error which greedy decoding can expose.
+SLIPS = {1: 0.55, -1: 0.15, 10: 0.2, -10: 0.1}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem, its chain of thought ending in a boxed answer, and the true answer."""
+
+    kind: str
+    problem: str
+    solution: str
+    answer: str
+
+
+def draw_slip(rng: random.Random, value: int) -> int:
+    """Return a wrong result in place of `value`, never a negative one."""
+    wrong = value + rng.choices(list(SLIPS), weights=list(SLIPS.values()))[0]
+    return wrong if wrong >= 0 else value + 1
+
+
+def one_step(rng: random.Random, slipped: bool) -> Problem:
+    """Draw one addition, subtraction, multiplication or division in words."""
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    operation = rng.choice("+-*/")
+    if operation == "+":
+        a, b = rng.randint(2, 79), rng.randint(2, 79)
+        text = f"{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?"
+        result = a + b
+    elif operation == "-":
+        b, result = rng.randint(2, 49), rng.randint(2, 49)
+        a = b + result
+        text = f"{name} has {a} {things} and gives {b} away. How many {things} does {name} have left?"
+    elif operation == "*":
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        text = f"{name} has {a} boxes with {b} {things} each. How many {things} does {name} have?"
+        result = a * b
+    else:
+        b, result = rng.randint(2, 9), rng.randint(2, 9)
+        a = b * result
+        text = f"{name} shares {a} {things} equally among {b} friends. How many {things} does each get?"
+    shown = draw_slip(rng, result) if slipped else result
+    solution = f"The number of {things} is {a}{operation}{b}={shown}. \\boxed{{{shown}}}"
+    return Problem("one-step", text, solution, str(result))
+
+
+def multi_step(rng: random.Random, slipped: bool) -> Problem:
+    """Draw a two-step problem in words: a product or a sum, then a change."""
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    if rng.random() < 0.5:
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        first, middle = f"{a}*{b}", a * b
+        text = f"{name} has {a} boxes with {b} {things} each"
+    else:
+        a, b = rng.randint(2, 49), rng.randint(2, 49)
+        first, middle = f"{a}+{b}", a + b
+        text = f"{name} has {a} {things} and gets {b} more"
+    if rng.random() < 0.5:
+        c = rng.randint(2, 49)
+        second, result = f"{middle}+{c}", middle + c
+        text += f", then finds {c}."
+    else:
+        c = rng.randint(1, middle - 1)
+        second, result = f"{middle}-{c}", middle - c
+        text += f", then loses {c}."
+    text += f" How many {things} does {name} have now?"
+    shown = draw_slip(rng, result) if slipped else result
+    solution = f"{first}={middle}. {second}={shown}. \\boxed{{{shown}}}"
+    return Problem("multi-step", text, solution, str(result))
+
+
+def algebra(rng: random.Random, slipped: bool) -> Problem:
+    """Draw a linear equation in x with a natural solution."""
+    a, x, b = rng.randint(2, 9), rng.randint(2, 12), rng.randint(1, 49)
+    product = a * x
+    if rng.random() < 0.5:
+        equation, undo = f"{a}x+{b}={product + b}", f"{product + b}-{b}"
+    else:
+        b = min(b, product - 1)
+        equation, undo = f"{a}x-{b}={product - b}", f"{product - b}+{b}"
+    text = rng.choice(("Solve ${}$ for $x$.", "What is $x$ if ${}$?", "Find $x$ such that ${}$.")).format(equation)
+    shown = draw_slip(rng, x) if slipped else x
+    solution = f"{a}x={undo}={product}. x={product}/{a}={shown}. \\boxed{{{shown}}}"
+    return Problem("algebra", text, solution, str(x))
+
+
+DRAW: dict[str, Callable[[random.Random, bool], Problem]] = {
+    "one-step": one_step,
+    "multi-step": multi_step,
+    "algebra": algebra,
+}
+
+
+def split_of(problem: str) -> Split:
+    """Return the split that the problem with this text belongs to."""
+    return "benchmark" if zlib.crc32(problem.encode()) % BENCHMARK_SHARE == 0 else "train"
+
+
+def stream(dataset: str, split: Split, seed: int, slip_rates: dict[str, float] | None = None) -> Iterator[Problem]:
+    """Yield problems of `dataset` that belong to `split`, without end and possibly with repeats.
+
+    Args:
+        dataset: one of `DATASETS`.
+        split: which side of the checksum to draw from.
+        seed: seed of the draw.
+        slip_rates: kind -> share of solutions whose last result is wrong; none slips if omitted.
+            `answer` stays the true one.
+    """
+    rng = random.Random(f"{dataset}/{split}/{seed}")
+    kinds = KINDS if dataset == "mixed" else (dataset,)
+    while True:
+        for kind in kinds:
+            slipped = slip_rates is not None and rng.random() < slip_rates[kind]
+            problem = DRAW[kind](rng, slipped)
+            while split_of(problem.problem) != split:
+                problem = DRAW[kind](rng, slipped)
+            yield problem
+
+
+def generate(dataset: str, split: Split, size: int, seed: int) -> list[Problem]:
+    """Return the first `size` distinct problems of the stream, with right solutions."""
+    distinct: dict[str, Problem] = {}
+    problems = stream(dataset, split, seed)
+    while len(distinct) < size:
+        problem = next(problems)
+        distinct.setdefault(problem.problem, problem)
+    return list(distinct.values())

@@ -1,0 +1,322 @@
+"""The record of a stage: files first, MLflow as their mirror.
+
+A stage owns a folder. While it works, its rows and checkpoints lie in `checkpoints/`, which no rule
+declares, because Snakemake deletes the declared outputs of a failed job. When it is done they become
+`run.json` (what was run, on what), `metrics.jsonl` (one row per step) and `metrics.json` (the result).
+MLflow gets the same rows as they come. It may fail or be absent: the files are complete without it,
+and `nested-reft track` rebuilds the store from them.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# Rows are sent to MLflow at most this often: each send is a transaction of the SQLite store.
+SECONDS_BETWEEN_SENDS = 10.0
+ATTEMPTS_AT_THE_END = 8
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "math-verify", "mlflow", "snakemake")
+
+
+# ---- files -------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece: it exists whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file in one piece."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.replace(path)
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all files in a folder with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Return the code, the packages and the machine that a result comes from."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    hardware = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "gpus": []}
+    if (torch := sys.modules.get("torch")) is not None:
+        hardware["torch_threads"] = torch.get_num_threads()
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "git_commit": git("rev-parse", "HEAD") or "unknown",
+        "git_dirty": bool(git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": hardware,
+    }
+
+
+class StageRecord:
+    """The folder of one stage product, and its mirror in MLflow."""
+
+    def __init__(
+        self,
+        out: Path,
+        stage: str,
+        cell: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        tracking_uri: str | None,
+        study: str,
+    ) -> None:
+        """Open the record, or continue the one that an interrupted attempt with these settings left.
+
+        Args:
+            out: the folder of the product.
+            stage: `sft`, `train`, `evaluate` or `analyse`.
+            cell: where in the grid: model, dataset, ...
+            settings: everything the stage was told.
+            inputs: name -> file or folder that the stage reads; checksummed into `run.json`.
+            tracking_uri: the MLflow store, or None for none.
+            study: the MLflow experiment.
+        """
+        self.out = out
+        self.checkpoints = out / "checkpoints"
+        self.rows: list[dict[str, Any]] = []
+        digests = {name: checksum(path) for name, path in inputs.items()}
+        fingerprint = json.dumps([settings, digests], sort_keys=True)
+        started = self.checkpoints / "started.json"
+        if started.exists() and read_json(started)["fingerprint"] != fingerprint:
+            shutil.rmtree(self.checkpoints)  # checkpoints of other settings are of no use
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not started.exists():
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            write_json(started, {"fingerprint": fingerprint, "started": now, "attempts": 0})
+        beginning = read_json(started)
+        write_json(started, beginning | {"attempts": beginning["attempts"] + 1})
+        self.run = {
+            "uid": f"{out}@{beginning['started']}",
+            "study": study,
+            "stage": stage,
+            "cell": dict(cell),
+            "settings": dict(settings),
+            "inputs": {name: {"path": str(path), "sha256": digests[name]} for name, path in inputs.items()},
+            "provenance": provenance(),
+            "started": beginning["started"],
+            "attempts": beginning["attempts"] + 1,
+        }
+        self.mirror = Mirror(self.run, tracking_uri) if tracking_uri else None
+
+    def resume_at(self, step: int) -> None:
+        """Forget the rows after `step`: they will be written again."""
+        path = self.checkpoints / "metrics.jsonl"
+        if path.exists():
+            self.rows = [row for row in read_rows(path) if row["step"] <= step]
+            write_rows(path, self.rows)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the row of a step."""
+        row = {"step": step, "time": time.time(), **metrics}
+        self.rows.append(row)
+        with (self.checkpoints / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.mirror:
+            self.mirror.send([row])
+
+    def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
+        """Write the final files, send what MLflow has not got yet, and drop the checkpoints.
+
+        Args:
+            metrics: the result of the stage.
+            facts: more to note in `run.json`.
+        """
+        finished = datetime.now(UTC).isoformat(timespec="microseconds")
+        if self.rows:
+            write_rows(self.out / "metrics.jsonl", self.rows)
+        write_json(self.out / "metrics.json", dict(metrics))
+        write_json(self.out / "run.json", self.run | facts | {"finished": finished})
+        if self.mirror:
+            self.mirror.finish(metrics)
+        shutil.rmtree(self.checkpoints)
+
+
+# ---- MLflow ------------------------------------------------------------------------------------------
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as MLflow parameters: `training.learning_rate` -> `1e-06`."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat
+
+
+def open_store(uri: str, study: str) -> tuple[Any, str]:
+    """Return the MLflow client and the id of the study's experiment, created if it does not exist.
+
+    Creating a SQLite store is not safe when several processes do it at once (its migrations collide),
+    so the workflow calls this once before anything is tracked.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    database = uri.removeprefix("sqlite:///")
+    artifacts = None
+    if database != uri:
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+        artifacts = (Path(database).absolute().parent / "mlartifacts" / study).as_uri()
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is not None:
+        return client, experiment.experiment_id
+    try:
+        return client, client.create_experiment(study, artifact_location=artifacts)
+    except MlflowException:  # another process was faster
+        return client, client.get_experiment_by_name(study).experiment_id
+
+
+class Mirror:
+    """One MLflow run that follows a record. It never raises: what could not be sent is kept and sent later."""
+
+    def __init__(self, run: Mapping[str, Any], uri: str) -> None:
+        self.run = run
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+        self.client: Any = None
+        self.run_id = ""
+        self.waiting: list[dict[str, Any]] = []
+        self.last_attempt = -math.inf
+        self.attempt()
+
+    def open_run(self) -> None:
+        """Find the run of this record by its `uid`, so that a resumed stage continues it, or create it."""
+        from mlflow.entities import Param
+
+        client, experiment = open_store(self.uri, self.run["study"])
+        found = client.search_runs([experiment], f"tags.uid = '{self.run['uid']}'")
+        if found:
+            self.run_id = found[0].info.run_id
+        else:
+            tags = {name: str(value) for name, value in self.run["cell"].items()}
+            tags |= {name: self.run[name] for name in ("study", "stage", "uid")}
+            tags["git_commit"] = self.run["provenance"]["git_commit"]
+            name = " ".join([self.run["stage"], *(str(value) for value in self.run["cell"].values())])
+            started = int(datetime.fromisoformat(self.run["started"]).timestamp() * 1000)
+            self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
+            params = [Param(name, value[:6000]) for name, value in flatten(self.run["settings"]).items()]
+            client.log_batch(self.run_id, params=params[:100])
+        self.client = client
+
+    def attempt(self) -> bool:
+        """Try to send what waits; return whether nothing waits any more."""
+        self.last_attempt = time.monotonic()
+        try:
+            from mlflow.entities import Metric
+
+            if self.client is None:
+                self.open_run()
+            metrics = [
+                Metric(name, float(value), int(row["time"] * 1000), row["step"])
+                for row in self.waiting
+                for name, value in row.items()
+                if name not in ("step", "time") and isinstance(value, int | float)
+            ]
+            for start in range(0, len(metrics), 1000):
+                self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+            self.waiting.clear()
+        except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
+            log.warning("MLflow at %s did not take the metrics, will try again: %s", self.uri, error)
+        return not self.waiting and self.client is not None
+
+    def send(self, rows: list[dict[str, Any]]) -> None:
+        """Send rows, or keep them for a later attempt."""
+        self.waiting += rows
+        if time.monotonic() - self.last_attempt > SECONDS_BETWEEN_SENDS:
+            self.attempt()
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Path | None = None) -> None:
+        """Send the rest, with patience for a locked database, and close the run."""
+        self.waiting.append({"step": 0, "time": time.time(), **{f"final/{name}": v for name, v in metrics.items()}})
+        for attempt in range(ATTEMPTS_AT_THE_END):
+            if self.attempt():
+                break
+            time.sleep(0.5 * 2**attempt)
+        else:
+            log.warning("MLflow has not got everything of %s; `nested-reft track` sends it again", self.run["uid"])
+            return
+        try:
+            if artifacts:
+                self.client.log_artifacts(self.run_id, str(artifacts))
+            self.client.set_terminated(self.run_id, "FINISHED")
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("MLflow at %s did not close the run: %s", self.uri, error)
+
+
+def rebuild(results: Path, uri: str) -> int:
+    """Send every finished record under `results` to the store, and return their number.
+
+    Sending a record twice changes nothing: runs are found by their `uid`, and MLflow ignores a
+    metric that it has already got.
+    """
+    paths = sorted(results.rglob("run.json"))
+    for path in paths:
+        run = read_json(path)
+        mirror = Mirror(run, uri)
+        rows = path.with_name("metrics.jsonl")
+        mirror.waiting = read_rows(rows) if rows.exists() else []
+        mirror.finish(read_json(path.with_name("metrics.json")))
+    return len(paths)
+
+
+def mirror_report(report: Path, study: str, uri: str | None) -> None:
+    """Put the tables and figures of a study into a run of its own in MLflow."""
+    if uri is None:
+        return
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    run = {
+        "uid": f"{report}@{now}",
+        "study": study,
+        "stage": "analyse",
+        "cell": {},
+        "settings": {},
+        "provenance": provenance(),
+        "started": now,
+    }
+    Mirror(run, uri).finish({}, artifacts=report)

@@ -1,0 +1,108 @@
+"""What the rules share: the validated study, its grid, and the settings that each stage is told.
+
+A stage gets its section of the configuration as one canonical JSON string. Snakemake compares these
+strings, so a changed evaluation key reruns evaluations and nothing else, and the order of keys in the
+YAML file never matters.
+"""
+
+import sys
+
+import pandas as pd
+from snakemake.utils import Paramspace
+
+from nested_reft.config import ConfigError, Study, canonical, parse_settings, runs
+
+try:
+    STUDY = parse_settings(Study, config)
+except ConfigError as error:
+    # No traceback: this is the one place where a user's mistake in the config surfaces.
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+RESULTS = f"results/{STUDY.study}"
+REPORTS = f"reports/{STUDY.study}"
+
+GRID = pd.DataFrame([run.model_dump() for run in runs(STUDY)]).astype(str)
+RUNS = Paramspace(GRID)
+WARMUPS = Paramspace(GRID[["model", "dataset", "seed"]].drop_duplicates())
+
+# Everything that is evaluated: `pretrained/...`, `sft/...` and `train/...`.
+PRODUCTS = [
+    *(f"pretrained/model~{model}" for model in STUDY.grid.model),
+    *(f"sft/{warmup}" for warmup in WARMUPS.instance_patterns),
+    *(f"train/{run}" for run in RUNS.instance_patterns),
+]
+
+
+wildcard_constraints:
+    model="[^/]+",
+    dataset="[^/]+",
+    skip_ratio="[^/]+",
+    mitigation="[^/]+",
+    seed=r"\d+",
+    product="(pretrained|sft|train)/.+",
+
+
+def model_settings(wildcards):
+    """What `prepare model` is told: the source, and the ratios that the model has to allow."""
+    return canonical(
+        {
+            "name": wildcards.model,
+            "source": STUDY.models[wildcards.model],
+            "border": STUDY.nesting.border,
+            "skip_ratio": STUDY.grid.skip_ratio,
+        }
+    )
+
+
+def dataset_settings(wildcards):
+    """What `prepare dataset` is told: the source of the training set."""
+    return canonical(STUDY.datasets[wildcards.dataset])
+
+
+def sft_settings(wildcards):
+    """What `sft` is told: the cell, the section `sft`, the prompt."""
+    return canonical(
+        {"cell": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt}
+    )
+
+
+def train_settings(wildcards):
+    """What `train` is told: the cell, the sections `training` and `nesting`, the prompt."""
+    sections = {
+        "training": STUDY.training,
+        "nesting": STUDY.nesting,
+        "prompt": STUDY.prompt,
+    }
+    return canonical({"cell": dict(wildcards), **sections})
+
+
+def evaluate_settings(wildcards):
+    """What `evaluate` is told: which product it is, the section `evaluation`, the prompt."""
+    stage, *cell = wildcards.product.split("/")
+    cell = {"product": stage, **dict(axis.split("~", 1) for axis in cell)}
+    return canonical(
+        {"cell": cell, "evaluation": STUDY.evaluation, "prompt": STUDY.prompt}
+    )
+
+
+def analyse_settings(wildcards):
+    """What `analyse` is told: the study, without what cannot change a table."""
+    return canonical(STUDY.model_dump(exclude={"tracking", "jobs"}))
+
+
+def get_model(wildcards):
+    """The model of a product: a folder of weights, or the note that says where the pretrained one is."""
+    stage = wildcards.product.split("/")[0]
+    return f"{RESULTS}/{wildcards.product}/{'model.json' if stage == 'pretrained' else 'model'}"
+
+
+def summary():
+    """Where everything is, told at the end of a study."""
+    return (
+        f"\nThe study '{STUDY.study}' is complete.\n"
+        f"  tables, figures   {REPORTS}/\n"
+        f"  results           {RESULTS}/\n"
+        f"  HTML report       make report\n"
+        f"  MLflow UI         make ui\n"
+    )
