@@ -5,7 +5,6 @@ benchmark; everything else derives from it. Columns that end in `_s` are timings
 same seed agree in all others, byte for byte.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import pandas as pd
 from scipy import stats
 
 from nested_reft import plots
-from nested_reft.config import Run, Study, canonical, runs
+from nested_reft.config import Run, Study, runs
 from nested_reft.nesting import num_skipped
-from nested_reft.tracking import read_json, read_rows
+from nested_reft.tracking import read_json, read_rows, write_json
 
 CELL = ["model", "dataset"]
 INSTANCE = ["skip_ratio", "mitigation"]
@@ -68,7 +67,7 @@ def long_table(study: Study, results: Path) -> pd.DataFrame:
         rows += evaluated(evaluations / "train" / train_folder(run), confidence, stage="train", **cell)
     order = ["stage", *CELL, *INSTANCE, "seed", "num_layers", "num_skipped", "benchmark", "n", "accuracy"]
     order += ["ci_low", "ci_high", "reward", "token_speed_tok_s", "train_runtime_s", *PHASES]
-    whole_numbers = {name: "Int64" for name in ("seed", "num_layers", "num_skipped")}
+    whole_numbers = dict.fromkeys(("seed", "num_layers", "num_skipped"), "Int64")
     return pd.DataFrame(rows).reindex(columns=order).astype(whole_numbers)
 
 
@@ -175,8 +174,8 @@ def strategy_counts(cells: pd.DataFrame) -> pd.DataFrame:
     mitigations = list(cells["mitigation"].unique())
     counts = pd.DataFrame(0, index=pd.Index(mitigations, name="mitigation"), columns=["best", "worst", "neutral"])
     for _, cell in cells.groupby(CELL, sort=False):
-        best = cell.loc[cell["accuracy_delta"].idxmax(), "mitigation"]
-        worst = cell.loc[cell["accuracy_delta"].idxmin(), "mitigation"]
+        ranked = cell.sort_values("accuracy_delta", kind="stable")["mitigation"]
+        best, worst = ranked.iloc[-1], ranked.iloc[0]
         for mitigation in mitigations:
             counts.loc[mitigation, "best"] += mitigation == best
             counts.loc[mitigation, "worst"] += mitigation == worst
@@ -228,7 +227,7 @@ def report(study: Study, results: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = long_table(study, results)
     table.to_csv(out / "results.csv", index=False, float_format="%.6g")
-    (out / "config.json").write_text(json.dumps(json.loads(canonical(study)), indent=2, sort_keys=True) + "\n")
+    write_json(out / "config.json", study.model_dump(exclude={"tracking", "jobs"}))
 
     rows = overall(table, study.analysis.confidence)
     trained = rows[rows["stage"] == "train"]

@@ -23,7 +23,9 @@ app.add_typer(prepare_app, name="prepare")
 
 Settings = Annotated[str, typer.Option(help="The stage's settings, as JSON; `-` reads them from standard input.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
-ModelPath = Annotated[Path, typer.Option("--model", help="A model folder, or a model.json written by `prepare model`.")]
+ModelPath = Annotated[
+    Path, typer.Option("--model", help="A model folder, or a model.json written by `prepare model`.")
+]
 Data = Annotated[Path, typer.Option(help="A JSON-lines file written by `prepare`.")]
 Tracking = Annotated[Path | None, typer.Option(help="tracking.json of the study; without it MLflow is left out.")]
 
@@ -56,9 +58,12 @@ def open_record(
     """Return the record of a stage product."""
     from nested_reft.tracking import StageRecord, read_json
 
-    store = read_json(tracking) if tracking else {"uri": None, "study": "unnamed"}
+    uri, study = None, "unnamed"
+    if tracking:
+        store = read_json(tracking)
+        uri, study = store["uri"], store["study"]
     plain = json.loads(config.canonical(settings))
-    return StageRecord(out, stage, cell, plain, inputs, store["uri"], store["study"])
+    return StageRecord(out, stage, cell, plain, inputs, uri, study)
 
 
 @prepare_app.command("model")
@@ -159,7 +164,7 @@ def tracking_store(
     if uri:
         try:
             open_store(uri, study)
-        except Exception as error:  # noqa: BLE001 - a study is worth more than its mirror
+        except Exception as error:
             typer.echo(f"MLflow at {uri} cannot be opened ({error}); the study runs without it", err=True)
     write_json(out, {"uri": uri or None, "study": study})
 
@@ -194,10 +199,9 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of weights, order and slips.")] = 0,
 ) -> None:
     """Make the embedded model `tiny-28` from nothing: its tokenizer, its pretraining, its model card."""
-    use_threads()
-    from nested_reft.embedded import pretrain as embedded
+    from nested_reft.embedded.pretrain import make_model
 
-    embedded.pretrain(out, seed)
+    make_model(out, seed)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def key(default: Any, description: str, source: str = "chosen", unit: str = "", 
     `source` is where the value comes from: `paper`, `restored` (lost in the paper's text, and
     reconstructed), `TRL` (the paper says "TRL's defaults": those of its day) or `chosen`.
     """
-    extra = {"source": source, "unit": unit}
+    extra: dict[str, Any] = {"source": source, "unit": unit}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 

@@ -1,6 +1,6 @@
-"""Training sets and benchmarks: from the hub, a local path or the embedded generator to JSON lines.
+r"""Training sets and benchmarks: from the hub, a local path or the embedded generator to JSON lines.
 
-A training row has `problem`, `solution` (a chain of thought that ends in `\\boxed{answer}`) and
+A training row has `problem`, `solution` (a chain of thought that ends in `\boxed{answer}`) and
 `answer`; a benchmark row has `benchmark`, `problem` and `answer`. Models are fetched here too, so
 that everything that needs a network happens before the first training job.
 """
@@ -104,7 +104,9 @@ def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
     """Write all benchmarks into one file, with a manifest of counts and its checksum beside it."""
     rows = []
     for name, source in sources.items():
-        raw = embedded_rows(source, "benchmark", seed=0) if source.is_embedded else map(normalize_row, load_rows(source))
+        raw = (
+            embedded_rows(source, "benchmark", seed=0) if source.is_embedded else map(normalize_row, load_rows(source))
+        )
         for row in checked(raw, source, ("problem", "answer")):
             rows.append({"benchmark": name, "problem": row["problem"], "answer": row["answer"]})
     write_rows(out, rows)

@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,7 +24,7 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
         model_path, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
     ).to(device)
     tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left", trust_remote_code=False)
-    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     torch.manual_seed(settings.seed)

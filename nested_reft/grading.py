@@ -1,6 +1,6 @@
-"""Answer extraction and verification: the reward in training and the score in evaluation.
+r"""Answer extraction and verification: the reward in training and the score in evaluation.
 
-An answer is what the last `\\boxed{...}` holds. Numbers are compared exactly, as fractions; what is
+An answer is what the last `\boxed{...}` holds. Numbers are compared exactly, as fractions; what is
 not a number goes to math-verify, with the expected answer boxed too (bare LaTeX is misread by it).
 """
 
@@ -15,8 +15,8 @@ PLAIN_FRACTION = re.compile(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 
 
 def boxes(text: str) -> list[tuple[int, str]]:
-    """Return (end, content) of every closed `\\boxed{...}` of the text, outermost ones only."""
-    found = []
+    r"""Return (end, content) of every closed `\boxed{...}` of the text, outermost ones only."""
+    found: list[tuple[int, str]] = []
     start = text.find(BOX)
     while start >= 0:
         depth, end = 1, start + len(BOX)

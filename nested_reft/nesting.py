@@ -55,10 +55,11 @@ def decoder_layers(model: "PreTrainedModel") -> "torch.nn.ModuleList":
     import torch
 
     num_layers = model.config.get_text_config().num_hidden_layers
+    layer_classes = model._no_split_modules or ()
     for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
-            if all(type(layer).__name__ in (model._no_split_modules or ()) for layer in module):
-                return module
+        is_stack = isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+        if is_stack and all(type(layer).__name__ in layer_classes for layer in module):
+            return module
     raise ValueError(f"{type(model).__name__} has no plain stack of {num_layers} decoder layers; it cannot be nested")
 
 

@@ -65,9 +65,7 @@ def sample(
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
 
     generation_config = copy.deepcopy(generation_config)
-    recorder = BehaviorLogProbs(
-        generation_config.temperature, generation_config.min_new_tokens or 0, eos_token_ids
-    )
+    recorder = BehaviorLogProbs(generation_config.temperature, generation_config.min_new_tokens or 0, eos_token_ids)
     generation_config.min_new_tokens = None
     output = model.generate(
         input_ids=torch.tensor(rows, device=device),

@@ -77,13 +77,13 @@ def provenance() -> dict[str, Any]:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
-    hardware = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "gpus": []}
+    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "gpus": []}
     if (torch := sys.modules.get("torch")) is not None:
         hardware["torch_threads"] = torch.get_num_threads()
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "git_commit": git("rev-parse", "HEAD") or "unknown",
-        "git_dirty": bool(git("status", "--porcelain")),
+        "git_dirty": bool(git("status", "--porcelain", "--", ":/", ":!/reports")),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": hardware,
@@ -261,7 +261,7 @@ class Mirror:
             for start in range(0, len(metrics), 1000):
                 self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
             self.waiting.clear()
-        except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
+        except Exception as error:
             log.warning("MLflow at %s did not take the metrics, will try again: %s", self.uri, error)
         return not self.waiting and self.client is not None
 
@@ -285,7 +285,7 @@ class Mirror:
             if artifacts:
                 self.client.log_artifacts(self.run_id, str(artifacts))
             self.client.set_terminated(self.run_id, "FINISHED")
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             log.warning("MLflow at %s did not close the run: %s", self.uri, error)
 
 

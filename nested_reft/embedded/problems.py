@@ -19,8 +19,8 @@ DATASETS = (*KINDS, "mixed")
 # One problem in this many belongs to the benchmark split.
 BENCHMARK_SHARE = 8
 
-NAMES = "Tom Ana Sam Mia Ben Eva Leo Zoe Max Ida Kim Lea".split()
-THINGS = "apples books coins cards pens stamps shells beads cups keys".split()
+NAMES = ["Tom", "Ana", "Sam", "Mia", "Ben", "Eva", "Leo", "Zoe", "Max", "Ida", "Kim", "Lea"]
+THINGS = ["apples", "books", "coins", "cards", "pens", "stamps", "shells", "beads", "cups", "keys"]
 
 # A slip moves the last computed value by one of these: the two typical errors of mental arithmetic,
 # being off by one and losing or inventing a carry. Unequal, so that a model trained on slips has a

@@ -1,0 +1,59 @@
+"""What several tests need: paths, a small model, and one complete smoke study."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"
+
+# No test may reach a network: what would is a defect that this shows.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment and return what it printed."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run the workflow in a directory of its own."""
+    fixed = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(directory)]
+    return run(*fixed, "--cores", str(cores), *arguments)
+
+
+@pytest.fixture(scope="session")
+def smoke_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a finished smoke study, its four runs trained at once into a fresh store."""
+    directory = tmp_path_factory.mktemp("smoke")
+    grid = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
+    finished = snakemake(directory, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", grid, cores=4)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return directory
+
+
+@pytest.fixture()
+def small_model():
+    """Return a fresh random Qwen2 model of six narrow layers, in evaluation mode, whose weights are seeded."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=487,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return Qwen2ForCausalLM(config).eval()

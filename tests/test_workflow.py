@@ -1,0 +1,145 @@
+"""The workflow: its jobs, what reruns when, and what a finished study leaves behind."""
+
+import re
+from collections import Counter
+
+import pandas as pd
+import pytest
+import yaml
+
+from nested_reft.config import Study, parse_settings, runs
+from nested_reft.tracking import open_store, read_json, read_rows
+
+from .conftest import ROOT, run, snakemake
+
+TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
+
+
+def jobs(printed: str) -> Counter:
+    """Return rule -> number of jobs from Snakemake's table."""
+    table = printed.split("Job stats:")[1].split("\n\n")[0] if "Job stats:" in printed else ""
+    found = Counter({name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)})
+    del found["total"], found["all"]
+    return found
+
+
+@pytest.fixture()
+def configured(tmp_path):
+    """Return a function that writes the smoke study with changes and gives its path."""
+
+    def write(**changes):
+        study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+        study["grid"]["mitigation"] = ["base", "practical", "retrace"]  # as in the finished study
+        for path, value in changes.items():
+            section, name = path.split("__")
+            study[section][name] = value
+        reordered = {name: study[name] for name in sorted(study, reverse=True)}
+        (tmp_path / "changed.yaml").write_text(yaml.safe_dump(reordered, sort_keys=False))
+        return str(tmp_path / "changed.yaml")
+
+    return write
+
+
+def test_paper_study_has_6_sft_60_train_and_68_evaluate_jobs(tmp_path):
+    planned = snakemake(tmp_path, "-n", "--configfile", str(ROOT / "config/paper.yaml"))
+    assert planned.returncode == 0, planned.stderr
+    counted = jobs(planned.stdout + planned.stderr)
+    assert (counted["sft"], counted["train"], counted["evaluate"]) == (6, 60, 68)
+
+
+def test_workflow_is_lint_clean():
+    linted = run("snakemake", "--lint")
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order(smoke_study, configured):
+    again = snakemake(smoke_study, "--configfile", configured())
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "analyse": 1}),
+        ({"training__epsilon": 0.3}, {"train": 4, "evaluate": 4, "analyse": 1}),
+        ({"grid__seed": [0, 1]}, {"sft": 1, "train": 4, "evaluate": 5, "analyse": 1}),
+        ({"jobs__threads": 2}, {}),
+    ],
+)
+def test_a_changed_key_reruns_what_depends_on_it_and_nothing_else(smoke_study, configured, change, expected):
+    planned = snakemake(smoke_study, "-n", "--configfile", configured(**change))
+    assert jobs(planned.stdout + planned.stderr) == expected
+
+
+def test_runs_differ_only_in_what_their_instance_says(smoke_study):
+    records = [read_json(path) for path in sorted(smoke_study.glob(f"{TRAINS}/**/run.json"))]
+    assert len(records) == 4
+    for record in records:
+        record["num_skipped"] = None
+        record["settings"]["cell"] = None
+        same = ("settings", "inputs", "data_order_sha256", "valid_layers")
+        assert all(record[name] == records[0][name] for name in same)
+        assert record["cell"]["seed"] == 0
+        assert "/sft/" in record["inputs"]["model"]["path"]
+    assert len({str(record["cell"]) for record in records}) == 4
+
+
+def test_instances_of_a_ratio_sample_with_the_same_masks(smoke_study):
+    masks = {path.read_text() for path in smoke_study.glob(f"{TRAINS}/skip_ratio~0.15/**/nested_layers.jsonl")}
+    assert len(masks) == 1
+
+
+def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study, monkeypatch):
+    monkeypatch.chdir(smoke_study)
+    client, experiment = open_store("sqlite:///results/mlflow.db", "smoke")
+    tracked = client.search_runs([experiment])
+    assert Counter(run.data.tags["stage"] for run in tracked) == {"sft": 1, "train": 4, "evaluate": 6, "analyse": 1}
+    assert all(run.info.status == "FINISHED" for run in tracked)
+    by_uid = {run.data.tags["uid"]: run for run in tracked}
+    files = list(smoke_study.glob("results/smoke/**/run.json"))
+    assert len(files) == 11
+    for path in files:
+        record = read_json(path)
+        mirrored = by_uid[record["uid"]]
+        for name, value in read_json(path.with_name("metrics.json")).items():
+            assert mirrored.data.metrics[f"final/{name}"] == pytest.approx(value)
+        if record["stage"] == "train":
+            rows = read_rows(path.with_name("metrics.jsonl"))
+            kept = client.get_metric_history(mirrored.info.run_id, "sampling/kl")
+            assert [(m.step, m.value) for m in kept] == [(row["step"], row["sampling/kl"]) for row in rows]
+            assert mirrored.data.tags["skip_ratio"] == str(record["cell"]["skip_ratio"])
+    (report,) = [run for run in tracked if run.data.tags["stage"] == "analyse"]
+    artifacts = {artifact.path for artifact in client.list_artifacts(report.info.run_id)}
+    assert {"results.csv", "table2.csv", "figure_mixed.svg", "time_split.png"} <= artifacts
+
+
+def test_reports_are_complete_and_tidy(smoke_study):
+    reports = smoke_study / "reports/smoke"
+    table = pd.read_csv(reports / "results.csv")
+    study = parse_settings(Study, yaml.safe_load((ROOT / "config/smoke.yaml").read_text()))
+    assert len(runs(study)) == 3  # one mitigation less than the finished study
+    assert len(table) == (1 + 1 + 4) * 2  # models evaluated x benchmarks
+    keys = ["stage", "model", "dataset", "skip_ratio", "mitigation", "seed", "benchmark"]
+    assert not table.duplicated(keys).any()
+    assert table["accuracy"].between(0, 1).all() and (table["ci_low"] <= table["accuracy"]).all()
+    assert (reports / "table1.md").read_text().split("\n")[2].split("|")[1].strip() == "tiny-28"
+    for name in ("figure_mixed", "time_split", "reward"):
+        assert (reports / f"{name}.png").stat().st_size > 10_000
+        assert "<svg" in (reports / f"{name}.svg").read_text()
+
+
+def test_every_job_left_a_log_and_a_benchmark(smoke_study):
+    logs = {path.relative_to(smoke_study / "logs").with_suffix("") for path in smoke_study.glob("logs/**/*.log")}
+    tables = {path.relative_to(smoke_study / "benchmarks").with_suffix("") for path in smoke_study.glob("benchmarks/**/*.tsv")}
+    assert logs == tables
+    assert len(logs) == 4 + 1 + 4 + 6 + 1
+
+
+def test_the_report_is_one_self_contained_file(smoke_study, configured):
+    built = snakemake(smoke_study, "--configfile", configured(), "--report", "report.html")
+    assert built.returncode == 0, built.stdout + built.stderr
+    html = (smoke_study / "report.html").read_text()
+    assert len(html) > 500_000
+    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', html)
+    for name in ("figure_mixed.svg", "time_split.svg", "reward.svg", "table1.csv", "table2.csv"):
+        assert name in html
