@@ -258,6 +258,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
         "logging_strategy": "steps",
         "logging_steps": 1,
         "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": not sys.stderr.isatty(),
     }
 

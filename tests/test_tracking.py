@@ -45,9 +45,8 @@ EXPECTED = [(step, step / STEPS) for step in range(1, STEPS + 1)]
 
 def test_four_cells_at_once_lose_no_run_and_no_metric(tmp_path, monkeypatch):
     """On a fresh store, created once before; each process sends often, so that they do collide."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN_SENDS", 0.01)
-    uri = "sqlite:///results/mlflow.db"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     open_store(uri, "study")
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=work, args=(tmp_path, f"cell{i}", uri)) for i in range(4)]
@@ -64,11 +63,10 @@ def test_four_cells_at_once_lose_no_run_and_no_metric(tmp_path, monkeypatch):
         assert run["tags"]["stage"] == "train" and run["tags"]["study"] == "study" and run["tags"]["git_commit"]
 
 
-def test_the_store_can_be_rebuilt_from_the_files_and_rebuilding_twice_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_store_can_be_rebuilt_from_the_files_and_rebuilding_twice_changes_nothing(tmp_path):
     work(tmp_path / "results", "cell", None)
-    assert not (tmp_path / "results/mlflow.db").exists()
-    uri = "sqlite:///results/mlflow.db"
+    assert not (tmp_path / "mlflow.db").exists()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert rebuild(tmp_path / "results", uri) == 1
     once = history(uri)
     assert once["cell"]["reward"] == EXPECTED
@@ -76,9 +74,8 @@ def test_the_store_can_be_rebuilt_from_the_files_and_rebuilding_twice_changes_no
     assert history(uri) == once
 
 
-def test_a_resumed_stage_continues_its_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    uri = "sqlite:///results/mlflow.db"
+def test_a_resumed_stage_continues_its_run(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = record_in(tmp_path, "cell", uri)
     for step in range(1, 11):
         first.log(step, {"reward": step / STEPS})

@@ -84,6 +84,7 @@ def stock_weights(tmp_path, problems):
         bf16=False,
         gradient_checkpointing=False,
         report_to="none",
+        optim="adamw_torch",
         save_strategy="no",
         disable_dropout=True,
         disable_tqdm=True,
@@ -104,7 +105,7 @@ def test_the_same_seed_gives_the_same_run_and_mitigations_differ(tmp_path, data)
     one, two = (run_cell(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
     assert equal(weights(one), weights(two))
     assert (one / "nested_layers.jsonl").read_text() == (two / "nested_layers.jsonl").read_text()
-    timings = ("_s", "time")
+    timings = ("_s", "time")  # names that end so are measured, and differ
 
     def untimed(folder):
         rows = read_rows(folder / "metrics.jsonl")
@@ -183,7 +184,11 @@ def test_hooked_signatures_are_the_ones_of_trl_1_16(hook):
 
 def test_the_embedded_tokenizer_round_trips_and_its_chat_template_is_the_prompt():
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    for text in ("\\frac{1}{2} \\boxed{-12,345.67}\n\tπ ≈ 3.14159", "日本語\x00é", "if x:\n    return 1  # two  spaces"):
+    for text in (
+        "\\frac{1}{2} \\boxed{-12,345.67}\n\tπ ≈ 3.14159",
+        "日本語\x00é",
+        "if x:\n    return 1  # two  spaces",
+    ):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
     messages = [{"role": "user", "content": "What is 1+1?"}]

@@ -89,9 +89,8 @@ def test_instances_of_a_ratio_sample_with_the_same_masks(smoke_study):
     assert len(masks) == 1
 
 
-def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study, monkeypatch):
-    monkeypatch.chdir(smoke_study)
-    client, experiment = open_store("sqlite:///results/mlflow.db", "smoke")
+def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study):
+    client, experiment = open_store(f"sqlite:///{smoke_study}/results/mlflow.db", "smoke")
     tracked = client.search_runs([experiment])
     assert Counter(run.data.tags["stage"] for run in tracked) == {"sft": 1, "train": 4, "evaluate": 6, "analyse": 1}
     assert all(run.info.status == "FINISHED" for run in tracked)
@@ -130,7 +129,10 @@ def test_reports_are_complete_and_tidy(smoke_study):
 
 def test_every_job_left_a_log_and_a_benchmark(smoke_study):
     logs = {path.relative_to(smoke_study / "logs").with_suffix("") for path in smoke_study.glob("logs/**/*.log")}
-    tables = {path.relative_to(smoke_study / "benchmarks").with_suffix("") for path in smoke_study.glob("benchmarks/**/*.tsv")}
+    tables = {
+        path.relative_to(smoke_study / "benchmarks").with_suffix("")
+        for path in smoke_study.glob("benchmarks/**/*.tsv")
+    }
     assert logs == tables
     assert len(logs) == 4 + 1 + 4 + 6 + 1
 
