@@ -5,6 +5,7 @@ benchmark; everything else derives from it. Columns that end in `_s` are timings
 same seed agree in all others, byte for byte.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,10 @@ def long_table(study: Study, results: Path) -> pd.DataFrame:
         facts = read_json(results / "train" / train_folder(run) / "run.json")
         totals = read_json(results / "train" / train_folder(run) / "metrics.json")
         cell = run.model_dump() | {"num_layers": facts["num_layers"], "num_skipped": facts["num_skipped"]}
-        cell["reward"] = totals["reward"]
-        cell |= {name: totals[name] for name in ("token_speed_tok_s", "train_runtime_s", *PHASES)}
+        cell |= {name: totals[name] for name in ("mean_reward", "token_speed_tok_s", "train_runtime_s", *PHASES)}
         rows += evaluated(evaluations / "train" / train_folder(run), confidence, stage="train", **cell)
     order = ["stage", *CELL, *INSTANCE, "seed", "num_layers", "num_skipped", "benchmark", "n", "accuracy"]
-    order += ["ci_low", "ci_high", "reward", "token_speed_tok_s", "train_runtime_s", *PHASES]
+    order += ["ci_low", "ci_high", "mean_reward", "token_speed_tok_s", "train_runtime_s", *PHASES]
     whole_numbers = dict.fromkeys(("seed", "num_layers", "num_skipped"), "Int64")
     return pd.DataFrame(rows).reindex(columns=order).astype(whole_numbers)
 
@@ -78,6 +78,26 @@ def step_curves(study: Study, results: Path) -> pd.DataFrame:
         for row in read_rows(results / "train" / train_folder(run) / "metrics.jsonl"):
             rows.append(run.model_dump() | {"step": row["step"], "reward": row["reward"]})
     return pd.DataFrame(rows)
+
+
+def provenance(study: Study, results: Path) -> dict[str, Any]:
+    """Return what the runs of the study were made with: commits, packages, hardware; more than one of each is told."""
+    records = [read_json(results / "train" / train_folder(run) / "run.json") for run in runs(study)]
+    made_with = [record["provenance"] for record in records]
+
+    def distinct(values: list[Any]) -> list[Any]:
+        return [json.loads(text) for text in sorted({json.dumps(value, sort_keys=True) for value in values})]
+
+    return {
+        "runs": len(records),
+        "git_commits": distinct([made["git_commit"] for made in made_with]),
+        "git_dirty": any(made["git_dirty"] for made in made_with),
+        "python": distinct([made["python"] for made in made_with]),
+        "packages": distinct([made["packages"] for made in made_with]),
+        "hardware": distinct([made["hardware"] for made in made_with]),
+        "first_started": min(record["started"] for record in records),
+        "last_finished": max(record["finished"] for record in records),
+    }
 
 
 # ---- tables ------------------------------------------------------------------------------------------
@@ -96,7 +116,7 @@ def overall(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
         variance=("variance", "sum"),
         benchmarks=("benchmark", "size"),
         num_skipped=("num_skipped", "first"),
-        **{name: (name, "first") for name in ("reward", "token_speed_tok_s", "train_runtime_s", *PHASES)},
+        **{name: (name, "first") for name in ("mean_reward", "token_speed_tok_s", "train_runtime_s", *PHASES)},
     ).reset_index()
     z = stats.norm.ppf(0.5 + confidence / 2)
     rows["accuracy_half"] = z * rows["variance"] ** 0.5 / rows["benchmarks"]
@@ -229,6 +249,8 @@ def report(study: Study, results: Path, out: Path) -> None:
     table.to_csv(out / "results.csv", index=False, float_format="%.6g")
     write_json(out / "config.json", study.model_dump(exclude={"tracking", "jobs"}))
 
+    write_json(out / "provenance.json", provenance(study, results))
+
     rows = overall(table, study.analysis.confidence)
     trained = rows[rows["stage"] == "train"]
     cells = deltas(trained)
@@ -242,4 +264,6 @@ def report(study: Study, results: Path, out: Path) -> None:
     for dataset in study.grid.dataset:
         plots.save(plots.dataset_figure(trained[trained["dataset"] == dataset], METRICS), out / f"figure_{dataset}")
     plots.save(plots.time_split(trained, PHASES), out / "time_split")
-    plots.save(plots.reward_curves(step_curves(study, results)), out / "reward")
+    steps = step_curves(study, results)
+    steps.to_csv(out / "steps.csv", index=False, float_format="%.6g")
+    plots.save(plots.reward_curves(steps), out / "reward")

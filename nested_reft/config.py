@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from nested_reft.nesting import num_skipped, valid_layers
 
@@ -262,6 +263,16 @@ class Tracking(Section):
         "MLflow tracking store; null for none. On a cluster: the address of an MLflow server.",
     )
 
+    @field_validator("uri")
+    @classmethod
+    def uri_holds_no_secret(cls, uri: str | None) -> str | None:
+        """Refuse a password in the address: the config is copied beside results."""
+        if uri is not None and re.search("//[^/]+@", uri):
+            raise PydanticCustomError(
+                "secret", "must not hold a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri
+
 
 class Jobs(Section):
     """What a job of `sft`, `train` and `evaluate` takes of the machine. Changing it reruns nothing."""
@@ -419,6 +430,8 @@ def describe(error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{where} is missing; add it (config/README.md tells what it means)."
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if error["type"] == "secret":  # the value itself must not be repeated
+        return f"{where} {message}."
     if error["type"] == "value_error":
         value = error["input"].get("path") if isinstance(error["input"], Mapping) else None
         return f"{where} {f'({value}) ' if value else ''}{message}."

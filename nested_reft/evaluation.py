@@ -56,7 +56,8 @@ def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: 
         is_correct(text, answer) for text, answer in zip(records["completion"], records["answer"], strict=True)
     ]
     records["truncated"] = records["length"] >= settings.max_new_tokens
-    records.to_parquet(record.out / "records.parquet", index=False)
+    records.to_parquet(record.out / "records.parquet.part", index=False)
+    (record.out / "records.parquet.part").rename(record.out / "records.parquet")
 
     metrics: dict[str, float] = {}
     for benchmark, rows in records.groupby("benchmark", sort=False):

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -164,17 +165,32 @@ class StageRecord:
             metrics: the result of the stage.
             facts: more to note in `run.json`.
         """
-        finished = datetime.now(UTC).isoformat(timespec="microseconds")
+        self.run |= facts | {"finished": datetime.now(UTC).isoformat(timespec="microseconds")}
         if self.rows:
             write_rows(self.out / "metrics.jsonl", self.rows)
         write_json(self.out / "metrics.json", dict(metrics))
-        write_json(self.out / "run.json", self.run | facts | {"finished": finished})
+        write_json(self.out / "run.json", self.run)
         if self.mirror:
-            self.mirror.finish(metrics)
+            self.mirror.finish(final_row(self.run, metrics, len(self.rows)))
         shutil.rmtree(self.checkpoints)
 
 
 # ---- MLflow ------------------------------------------------------------------------------------------
+
+
+def milliseconds(moment: str) -> int:
+    """Return MLflow's timestamp of an ISO 8601 moment."""
+    return int(datetime.fromisoformat(moment).timestamp() * 1000)
+
+
+def final_row(run: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> dict[str, Any]:
+    """Return the result of a stage as one more row, dated with its end: sent twice, it is the same."""
+    return {"step": step, "time": milliseconds(run["finished"]) / 1000, **metrics}
+
+
+def without_secrets(text: str) -> str:
+    """Return the text without the user and password of any address in it."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -238,10 +254,11 @@ class Mirror:
             tags |= {name: self.run[name] for name in ("study", "stage", "uid")}
             tags["git_commit"] = self.run["provenance"]["git_commit"]
             name = " ".join([self.run["stage"], *(str(value) for value in self.run["cell"].values())])
-            started = int(datetime.fromisoformat(self.run["started"]).timestamp() * 1000)
+            started = milliseconds(self.run["started"])
             self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
-            params = [Param(name, value[:6000]) for name, value in flatten(self.run["settings"]).items()]
-            client.log_batch(self.run_id, params=params[:100])
+        params = [Param(name, value[:6000]) for name, value in flatten(self.run["settings"]).items()]
+        for start in range(0, len(params), 100):
+            client.log_batch(self.run_id, params=params[start : start + 100])
         self.client = client
 
     def attempt(self) -> bool:
@@ -262,7 +279,7 @@ class Mirror:
                 self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
             self.waiting.clear()
         except Exception as error:
-            log.warning("MLflow at %s did not take the metrics, will try again: %s", self.uri, error)
+            log.warning("MLflow did not take the metrics, will try again: %s", without_secrets(str(error)))
         return not self.waiting and self.client is not None
 
     def send(self, rows: list[dict[str, Any]]) -> None:
@@ -271,9 +288,9 @@ class Mirror:
         if time.monotonic() - self.last_attempt > SECONDS_BETWEEN_SENDS:
             self.attempt()
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Path | None = None) -> None:
-        """Send the rest, with patience for a locked database, and close the run."""
-        self.waiting.append({"step": 0, "time": time.time(), **{f"final/{name}": v for name, v in metrics.items()}})
+    def finish(self, row: dict[str, Any], artifacts: Path | None = None) -> None:
+        """Send the rest and the final row, with patience for a locked database, and close the run."""
+        self.waiting.append(row)
         for attempt in range(ATTEMPTS_AT_THE_END):
             if self.attempt():
                 break
@@ -284,9 +301,9 @@ class Mirror:
         try:
             if artifacts:
                 self.client.log_artifacts(self.run_id, str(artifacts))
-            self.client.set_terminated(self.run_id, "FINISHED")
+            self.client.set_terminated(self.run_id, "FINISHED", milliseconds(self.run["finished"]))
         except Exception as error:
-            log.warning("MLflow at %s did not close the run: %s", self.uri, error)
+            log.warning("MLflow did not close the run: %s", without_secrets(str(error)))
 
 
 def rebuild(results: Path, uri: str) -> int:
@@ -299,9 +316,9 @@ def rebuild(results: Path, uri: str) -> int:
     for path in paths:
         run = read_json(path)
         mirror = Mirror(run, uri)
-        rows = path.with_name("metrics.jsonl")
-        mirror.waiting = read_rows(rows) if rows.exists() else []
-        mirror.finish(read_json(path.with_name("metrics.json")))
+        steps = path.with_name("metrics.jsonl")
+        mirror.waiting = read_rows(steps) if steps.exists() else []
+        mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
     return len(paths)
 
 
@@ -318,5 +335,6 @@ def mirror_report(report: Path, study: str, uri: str | None) -> None:
         "settings": {},
         "provenance": provenance(),
         "started": now,
+        "finished": now,
     }
-    Mirror(run, uri).finish({}, artifacts=report)
+    Mirror(run, uri).finish(final_row(run, {}, 0), artifacts=report)

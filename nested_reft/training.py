@@ -360,7 +360,7 @@ def train(
     totals |= {
         "num_tokens": num_tokens,
         "token_speed_tok_s": num_tokens / totals["train_runtime_s"],
-        "reward": sum(row["reward"] for row in record.rows) / len(record.rows),
+        "mean_reward": sum(row["reward"] for row in record.rows) / len(record.rows),
     }
     totals |= {
         f"{phase}_s": sum(row[f"perf/{phase}_s"] for row in record.rows)

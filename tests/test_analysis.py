@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from nested_reft.analysis import deltas, overall, stages_table, strategy_counts, table1, table2, truncated
 
@@ -79,7 +80,7 @@ def test_strategy_counts():
 
 
 def test_overall_is_the_unweighted_mean_over_benchmarks():
-    run = trained(0.1, "base", 0, 0, 1, 1) | {"stage": "train", "num_skipped": 3, "reward": 0.0}
+    run = trained(0.1, "base", 0, 0, 1, 1) | {"stage": "train", "num_skipped": 3, "mean_reward": 0.0}
     phases = dict.fromkeys(("generate_s", "score_s", "fwd_bwd_s", "optimizer_s"), 0.0)
     table = pd.DataFrame(
         [run | phases | {"benchmark": b, "accuracy": a, "n": n} for b, a, n in (("x", 0.5, 100), ("y", 0.9, 10))]
@@ -90,10 +91,21 @@ def test_overall_is_the_unweighted_mean_over_benchmarks():
 
 
 def test_the_embedded_study_has_something_to_lift():
-    """In the committed report each stage adds more than its interval, and the reward of every run rises."""
+    """In the committed report each stage adds more than its interval."""
     rows = overall(pd.read_csv(ROOT / "reports/embedded/results.csv"), 0.95)
     stages = stages_table(rows).set_index("stage")
     assert list(stages.index) == ["pretrained", "SFT", "ReFT baseline"]
     for before, after in (("pretrained", "SFT"), ("SFT", "ReFT baseline")):
         gain = stages.loc[after, "accuracy"] - stages.loc[before, "accuracy"]
         assert gain > stages.loc[[before, after], "interval"].max()
+
+
+def test_the_reward_of_every_embedded_run_rises():
+    """In the committed report: the slope of a straight line through the reward curve, for each of the ten runs."""
+    steps = pd.read_csv(ROOT / "reports/embedded/steps.csv")
+    slopes = {
+        run: stats.linregress(curve["step"], curve["reward"]).slope
+        for run, curve in steps.groupby(["skip_ratio", "mitigation"])
+    }
+    assert len(slopes) == 10
+    assert all(slope > 0 for slope in slopes.values()), slopes

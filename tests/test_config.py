@@ -86,6 +86,7 @@ MISTAKES = {
     "batch does not divide": ("training.per_device_train_batch_size", 7, "7 does not divide"),
     "name that is no folder": ("study", "a/b", "`study` is 'a/b'"),
     "section that is no section": ("training", 3, "`training` is 3"),
+    "password": ("tracking.uri", "https://me:hush@host", "`tracking.uri` must not hold a password"),
     "missing section": ("benchmarks", ..., "`benchmarks` is missing"),
 }
 
@@ -96,7 +97,7 @@ def test_a_mistake_is_one_sentence(mistake):
     with pytest.raises(ConfigError) as error:
         parse_settings(Study, changed(path, value))
     assert words in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "hush" not in str(error.value)
 
 
 @pytest.mark.parametrize("mistake", ["unknown key", "no valid layer", "missing path", "duplicate run"])

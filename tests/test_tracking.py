@@ -23,7 +23,7 @@ def work(folder: Path, name: str, uri: str) -> None:
     record = record_in(folder, name, uri)
     for step in range(1, STEPS + 1):
         record.log(step, {"reward": step / STEPS, "loss": 0.5})
-    record.finish({"reward": 1.0})
+    record.finish({"mean_reward": 1.0})
 
 
 def history(uri: str) -> dict[str, dict]:
@@ -86,7 +86,7 @@ def test_a_resumed_stage_continues_its_run(tmp_path):
     assert second.run["attempts"] == 2
     for step in range(9, STEPS + 1):
         second.log(step, {"reward": step / STEPS})
-    second.finish({"reward": 1.0})
+    second.finish({"mean_reward": 1.0})
     assert [row["step"] for row in read_rows(tmp_path / "cell/metrics.jsonl")] == list(range(1, STEPS + 1))
     (run,) = history(uri).values()
     assert sorted(set(run["reward"])) == EXPECTED
@@ -109,7 +109,7 @@ def test_work_never_fails_because_mlflow_does(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     work(tmp_path, "cell", uri)
-    assert read_json(tmp_path / "cell/metrics.json") == {"reward": 1.0}
+    assert read_json(tmp_path / "cell/metrics.json") == {"mean_reward": 1.0}
     assert len(read_rows(tmp_path / "cell/metrics.jsonl")) == STEPS
 
 

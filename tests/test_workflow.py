@@ -101,7 +101,7 @@ def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smok
         record = read_json(path)
         mirrored = by_uid[record["uid"]]
         for name, value in read_json(path.with_name("metrics.json")).items():
-            assert mirrored.data.metrics[f"final/{name}"] == pytest.approx(value)
+            assert mirrored.data.metrics[name] == pytest.approx(value)
         if record["stage"] == "train":
             rows = read_rows(path.with_name("metrics.jsonl"))
             kept = client.get_metric_history(mirrored.info.run_id, "sampling/kl")

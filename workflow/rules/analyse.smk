@@ -25,7 +25,9 @@ rule analyse:
     output:
         results=f"{REPORTS}/results.csv",
         config=f"{REPORTS}/config.json",
+        provenance=f"{REPORTS}/provenance.json",
         deltas=f"{REPORTS}/deltas.csv",
+        steps=f"{REPORTS}/steps.csv",
         stages=report(
             f"{REPORTS}/stages.csv",
             caption="../report/stages.rst",
