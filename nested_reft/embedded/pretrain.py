@@ -1,10 +1,12 @@
-"""Makes the embedded model: tokenizer, random weights, pretraining to mastery, then on slips.
+"""Makes the embedded model: tokenizer, random weights, and three phases of pretraining.
 
     nested-reft pretrain --out nested_reft/embedded/tiny-28
 
 Reinforcement needs a model that can do better than it does. An under-trained model does not improve;
 a model that knows its arithmetic and was then shown solutions of which many end in a slip does, like
-a real pretrained model whose corpus holds right and wrong solutions. Hence two phases.
+a real pretrained model whose corpus holds right and wrong solutions. And nested roll-outs need a model
+that lives without a few layers, as large models do and one this small does not by itself. Hence three
+phases: to mastery on right solutions, the same with layer dropout, and then on slips.
 """
 
 import math
@@ -62,12 +64,13 @@ class Phase:
 
 PHASES = (
     Phase("mastery", steps=1500, learning_rate=2e-3, slip_rates=None, most_skipped=0),
+    Phase("robustness", steps=500, learning_rate=1e-3, slip_rates=None, most_skipped=8),
     Phase(
         "slips",
-        steps=300,
+        steps=200,
         learning_rate=5e-4,
-        slip_rates={"one-step": 0.5, "multi-step": 0.6, "algebra": 0.65},
-        most_skipped=4,
+        slip_rates={"one-step": 0.55, "multi-step": 0.65, "algebra": 0.7},
+        most_skipped=6,
     ),
 )
 
@@ -150,6 +153,7 @@ def measure(
 ) -> dict[str, float]:
     """Return kind -> share of `size` benchmark problems that the model answers exactly."""
     model.eval()
+    torch.manual_seed(0)
     shares = {}
     for kind in KINDS:
         problems = generate(kind, "benchmark", size, seed=0)
@@ -160,7 +164,6 @@ def measure(
         texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         right = [f"\\boxed{{{row.answer}}}" in text for row, text in zip(problems, texts, strict=True)]
         shares[kind] = sum(right) / size
-    model.train()
     return shares
 
 
@@ -226,10 +229,10 @@ kinds, in English, and nothing else. Its accuracies say nothing about other mode
 
     nested-reft pretrain --out nested_reft/embedded/tiny-28 --seed {seed}
 
-AdamW, batches of {BATCH_SIZE}, loss on solutions only, {THREADS} threads. First to mastery on right solutions, then
-on solutions of which a share ends in a slip (the last result off by one or by ten), as a real corpus holds wrong
-solutions too. Reinforcement can lift such a model: it knows better than it does. In the second phase up to four random
-layers are skipped (layer dropout), because a model this small, unlike large ones, would otherwise break without them.
+AdamW, batches of {BATCH_SIZE}, loss on solutions only, {THREADS} threads. First to mastery on right solutions. Then
+with random layers skipped (layer dropout), because a model this small, unlike large ones, breaks without one of its
+layers otherwise. Last on solutions of which a share ends in a slip (the last result off by one or by ten), as a real
+corpus holds wrong solutions too. Reinforcement can lift such a model: it knows better than it does.
 
 | phase | steps | learning rate | solutions with a slip | layers skipped |
 | --- | --- | --- | --- | --- |
