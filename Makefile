@@ -22,7 +22,7 @@ study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 test: setup  ## run the tests that take seconds
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
 
 test-slow: setup  ## run the tests that take minutes
 	$(BIN)/pytest -m slow
@@ -37,5 +37,5 @@ lint: setup  ## run all linters
 report: setup  ## build report.html, self-contained, from a finished study
 	$(BIN)/snakemake --configfile $(CONFIG) --report report.html
 
-ui: setup  ## browse all runs in MLflow, on this machine only
+ui: setup  ## browse all runs of the default store in MLflow, on this machine only
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000

@@ -18,7 +18,7 @@ min_version("9.27")
 
 
 # A study is complete in one file: another --configfile replaces the default and is not merged into it.
-if "study" not in config:
+if not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
 

@@ -138,12 +138,8 @@ def deltas(rows: pd.DataFrame) -> pd.DataFrame:
     columns = {}
     for metric in METRICS:
         reference = baseline[metric].reindex(instances.index)
-        columns[f"{metric.removesuffix('_s')}_delta{'_s' if metric.endswith('_s') else ''}"] = (
-            instances[metric] - reference
-        )
-        columns[f"{metric.removesuffix('_s')}_relative{'_s' if metric.endswith('_s') else ''}"] = (
-            instances[metric] - reference
-        ) / reference
+        columns[f"absolute_delta/{metric}"] = instances[metric] - reference
+        columns[f"relative_delta/{metric}"] = (instances[metric] - reference) / reference
     table = pd.concat([instances[INSTANCE], pd.DataFrame(columns)], axis=1).reset_index()
     return table.groupby([*CELL, *INSTANCE], sort=False).mean(numeric_only=True).drop(columns="seed").reset_index()
 
@@ -160,7 +156,7 @@ def table1(shapes: dict[str, dict[str, int]], skip_ratios: list[float]) -> pd.Da
             "model": model,
             "N": shape["num_layers"],
             "W": shape["width"],
-            **{f"{ratio:.0%}": num_skipped(shape["num_layers"], ratio) for ratio in skip_ratios},
+            **{f"{100 * ratio:g}%": num_skipped(shape["num_layers"], ratio) for ratio in skip_ratios},
         }
         for model, shape in shapes.items()
     )
@@ -175,11 +171,11 @@ def table2(cells: pd.DataFrame) -> pd.DataFrame:
     """Return Table 2: best and worst accuracy delta per model and dataset, and the magnitude of their mean.
 
     Args:
-        cells: columns model, dataset and accuracy_delta, one row per instance.
+        cells: columns model, dataset and absolute_delta/accuracy, one row per instance.
     """
     rows = []
     for model, of_model in cells.groupby("model", sort=False):
-        grouped = of_model.groupby("dataset", sort=False)["accuracy_delta"]
+        grouped = of_model.groupby("dataset", sort=False)["absolute_delta/accuracy"]
         for instance, extremes in (("best", grouped.max()), ("worst", grouped.min())):
             rows.append({"model": model, "instance": instance, **extremes, "|mean|": truncated(extremes.mean())})
     return pd.DataFrame(rows)
@@ -188,18 +184,20 @@ def table2(cells: pd.DataFrame) -> pd.DataFrame:
 def strategy_counts(cells: pd.DataFrame) -> pd.DataFrame:
     """Return how often a mitigation holds the best or the worst instance of a (model, dataset), or neither.
 
+    Mitigations that share the best or the worst delta all count.
+
     Args:
-        cells: columns model, dataset, mitigation and accuracy_delta, one row per instance.
+        cells: columns model, dataset, mitigation and absolute_delta/accuracy, one row per instance.
     """
     mitigations = list(cells["mitigation"].unique())
     counts = pd.DataFrame(0, index=pd.Index(mitigations, name="mitigation"), columns=["best", "worst", "neutral"])
     for _, cell in cells.groupby(CELL, sort=False):
-        ranked = cell.sort_values("accuracy_delta", kind="stable")["mitigation"]
-        best, worst = ranked.iloc[-1], ranked.iloc[0]
+        delta = cell["absolute_delta/accuracy"]
+        best, worst = (set(cell.loc[delta == extreme, "mitigation"]) for extreme in (delta.max(), delta.min()))
         for mitigation in mitigations:
-            counts.loc[mitigation, "best"] += mitigation == best
-            counts.loc[mitigation, "worst"] += mitigation == worst
-            counts.loc[mitigation, "neutral"] += mitigation not in (best, worst)
+            counts.loc[mitigation, "best"] += mitigation in best
+            counts.loc[mitigation, "worst"] += mitigation in worst
+            counts.loc[mitigation, "neutral"] += mitigation not in best | worst
     return counts.reset_index()
 
 
@@ -233,7 +231,7 @@ def stages_table(rows: pd.DataFrame) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV and as Markdown."""
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
-    path.with_suffix(".md").write_text(table.to_markdown(index=False, floatfmt=".3f") + "\n")
+    path.with_suffix(".md").write_text(table.to_markdown(index=False, floatfmt=".4f") + "\n")
 
 
 def report(study: Study, results: Path, out: Path) -> None:

@@ -24,10 +24,13 @@ app.add_typer(prepare_app, name="prepare")
 Settings = Annotated[str, typer.Option(help="The stage's settings, as JSON; `-` reads them from standard input.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 ModelPath = Annotated[
-    Path, typer.Option("--model", help="A model folder, or a model.json written by `prepare model`.")
+    Path, typer.Option("--model", exists=True, help="A model folder, or a model.json written by `prepare model`.")
 ]
-Data = Annotated[Path, typer.Option(help="A JSON-lines file written by `prepare`.")]
-Tracking = Annotated[Path | None, typer.Option(help="tracking.json of the study; without it MLflow is left out.")]
+Data = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A JSON-lines file written by `prepare`.")]
+Benchmarks = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="What `prepare benchmarks` wrote.")]
+Tracking = Annotated[
+    Path | None, typer.Option(exists=True, help="tracking.json of the study; without it MLflow is left out.")
+]
 
 
 def read_settings(section: type[config.Section], settings: str) -> Any:
@@ -44,8 +47,13 @@ def model_folder(path: Path) -> Path:
     return Path(json.loads(path.read_text())["path"]) if path.suffix == ".json" else path
 
 
-def use_threads() -> None:
-    """Use the threads that Snakemake grants a job: it sets OMP_NUM_THREADS."""
+def use_what_is_granted() -> None:
+    """Use the threads that Snakemake grants a job (it sets OMP_NUM_THREADS), and one GPU.
+
+    With several GPUs in sight transformers would replicate the model, which TRL refuses: take the
+    first one unless the user or the cluster has chosen.
+    """
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import torch
 
     if "OMP_NUM_THREADS" in os.environ:
@@ -68,17 +76,14 @@ def open_record(
 
 @prepare_app.command("model")
 def prepare_model(settings: Settings, out: Out) -> None:
-    """Fetch a model from the hub unless it is here, check that it can be nested, note where it is."""
+    """Fetch a model from the hub unless it is here, and note where it is."""
     from nested_reft import data
 
-    parsed = read_settings(config.PrepareModel, settings)
-    data.prepare_model(parsed.source, parsed.name, parsed.border, parsed.skip_ratio, out)
+    data.prepare_model(read_settings(config.ModelSource, settings), out)
 
 
 @prepare_app.command("dataset")
-def prepare_dataset(
-    settings: Settings, benchmarks: Annotated[Path, typer.Option(help="What `prepare benchmarks` wrote.")], out: Out
-) -> None:
+def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> None:
     """Write a training set as JSON lines, without the problems that a benchmark holds."""
     from nested_reft import data
 
@@ -97,7 +102,7 @@ def prepare_benchmarks(settings: Settings, out: Out) -> None:
 def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
     """Warm up a model on the chains of thought of a training set."""
     parsed = read_settings(config.SftStage, settings)
-    use_threads()
+    use_what_is_granted()
     from nested_reft import training
 
     inputs = {"model": model_folder(model), "data": data}
@@ -109,7 +114,7 @@ def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tr
 def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
     """Train one run of the grid: Nested-ReFT, by GRPO, from an SFT model."""
     parsed = read_settings(config.TrainStage, settings)
-    use_threads()
+    use_what_is_granted()
     from nested_reft import training
 
     record = open_record(out, "train", parsed.cell.model_dump(), parsed, {"model": model, "data": data}, tracking)
@@ -120,13 +125,13 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
 def evaluate(
     settings: Settings,
     model: ModelPath,
-    benchmarks: Annotated[Path, typer.Option(help="What `prepare benchmarks` wrote.")],
+    benchmarks: Benchmarks,
     out: Out,
     tracking: Tracking = None,
 ) -> None:
     """Run every benchmark with one model."""
     parsed = read_settings(config.EvaluateStage, settings)
-    use_threads()
+    use_what_is_granted()
     from nested_reft import evaluation
 
     inputs = {"model": model_folder(model), "benchmarks": benchmarks}
@@ -137,7 +142,7 @@ def evaluate(
 @app.command()
 def analyse(
     settings: Settings,
-    results: Annotated[Path, typer.Option(help="The study's folder of results.")],
+    results: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The study's folder of results.")],
     out: Out,
     tracking: Tracking = None,
 ) -> None:
@@ -179,7 +184,10 @@ def track(
         raise ConfigError(f"results folder {str(results)!r} does not exist; give the folder of a study")
     from nested_reft.tracking import rebuild
 
-    typer.echo(f"{rebuild(results, uri)} runs are in {uri}")
+    records, taken = rebuild(results, uri)
+    typer.echo(f"{taken} of {records} runs are in {uri}")
+    if taken < records:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -61,7 +61,8 @@ class Source(Section):
     @model_validator(mode="after")
     def path_can_be_resolved(self) -> "Source":
         """Refuse at once a path that neither exists nor can be a hub name."""
-        if not self.is_embedded and not Path(self.path).expanduser().exists() and not HUB_NAME.fullmatch(self.path):
+        here = self.path.strip(". /") and Path(self.path).expanduser().exists()
+        if not self.is_embedded and not here and not HUB_NAME.fullmatch(self.path):
             raise ValueError("does not exist here and is not a hub name of the form owner/name; correct the path")
         return self
 
@@ -93,12 +94,19 @@ class ModelSource(Source):
             raise ValueError(f"is not an embedded model; choose one of {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def local_model_is_one(self) -> "ModelSource":
+        """Refuse a local folder that holds no language model."""
+        if self.local_path is not None and "num_hidden_layers" not in self.shape:
+            raise ValueError("holds no config.json of a language model; give the folder of a transformers model")
+        return self
+
     @property
-    def num_hidden_layers(self) -> int | None:
-        """N of a model that is here already, or None for one that has to be fetched first."""
+    def shape(self) -> dict[str, Any]:
+        """The model's config.json if it is here already; empty for one that has to be fetched first."""
         if self.local_path is None or not (self.local_path / "config.json").exists():
-            return None
-        return json.loads((self.local_path / "config.json").read_text())["num_hidden_layers"]
+            return {}
+        return json.loads((self.local_path / "config.json").read_text())
 
 
 class DataSource(Source):
@@ -217,7 +225,7 @@ class Training(Optimization):
         1.0, "Must be 1: a filtered sampler's log-probs are not the behavior policy's.", "TRL", ge=1, le=1
     )
     top_k: int = key(0, "Must be 0, for the same reason.", "TRL", ge=0, le=0)
-    beta: float = key(0.0, "KL penalty; 0 loads no reference model.", "paper", ge=0)
+    beta: float = key(0.0, "KL penalty. Must be 0, as in the paper: no reference model.", "paper", ge=0, le=0)
     epsilon: float = key(0.2, "Clip range of the ratio.", "TRL", gt=0)
     num_iterations: int = key(1, "mu in the GRPO paper: passes over a generation batch.", "TRL", ge=1, le=1)
     scale_rewards: Literal["group", "batch", "none"] = key("group", "What normalises the advantage.", "TRL")
@@ -298,6 +306,14 @@ class Study(Section):
     tracking: Tracking = Tracking()
     jobs: Jobs = Jobs()
 
+    @field_validator("benchmarks")
+    @classmethod
+    def overall_is_taken(cls, benchmarks: dict[str, BenchmarkSource]) -> dict[str, BenchmarkSource]:
+        """Refuse a benchmark that is called as the mean over all of them."""
+        if "overall" in benchmarks:
+            raise ValueError("has a benchmark named `overall`, which is the mean over all; rename it")
+        return benchmarks
+
     @model_validator(mode="after")
     def axes_name_what_exists(self) -> "Study":
         """Refuse a model or dataset on an axis that has no entry."""
@@ -314,9 +330,8 @@ class Study(Section):
     def ratios_leave_layers(self) -> "Study":
         """Refuse a skip ratio that a model cannot have, for the models that are here already."""
         for name in self.grid.model:
-            layers = self.models[name].num_hidden_layers
-            if layers is not None:
-                check_skip_ratios(name, layers, self.nesting.border, self.grid.skip_ratio)
+            if shape := self.models[name].shape:
+                check_skip_ratios(name, shape, self.nesting.border, self.grid.skip_ratio)
         return self
 
 
@@ -331,15 +346,6 @@ class Run(Section):
 
 
 # ---- what a stage is told: the sections that it reads, and no more, so that nothing else reruns it ----
-
-
-class PrepareModel(Section):
-    """Settings of `prepare model`."""
-
-    name: Name
-    source: ModelSource
-    border: int
-    skip_ratio: list[float]
 
 
 class PrepareBenchmarks(Section):
@@ -381,16 +387,18 @@ class EvaluateStage(Section):
     prompt: Prompt
 
 
-def check_skip_ratios(model: str, num_layers: int, border: int, skip_ratios: list[float]) -> None:
-    """Raise ValueError for a ratio that skips no layer of the model, or more than it may.
+def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ratios: list[float]) -> None:
+    """Raise ValueError for a ratio that skips no layer of the model, more than it may, or as many as another.
 
     Args:
         model: its name, for the message.
-        num_layers: N.
+        shape: its config.json: `num_hidden_layers` is N.
         border: b.
         skip_ratios: the ratios x of the grid.
     """
-    valid = len(valid_layers(num_layers, border))
+    num_layers = shape["num_hidden_layers"]
+    valid = len(valid_layers(num_layers, border, shape.get("layer_types")))
+    ratio_of: dict[int, float] = {}
     for skip_ratio in skip_ratios:
         skipped = num_skipped(num_layers, skip_ratio)
         if not 0 < skipped <= valid:
@@ -398,6 +406,12 @@ def check_skip_ratios(model: str, num_layers: int, border: int, skip_ratios: lis
                 f"has skip_ratio {skip_ratio}, which skips {skipped} of the {num_layers} layers of {model}, "
                 f"of which {valid} may be skipped at border {border}; choose a ratio that skips 1 to {valid}"
             )
+        if skipped in ratio_of:
+            raise ValueError(
+                f"has a duplicate run: skip_ratio {skip_ratio} skips {skipped} of the {num_layers} layers of {model}, "
+                f"as {ratio_of[skipped]} does; keep one of them"
+            )
+        ratio_of[skipped] = skip_ratio
 
 
 def runs(study: Study) -> list[Run]:

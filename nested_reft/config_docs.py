@@ -14,7 +14,7 @@ RERUNS = {
     "study": "everything: results of another name are another study",
     "models": "everything that starts from the model",
     "datasets": "everything trained on the dataset",
-    "benchmarks": "all evaluations, the analysis; training sets that lose or regain a problem, and their runs",
+    "benchmarks": "everything but the models: no training set may hold a problem of a benchmark",
     "grid": "only new cells, the analysis",
     "prompt": "everything but the data",
     "nesting": "training runs, their evaluations, the analysis",

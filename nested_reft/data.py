@@ -1,10 +1,11 @@
 r"""Training sets and benchmarks: from the hub, a local path or the embedded generator to JSON lines.
 
 A training row has `problem`, `solution` (a chain of thought that ends in `\boxed{answer}`) and
-`answer`; a benchmark row has `benchmark`, `problem` and `answer`. Models are fetched here too, so
-that everything that needs a network happens before the first training job.
+`answer`; a benchmark row has `benchmark`, `problem` and `answer`, a list of which any is right. Models
+are fetched here too, so that all that needs a network happens before the first training job.
 """
 
+import ast
 import json
 import re
 from collections.abc import Iterable
@@ -18,18 +19,12 @@ from nested_reft.config import (
     DataSource,
     ModelSource,
     Source,
-    check_skip_ratios,
 )
 from nested_reft.embedded.problems import generate
 from nested_reft.grading import BOX
 from nested_reft.tracking import checksum, read_json, read_rows, write_json, write_rows
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-
-
-def read_problems(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a prepared training set or benchmark file."""
-    return read_rows(path)
 
 
 def unreachable(source: Source, error: Exception) -> ConfigError:
@@ -45,18 +40,49 @@ def load_rows(source: DatasetSource | BenchmarkSource) -> list[dict[str, Any]]:
     """Return the raw rows of a JSON or JSON-lines file, a `save_to_disk` folder, or a hub dataset."""
     path = source.local_path
     if path is not None and path.is_file():
-        text = path.read_text()
-        return json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        return read_file(path)
     import datasets
 
-    if path is not None:
-        loaded = datasets.load_from_disk(str(path))
-        return list(loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded)
     config_name = source.config_name if isinstance(source, DatasetSource) else None
     try:
+        if path is not None and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(str(path))
+            return list(loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded)
         return list(datasets.load_dataset(source.path, config_name, split=source.split, revision=source.revision))
     except Exception as error:
-        raise unreachable(source, error) from error
+        if path is None:
+            raise unreachable(source, error) from error
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ConfigError(
+            f"{source.path}: split {source.split!r} cannot be read ({type(error).__name__}: {reason}); "
+            "give a JSON-lines file, a `save_to_disk` folder or a downloaded dataset"
+        ) from error
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON file that holds a list, or of a JSON-lines file."""
+    text = path.read_text()
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path}: line {number} is not JSON ({error.msg}); correct it") from None
+    return rows
+
+
+def accepted_answers(answer: Any) -> list[str]:
+    """Return the answers of which any is right, as text.
+
+    AMC's are floats (`142.0`); Minerva's and Olympiad's are lists, or lists written as text.
+    """
+    if isinstance(answer, str) and answer.startswith("['"):
+        answer = ast.literal_eval(answer)
+    answers = answer if isinstance(answer, list) else [answer]
+    return [str(one).strip().removesuffix(".0") for one in answers if one is not None and str(one).strip()]
 
 
 def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +114,7 @@ def checked(rows: Iterable[dict[str, Any]], source: DataSource, fields: tuple[st
     rows = list(rows)[: source.size]
     for number, row in enumerate(rows, start=1):
         for field in fields:
-            if row.get(field) in (None, "", []):
+            if not row.get(field):
                 raise ConfigError(f"{source.path}: row {number} has no `{field}`; correct the file or the format")
     if not rows:
         raise ConfigError(f"{source.path}: has no rows; choose another file or split")
@@ -96,8 +122,8 @@ def checked(rows: Iterable[dict[str, Any]], source: DataSource, fields: tuple[st
 
 
 def fingerprint(problem: str) -> str:
-    """Return the problem in lower case without anything but letters and digits, to compare by."""
-    return "".join(re.findall(r"[^\W_]+", problem.lower()))
+    """Return the words and signs of the problem in lower case, to compare by: white space does not matter."""
+    return " ".join(re.findall(r"\w+|[^\w\s]", problem.lower()))
 
 
 def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
@@ -107,7 +133,8 @@ def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
         raw = (
             embedded_rows(source, "benchmark", seed=0) if source.is_embedded else map(normalize_row, load_rows(source))
         )
-        for row in checked(raw, source, ("problem", "answer")):
+        answered = [row | {"answer": accepted_answers(row["answer"])} for row in raw]
+        for row in checked(answered, source, ("problem", "answer")):
             rows.append({"benchmark": name, "problem": row["problem"], "answer": row["answer"]})
     write_rows(out, rows)
     counts = {name: sum(row["benchmark"] == name for row in rows) for name in sources}
@@ -131,8 +158,8 @@ def prepare_dataset(source: DatasetSource, benchmarks: Path, out: Path) -> None:
     write_json(out.with_suffix(".manifest.json"), manifest)
 
 
-def prepare_model(source: ModelSource, name: str, border: int, skip_ratios: list[float], out: Path) -> None:
-    """Fetch the model if it is not here, check that it can be nested, and write where it is."""
+def prepare_model(source: ModelSource, out: Path) -> None:
+    """Fetch the model if it is not here, and write where it is, its depth and its width."""
     path = source.local_path
     if path is None:
         from huggingface_hub import snapshot_download
@@ -143,8 +170,4 @@ def prepare_model(source: ModelSource, name: str, border: int, skip_ratios: list
         except Exception as error:
             raise unreachable(source, error) from error
     config = read_json(path / "config.json")
-    try:
-        check_skip_ratios(name, config["num_hidden_layers"], border, skip_ratios)
-    except ValueError as error:
-        raise ConfigError(f"the config {error}") from None
     write_json(out, {"path": str(path), "num_layers": config["num_hidden_layers"], "width": config["hidden_size"]})

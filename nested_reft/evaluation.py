@@ -8,13 +8,12 @@ from typing import Any
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nested_reft.config import Evaluation, Prompt
-from nested_reft.data import read_problems
 from nested_reft.grading import extract_answer, is_correct
 from nested_reft.prompts import format_prompt
-from nested_reft.tracking import StageRecord
+from nested_reft.tracking import StageRecord, read_rows
 
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
@@ -24,7 +23,11 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
         model_path, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
     ).to(device)
     tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left", trust_remote_code=False)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    # Nothing of a model's own generation settings but its tokens: some ship a repetition penalty.
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.generation_config.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     torch.manual_seed(settings.seed)
@@ -48,7 +51,7 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
 def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: Path, record: StageRecord) -> None:
     """Run all benchmarks; write `records.parquet` (a row per problem) and the accuracies."""
     started = time.perf_counter()
-    records = pd.DataFrame(read_problems(benchmarks))
+    records = pd.DataFrame(read_rows(benchmarks))
     prompts = [format_prompt(problem, prompt.template) for problem in records["problem"]]
     records["completion"], records["length"] = generate_completions(model_path, prompts, settings)
     records["extracted"] = [extract_answer(text) for text in records["completion"]]

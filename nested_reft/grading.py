@@ -4,7 +4,6 @@ An answer is what the last `\boxed{...}` holds. Numbers are compared exactly, as
 not a number goes to math-verify, with the expected answer boxed too (bare LaTeX is misread by it).
 """
 
-import ast
 import re
 from fractions import Fraction
 from typing import Any
@@ -83,17 +82,11 @@ def equivalent(found: str, expected: str) -> bool:
     return verify(gold, answer)
 
 
-def expected_answers(answer: str | list[str]) -> list[str]:
-    """Return the accepted answers. Minerva and Olympiad write a list, as text: any of it counts."""
-    if isinstance(answer, str) and answer.startswith("['"):
-        answer = ast.literal_eval(answer)
-    return [answer] if isinstance(answer, str) else list(answer)
-
-
 def is_correct(completion: str, answer: str | list[str]) -> bool:
     """Whether the completion's last boxed answer equals the expected answer, or any of a list."""
     found = extract_answer(completion)
-    return found is not None and any(equivalent(found, expected) for expected in expected_answers(answer))
+    accepted = [answer] if isinstance(answer, str) else answer
+    return found is not None and any(equivalent(found, expected) for expected in accepted)
 
 
 def correctness(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:

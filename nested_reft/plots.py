@@ -77,7 +77,7 @@ def dataset_figure(rows: pd.DataFrame, metrics: Mapping[str, str]) -> Figure:
                         label=mitigation,
                     )
                 axis.set_xticks(sorted(instances["skip_ratio"].unique()))
-                axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+                axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
                 if column == 0:
                     axis.set_ylabel(f"{TITLES[metric]} [{unit}]")
             axes[0, column].set_title(f"{model}, {rows['dataset'].iloc[0]}")
@@ -97,7 +97,7 @@ def time_split(rows: pd.DataFrame, phases: Mapping[str, str]) -> Figure:
     cells = list(rows.groupby(["model", "dataset"], sort=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(cells), figsize=(0.6 + 3.4 * len(cells), 2.8), sharey=True, squeeze=False, layout="constrained"
+            1, len(cells), figsize=(1.4 + 3.4 * len(cells), 2.8), sharey=True, squeeze=False, layout="constrained"
         )
         for axis, ((model, dataset), of_cell) in zip(axes[0], cells, strict=True):
             means = of_cell.groupby("num_skipped")[list(phases)].mean()
@@ -147,7 +147,7 @@ def reward_curves(steps: pd.DataFrame) -> Figure:
                     smooth = curve.rolling(window, min_periods=1, center=True).mean()
                     axis.plot(curve.index, curve, color=color, alpha=0.2, linewidth=0.7)
                     axis.plot(smooth.index, smooth, color=color, linewidth=1.4, label=label)
-                axis.set_title(f"{model}, {dataset}, {ratio:.0%} skipped")
+                axis.set_title(f"{model}, {dataset}, {100 * ratio:g}% skipped")
             row[0].set_ylabel("reward (share correct)")
         for axis in axes[-1]:
             axis.set_xlabel("step")

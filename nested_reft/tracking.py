@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -28,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # Rows are sent to MLflow at most this often: each send is a transaction of the SQLite store.
 SECONDS_BETWEEN_SENDS = 10.0
-ATTEMPTS_AT_THE_END = 8
+# At the end of a stage a locked database gets this much patience.
+SECONDS_AT_THE_END = 60.0
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "math-verify", "mlflow", "snakemake")
 
 
@@ -47,9 +47,10 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read_rows(path: Path, torn_end: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file; with `torn_end` its last line may be half-written and is left out."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in (lines[:-1] if torn_end else lines) if line]
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -57,6 +58,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     temporary.replace(path)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder in a way that a kill halfway never leaves a part of it under its name."""
+    trash = folder.with_name(folder.name + ".trash")
+    shutil.rmtree(trash, ignore_errors=True)
+    if folder.exists():
+        folder.rename(trash)
+        shutil.rmtree(trash)
 
 
 def checksum(path: Path) -> str:
@@ -121,8 +131,8 @@ class StageRecord:
         digests = {name: checksum(path) for name, path in inputs.items()}
         fingerprint = json.dumps([settings, digests], sort_keys=True)
         started = self.checkpoints / "started.json"
-        if started.exists() and read_json(started)["fingerprint"] != fingerprint:
-            shutil.rmtree(self.checkpoints)  # checkpoints of other settings are of no use
+        if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
+            discard(self.checkpoints)  # checkpoints of other settings are of no use
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not started.exists():
             now = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -146,7 +156,7 @@ class StageRecord:
         """Forget the rows after `step`: they will be written again."""
         path = self.checkpoints / "metrics.jsonl"
         if path.exists():
-            self.rows = [row for row in read_rows(path) if row["step"] <= step]
+            self.rows = [row for row in read_rows(path, torn_end=True) if row["step"] <= step]
             write_rows(path, self.rows)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -172,7 +182,7 @@ class StageRecord:
         write_json(self.out / "run.json", self.run)
         if self.mirror:
             self.mirror.finish(final_row(self.run, metrics, len(self.rows)))
-        shutil.rmtree(self.checkpoints)
+        discard(self.checkpoints)
 
 
 # ---- MLflow ------------------------------------------------------------------------------------------
@@ -211,6 +221,9 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
     so the workflow calls this once before anything is tracked.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow's defaults wait minutes for a server that is not there; ours is a mirror that tries again anyway.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -234,11 +247,12 @@ class Mirror:
 
     def __init__(self, run: Mapping[str, Any], uri: str) -> None:
         self.run = run
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+        self.uri = uri
         self.client: Any = None
         self.run_id = ""
         self.waiting: list[dict[str, Any]] = []
-        self.last_attempt = -math.inf
+        self.next_attempt = 0.0
+        self.pause = SECONDS_BETWEEN_SENDS
         self.attempt()
 
     def open_run(self) -> None:
@@ -262,8 +276,7 @@ class Mirror:
         self.client = client
 
     def attempt(self) -> bool:
-        """Try to send what waits; return whether nothing waits any more."""
-        self.last_attempt = time.monotonic()
+        """Try to send what waits; return whether nothing waits any more. Failures in a row are spaced further."""
         try:
             from mlflow.entities import Metric
 
@@ -278,48 +291,58 @@ class Mirror:
             for start in range(0, len(metrics), 1000):
                 self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
             self.waiting.clear()
+            self.pause = SECONDS_BETWEEN_SENDS
         except Exception as error:
             log.warning("MLflow did not take the metrics, will try again: %s", without_secrets(str(error)))
+            self.pause *= 2
+        self.next_attempt = time.monotonic() + self.pause
         return not self.waiting and self.client is not None
 
     def send(self, rows: list[dict[str, Any]]) -> None:
         """Send rows, or keep them for a later attempt."""
         self.waiting += rows
-        if time.monotonic() - self.last_attempt > SECONDS_BETWEEN_SENDS:
+        if time.monotonic() > self.next_attempt:
             self.attempt()
 
-    def finish(self, row: dict[str, Any], artifacts: Path | None = None) -> None:
-        """Send the rest and the final row, with patience for a locked database, and close the run."""
-        self.waiting.append(row)
-        for attempt in range(ATTEMPTS_AT_THE_END):
-            if self.attempt():
-                break
-            time.sleep(0.5 * 2**attempt)
-        else:
-            log.warning("MLflow has not got everything of %s; `nested-reft track` sends it again", self.run["uid"])
-            return
+    def close(self, artifacts: Path | None) -> bool:
+        """Try to send the artifacts and to mark the run as finished; return whether it is done."""
         try:
             if artifacts:
                 self.client.log_artifacts(self.run_id, str(artifacts))
             self.client.set_terminated(self.run_id, "FINISHED", milliseconds(self.run["finished"]))
         except Exception as error:
-            log.warning("MLflow did not close the run: %s", without_secrets(str(error)))
+            log.warning("MLflow did not close the run, will try again: %s", without_secrets(str(error)))
+            return False
+        return True
+
+    def finish(self, row: dict[str, Any], artifacts: Path | None = None) -> bool:
+        """Send the rest and the final row, with patience for a locked database; return whether all is there."""
+        self.waiting.append(row)
+        deadline, pause = time.monotonic() + SECONDS_AT_THE_END, 0.25
+        while not (self.attempt() and self.close(artifacts)):
+            if time.monotonic() + pause > deadline:
+                log.warning("MLflow has not got everything of %s; `nested-reft track` sends it", self.run["uid"])
+                return False
+            time.sleep(pause)
+            pause *= 2
+        return True
 
 
-def rebuild(results: Path, uri: str) -> int:
-    """Send every finished record under `results` to the store, and return their number.
+def rebuild(results: Path, uri: str) -> tuple[int, int]:
+    """Send every finished record under `results` to the store; return how many there are and how many it took.
 
     Sending a record twice changes nothing: runs are found by their `uid`, and MLflow ignores a
     metric that it has already got.
     """
     paths = sorted(results.rglob("run.json"))
+    taken = 0
     for path in paths:
         run = read_json(path)
         mirror = Mirror(run, uri)
         steps = path.with_name("metrics.jsonl")
         mirror.waiting = read_rows(steps) if steps.exists() else []
-        mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
-    return len(paths)
+        taken += mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
+    return len(paths), taken
 
 
 def mirror_report(report: Path, study: str, uri: str | None) -> None:

@@ -34,14 +34,13 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from nested_reft.config import Nesting, Optimization, Prompt, Run, Sft, Training
-from nested_reft.data import read_problems
+from nested_reft.config import ConfigError, Nesting, Optimization, Prompt, Run, Sft, Training, check_skip_ratios
 from nested_reft.grading import correctness
 from nested_reft.mitigation import correct, off_policy_metrics
 from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
 from nested_reft.prompts import format_prompt
 from nested_reft.rollout import sample
-from nested_reft.tracking import StageRecord, write_rows
+from nested_reft.tracking import StageRecord, read_json, read_rows, write_rows
 
 
 class NestedGRPOTrainer(GRPOTrainer):
@@ -69,6 +68,7 @@ class NestedGRPOTrainer(GRPOTrainer):
             config.num_hidden_layers, nesting.border, getattr(config, "layer_types", None)
         )
         self.skipped: list[int] = []  # the mask of the current generation batch
+        self.prompts_sha256 = ""  # of the prompts of the current generation batch, in order
         self.generated_tokens = 0
         self.seconds: dict[str, float] = defaultdict(float)  # phase -> seconds of this optimizer step
         self._inputs_of_loss: dict[str, Any] | None = None
@@ -91,6 +91,7 @@ class NestedGRPOTrainer(GRPOTrainer):
         if not self.model.training:  # evaluation never skips
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *args)
         self.skipped = draw_mask(self.valid_layers, self.num_skipped, self.args.seed, self.state.global_step)
+        self.prompts_sha256 = hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
         with (
             self.timed("generate"),
             unwrap_model_for_generation(
@@ -151,10 +152,16 @@ class NestedGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
         sampler = super()._get_train_sampler(dataset)
-        seed, generator = self.args.seed, sampler.generator
-        # transformers calls set_epoch where there is one: the order of an epoch is then a function of
-        # (seed, epoch), also for a run that resumes in the middle of the study.
-        sampler.set_epoch = lambda epoch: generator.manual_seed(seed + epoch)
+
+        def set_epoch(epoch: int) -> None:
+            """Bring the generator to where an uninterrupted run has it: one permutation drawn per epoch before."""
+            sampler.generator.manual_seed(self.args.seed)
+            for _ in range(epoch):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        # transformers calls set_epoch where there is one. TRL's sampler has none, so that a run resumed
+        # in a later epoch would see the first epoch's order again.
+        sampler.set_epoch = set_epoch
         return sampler
 
     def step_metrics(self) -> dict[str, Any]:
@@ -162,6 +169,7 @@ class NestedGRPOTrainer(GRPOTrainer):
         log_ratio, applied = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
         metrics: dict[str, Any] = dict(off_policy_metrics(log_ratio, applied))
         metrics["nesting/skipped_layers"] = self.skipped
+        metrics["data/prompts_sha256"] = self.prompts_sha256
         metrics["nesting/num_skipped"] = self.num_skipped
         metrics["nesting/skip_ratio"] = self.skip_ratio
         metrics["perf/generated_tok_s"] = self.generated_tokens / self.seconds["generate"]
@@ -193,6 +201,8 @@ class StepRecorder(TrainerCallback):
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Stop the clock of the update."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.update_s = time.perf_counter() - self.update_started
 
     def on_log(
@@ -264,8 +274,12 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint: transformers writes `trainer_state.json` last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    """Return the newest complete checkpoint: transformers writes `trainer_state.json` last, and not atomically."""
+    complete = [
+        path.parent
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+        if path.read_text().rstrip().endswith("}")
+    ]
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
@@ -278,6 +292,7 @@ def run_trainer(trainer: Trainer, recorder: StepRecorder, out: Path) -> dict[str
     trainer.add_callback(recorder)
     checkpoint = last_checkpoint(recorder.record.checkpoints)
     recorder.record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    recorder.tokens = recorder.record.rows[-1]["num_tokens"] if recorder.record.rows else 0
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     unfinished = out / "model.part"
@@ -294,14 +309,17 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
     model, tokenizer = load_model(start, settings.dtype)
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template), "completion": row["solution"] + tokenizer.eos_token}
-        for row in read_problems(data)
+        for row in read_rows(data)
     ]
     arguments = SFTConfig(
         **shared_arguments(settings, record.checkpoints, seed),
         num_train_epochs=settings.num_train_epochs,
         gradient_accumulation_steps=settings.batch_size // settings.per_device_train_batch_size,
         max_length=settings.max_length,
+        truncation_mode="keep_start",
+        loss_type="nll",
         packing=False,
+        padding_free=False,
         completion_only_loss=True,
     )
     trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
@@ -313,11 +331,20 @@ def train(
     settings: Training, nesting: Nesting, prompt: Prompt, run: Run, start: Path, data: Path, record: StageRecord
 ) -> None:
     """Train one run of the grid: Nested-ReFT from the SFT model, by GRPO."""
-    model, tokenizer = load_model(start, settings.dtype)
+    if run.skip_ratio > 0:
+        try:  # a local model was checked before any job started, one from the hub is known only now
+            check_skip_ratios(run.model, read_json(start / "config.json"), nesting.border, [run.skip_ratio])
+        except ValueError as error:
+            raise ConfigError(f"the config {error}") from None
     rows = [
-        {"prompt": format_prompt(row["problem"], prompt.template), "answer": row["answer"]}
-        for row in read_problems(data)
+        {"prompt": format_prompt(row["problem"], prompt.template), "answer": row["answer"]} for row in read_rows(data)
     ]
+    if len(rows) < settings.prompts_per_step:
+        raise ConfigError(
+            f"{data} has {len(rows)} problems, fewer than training.prompts_per_step {settings.prompts_per_step}; "
+            "take a larger dataset or fewer prompts per step"
+        )
+    model, tokenizer = load_model(start, settings.dtype)
     sequences_per_step = settings.prompts_per_step * settings.num_generations
     length = settings.max_completion_length
     arguments = GRPOConfig(
@@ -334,6 +361,13 @@ def train(
         repetition_penalty=1.0,
         beta=settings.beta,
         epsilon=settings.epsilon,
+        epsilon_high=None,
+        delta=None,
+        steps_per_generation=None,  # one generation batch, hence one mask, per optimizer step
+        multi_objective_aggregation="sum_then_normalize",
+        top_entropy_quantile=1.0,
+        entropy_coef=0.0,
+        off_policy_mask_threshold=None,
         num_iterations=settings.num_iterations,
         scale_rewards=settings.scale_rewards,
         loss_type=settings.loss_type,
@@ -354,7 +388,8 @@ def train(
         nesting=nesting,
     )
     totals = run_trainer(trainer, StepRecorder(record), record.out)
-    masks = [{"step": row["step"], "skipped_layers": row["nesting/skipped_layers"]} for row in record.rows]
+    # `draw_mask` counts the steps that are done when it draws; a row counts its own step too.
+    masks = [{"step": row["step"] - 1, "skipped_layers": row["nesting/skipped_layers"]} for row in record.rows]
     write_rows(record.out / "nested_layers.jsonl", masks)
     num_tokens = record.rows[-1]["num_tokens"]
     totals |= {
@@ -366,7 +401,7 @@ def train(
         f"{phase}_s": sum(row[f"perf/{phase}_s"] for row in record.rows)
         for phase in ("generate", "score", "fwd_bwd", "optimizer")
     }
-    order = list(trainer._get_train_sampler())[:: settings.num_generations]
+    order = [row["data/prompts_sha256"] for row in record.rows]
     record.finish(
         totals,
         num_layers=model.config.get_text_config().num_hidden_layers,

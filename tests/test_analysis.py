@@ -17,7 +17,7 @@ PAPER = {
 
 def test_table_2_of_the_paper():
     cells = pd.DataFrame(
-        {"model": model, "dataset": dataset, "accuracy_delta": delta}
+        {"model": model, "dataset": dataset, "absolute_delta/accuracy": delta}
         for model, datasets in PAPER.items()
         for dataset, (best, worst) in datasets.items()
         for delta in (best, (best + worst) / 2, worst)
@@ -59,16 +59,16 @@ def test_deltas_are_taken_within_a_seed_and_averaged():
         ]
     )
     (row,) = deltas(rows).to_dict("records")
-    assert row["accuracy_delta"] == pytest.approx((0.1 - 0.1) / 2)
-    assert row["accuracy_relative"] == pytest.approx((0.1 / 0.5 - 0.1 / 0.8) / 2)
-    assert row["token_speed_tok_delta_s"] == pytest.approx((10 + 20) / 2)
-    assert row["train_runtime_relative_s"] == pytest.approx((-0.2 - 0.1) / 2)
+    assert row["absolute_delta/accuracy"] == pytest.approx((0.1 - 0.1) / 2)
+    assert row["relative_delta/accuracy"] == pytest.approx((0.1 / 0.5 - 0.1 / 0.8) / 2)
+    assert row["absolute_delta/token_speed_tok_s"] == pytest.approx((10 + 20) / 2)
+    assert row["relative_delta/train_runtime_s"] == pytest.approx((-0.2 - 0.1) / 2)
 
 
 def test_strategy_counts():
     cells = pd.DataFrame(
         [
-            {"model": model, "dataset": "d", "mitigation": mitigation, "accuracy_delta": delta}
+            {"model": model, "dataset": "d", "mitigation": mitigation, "absolute_delta/accuracy": delta}
             for model, values in {"a": (1, 2, 3), "b": (3, 2, 1), "c": (3, 1, 2)}.items()
             for mitigation, delta in zip(("base", "practical", "retrace"), values, strict=True)
         ]
@@ -77,6 +77,8 @@ def test_strategy_counts():
     assert counts.loc["base"].tolist() == [2, 1, 0]
     assert counts.loc["practical"].tolist() == [0, 1, 2]
     assert counts.loc["retrace"].tolist() == [1, 1, 1]
+    tied = cells[cells["model"] == "a"].assign(**{"absolute_delta/accuracy": [2, 2, 1]})
+    assert strategy_counts(tied).set_index("mitigation")["best"].tolist() == [1, 1, 0]
 
 
 def test_overall_is_the_unweighted_mean_over_benchmarks():

@@ -4,13 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from nested_reft.config import BenchmarkSource, ConfigError, DatasetSource, ModelSource
 from nested_reft.data import normalize_row, prepare_benchmarks, prepare_dataset, prepare_model
+from nested_reft.grading import is_correct
 from nested_reft.tracking import read_json, read_rows
 
-from .conftest import ROOT, run
+from .conftest import run
 
 DATA = Path(os.environ.get("NESTED_REFT_DATA", "/nowhere"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="NESTED_REFT_DATA names no folder of real data")
@@ -31,13 +33,13 @@ def test_formats():
 
 
 def test_benchmark_problems_are_dropped_from_training_sets(tmp_path):
-    rows = [{"problem": p, "solution": "s", "answer": "1"} for p in ("never  TRAINED on", "Other")]
+    rows = [{"problem": p, "solution": "s", "answer": "1"} for p in ("never  TRAINED on?", "Other")]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     source = DatasetSource(path=str(tmp_path / "train.json"))
     prepare_dataset(source, benchmarks_file(tmp_path), tmp_path / "out.jsonl")
     assert [row["problem"] for row in read_rows(tmp_path / "out.jsonl")] == ["Other"]
     assert read_rows(tmp_path / "out.jsonl")[0]["solution"] == r"s The answer is \boxed{1}."
-    assert read_json(tmp_path / "out.manifest.json")["dropped"] == ["never  TRAINED on"]
+    assert read_json(tmp_path / "out.manifest.json")["dropped"] == ["never  TRAINED on?"]
 
 
 def test_a_row_without_an_answer_is_named(tmp_path):
@@ -48,7 +50,7 @@ def test_a_row_without_an_answer_is_named(tmp_path):
 
 
 def test_an_unreachable_hub_is_one_sentence_and_exit_code_2(tmp_path):
-    settings = {"name": "m", "source": {"path": "Qwen/Qwen2.5-Math-1.5B-Instruct"}, "border": 1, "skip_ratio": [0.05]}
+    settings = {"path": "Qwen/Qwen2.5-Math-1.5B-Instruct"}
     finished = run(
         "nested-reft", "prepare", "model", "--settings", json.dumps(settings), "--out", str(tmp_path / "m.json")
     )
@@ -62,10 +64,43 @@ def test_an_unreachable_hub_is_one_sentence_and_exit_code_2(tmp_path):
         prepare_dataset(source, benchmarks_file(tmp_path), tmp_path / "out.jsonl")
 
 
-def test_a_fetched_model_is_checked_against_the_grid(tmp_path):
+def test_a_local_model_is_noted_with_its_shape(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 3, "hidden_size": 8}))
-    with pytest.raises(ConfigError, match="skips 2 of the 3 layers of small"):
-        prepare_model(ModelSource(path=str(tmp_path)), "small", 1, [0.6], tmp_path / "model.json")
+    prepare_model(ModelSource(path=str(tmp_path)), tmp_path / "model.json")
+    assert read_json(tmp_path / "model.json") == {"path": str(tmp_path), "num_layers": 3, "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"problem": "p", "answer": "1"}\n\n{"problem"', "line 3 is not JSON"),
+        ('{"problem": "p", "answer": null}\n', "row 1 has no `answer`"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(content, words, tmp_path):
+    (tmp_path / "bench.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        prepare_benchmarks({"b": BenchmarkSource(path=str(tmp_path / "bench.jsonl"))}, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_downloaded_dataset_is_read_from_its_folder(tmp_path):
+    import datasets
+
+    (tmp_path / "hub").mkdir()
+    rows = datasets.Dataset.from_list([{"problem": "p", "answer": 142.0}])
+    rows.to_parquet(tmp_path / "hub" / "test-00000-of-00001.parquet")
+    datasets.DatasetDict({"amc": rows}).save_to_disk(tmp_path / "disk")
+    sources = {
+        "hub": BenchmarkSource(path=str(tmp_path / "hub")),
+        "disk": BenchmarkSource(path=str(tmp_path / "disk"), split="amc"),
+    }
+    prepare_benchmarks(sources, tmp_path / "out.jsonl")
+    assert [row["answer"] for row in read_rows(tmp_path / "out.jsonl")] == [["142"], ["142"]]
+    with pytest.raises(ConfigError, match="split 'math' cannot be read"):
+        wrong = BenchmarkSource(path=str(tmp_path / "disk"), split="math")
+        prepare_benchmarks({"disk": wrong}, tmp_path / "out.jsonl")
 
 
 def test_embedded_splits_are_disjoint():
@@ -80,7 +115,6 @@ def test_embedded_splits_are_disjoint():
 
 def test_embedded_solutions_are_right():
     from nested_reft.embedded.problems import generate
-    from nested_reft.grading import is_correct
 
     rows = generate("mixed", "train", 900, seed=1)
     assert all(is_correct(row.solution, row.answer) for row in rows)
@@ -96,7 +130,6 @@ def test_slips_come_at_their_rate_and_keep_the_true_answer():
     from itertools import islice
 
     from nested_reft.embedded.problems import KINDS, stream
-    from nested_reft.grading import is_correct
 
     rows = list(islice(stream("mixed", "train", 0, dict.fromkeys(KINDS, 0.6)), 3000))
     wrong = sum(not is_correct(row.solution, row.answer) for row in rows) / len(rows)
@@ -109,11 +142,17 @@ def test_real_files_are_read_completely(tmp_path):
     sources = {name: BenchmarkSource(path=str(DATA / "math-eval"), split=name) for name in counts}
     prepare_benchmarks(sources, tmp_path / "benchmarks.jsonl")
     assert read_json(tmp_path / "benchmarks.manifest.json")["rows"] == counts
+    benchmarks = pd.DataFrame(read_rows(tmp_path / "benchmarks.jsonl"))
+    benchmarks.to_parquet(tmp_path / "records.parquet")  # answers are of one type
+    amc = benchmarks[benchmarks["benchmark"] == "amc"]
+    assert all(is_correct(f"\\boxed{{{answers[0]}}}", answers) for answers in amc["answer"])
     for path, rows in (("gsm8k/train.jsonl", 7473), ("svamp/SVAMP.json", 1000)):
         prepare_dataset(DatasetSource(path=str(DATA / path)), tmp_path / "benchmarks.jsonl", tmp_path / "out.jsonl")
         manifest = read_json(tmp_path / "out.manifest.json")
         assert manifest["rows"] + len(manifest["dropped"]) == rows
 
 
-def test_package_data_are_committed():
-    assert (ROOT / "nested_reft/embedded/tiny-28/README.md").exists()
+def test_the_embedded_model_is_in_the_repository():
+    listed = run("git", "ls-files", "nested_reft/embedded/tiny-28").stdout.split()
+    names = {path.split("/")[-1] for path in listed}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names

@@ -10,9 +10,11 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from nested_reft import training
-from nested_reft.config import Nesting, Prompt, Run, Training
+from nested_reft.config import ConfigError, Nesting, Prompt, Run, Training
 from nested_reft.grading import correctness
+from nested_reft.nesting import draw_mask, nested, valid_layers
 from nested_reft.prompts import format_prompt
+from nested_reft.rollout import sample
 from nested_reft.tracking import StageRecord, read_json, read_rows
 from nested_reft.training import NestedGRPOTrainer
 
@@ -35,7 +37,7 @@ SMALL = Training(
 def problems():
     from nested_reft.embedded.problems import generate
 
-    rows = generate("mixed", "train", 12, seed=3)
+    rows = generate("mixed", "train", 4, seed=3)  # two steps are an epoch: tests cross its boundary
     return [{"problem": row.problem, "solution": row.solution, "answer": row.answer} for row in rows]
 
 
@@ -57,13 +59,18 @@ def weights(folder):
     return training.load_model(folder / "model", "float32")[0].state_dict()
 
 
+def untimed(folder):
+    """Return the rows of a run without what is measured, which differs each time."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "time")) and "memory" not in k} for row in rows]
+
+
 def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture()
-def stock_weights(tmp_path, problems):
-    """Return the weights after the same steps of stock TRL."""
+def stock(trainer_class, tmp_path, problems):
+    """Return the weights after the same steps of a trainer of stock TRL, or of a subclass."""
     model, tokenizer = training.load_model(TINY, "float32")
     rows = [{"prompt": format_prompt(row["problem"], "qwen-math"), "answer": row["answer"]} for row in problems]
     arguments = GRPOConfig(
@@ -89,28 +96,68 @@ def stock_weights(tmp_path, problems):
         disable_dropout=True,
         disable_tqdm=True,
     )
-    trainer = GRPOTrainer(model, correctness, arguments, Dataset.from_list(rows), processing_class=tokenizer)
+    trainer = trainer_class(model, correctness, arguments, Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train()
     return model.state_dict()
 
 
 @pytest.mark.parametrize("mitigation", ["base", "practical", "retrace"])
-def test_without_a_skipped_layer_training_is_stock_trl_bit_for_bit(mitigation, tmp_path, data, stock_weights):
+def test_without_a_skipped_layer_training_is_stock_trl_bit_for_bit(mitigation, tmp_path, data, problems):
     trained = weights(run_cell(tmp_path / "ours", data, 0.0, mitigation))
     assert not equal(trained, training.load_model(TINY, "float32")[0].state_dict())
-    assert equal(trained, stock_weights)
+    assert equal(trained, stock(GRPOTrainer, tmp_path, problems))
+
+
+class NestedSampler(GRPOTrainer):
+    """Stock TRL but for its sampler: what `practical` has to be."""
+
+    def _generate_single_turn(self, prompt_ids, *args):
+        valid = valid_layers(28, border=1)
+        skipped = draw_mask(valid, 4, self.args.seed, self.state.global_step)
+        with nested(self.model, skipped), torch.no_grad():
+            return sample(self.model, prompt_ids, self.generation_config, self.eos_token_ids)
+
+
+class NestedOldPolicy(NestedSampler):
+    """The same with the behavior policy as TRL's old policy: what `base` has to be."""
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        return output | {"old_per_token_logps": output["sampling_per_token_logps"]}
+
+
+@pytest.mark.parametrize(("mitigation", "reference"), [("practical", NestedSampler), ("base", NestedOldPolicy)])
+def test_mitigations_are_what_stock_trl_makes_of_nested_samples(mitigation, reference, tmp_path, data, problems):
+    trained = weights(run_cell(tmp_path / "ours", data, 0.15, mitigation))
+    assert equal(trained, stock(reference, tmp_path, problems))
+
+
+def test_retrace_weighs_the_advantage_of_each_token_in_trls_loss(tmp_path, data, monkeypatch):
+    """The loss of a micro-batch, by hand: -mean over tokens of min(1, r) A, whose ratio rho is 1 in value."""
+    seen = []
+    compute = NestedGRPOTrainer._compute_loss
+
+    def compare(self, model, inputs):
+        loss = compute(self, model, inputs)
+        log_ratio, applied = (tensor.clone() for tensor in self._off_policy[-1])
+        mask = inputs["completion_mask"].bool()
+        advantages = inputs["advantages"].unsqueeze(1).expand(mask.shape)[mask]
+        by_hand = -(log_ratio.exp().clamp(max=1) * advantages).mean() / self.current_gradient_accumulation_steps
+        seen.append((loss.item(), by_hand.item()))
+        assert torch.equal(applied, log_ratio.exp().clamp(max=1))
+        return loss
+
+    monkeypatch.setattr(NestedGRPOTrainer, "_compute_loss", compare)
+    run_cell(tmp_path / "ours", data, 0.15, "retrace")
+    assert len(seen) == 6 and any(abs(loss) > 1e-4 for loss, _ in seen)
+    for loss, by_hand in seen:
+        assert loss == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_run_and_mitigations_differ(tmp_path, data):
     one, two = (run_cell(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
     assert equal(weights(one), weights(two))
     assert (one / "nested_layers.jsonl").read_text() == (two / "nested_layers.jsonl").read_text()
-    timings = ("_s", "time")  # names that end so are measured, and differ
-
-    def untimed(folder):
-        rows = read_rows(folder / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if not k.endswith(timings) and "memory" not in k} for row in rows]
-
     assert untimed(one) == untimed(two)
     practical, base = (run_cell(tmp_path / name, data, 0.15, name) for name in ("practical", "base"))
     trained = [weights(folder) for folder in (one, practical, base)]
@@ -141,6 +188,12 @@ def test_without_a_skipped_layer_the_measured_ratio_is_the_noise_floor(tmp_path,
     assert row["sampling/importance_sampling_ratio/min"] == row["sampling/importance_sampling_ratio/max"] == 1.0
 
 
+def test_too_few_problems_are_one_sentence(tmp_path, data):
+    data.write_text(data.read_text().split("\n")[0] + "\n")
+    with pytest.raises(ConfigError, match=r"has 1 problems, fewer than training.prompts_per_step 2"):
+        run_cell(tmp_path / "run", data, 0.15, "base")
+
+
 def test_a_killed_run_resumes_from_its_checkpoint(tmp_path, data, monkeypatch):
     whole = run_cell(tmp_path / "whole", data, 0.15, "retrace")
     stopped = tmp_path / "stopped"
@@ -158,7 +211,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(tmp_path, data, monkeypatch):
     assert not (stopped / "run.json").exists() and not (stopped / "model").exists()
     run_cell(stopped, data, 0.15, "retrace")
     assert read_json(stopped / "run.json")["attempts"] == 2
-    assert [row["step"] for row in read_rows(stopped / "metrics.jsonl")] == [1, 2, 3]
+    assert untimed(stopped) == untimed(whole)
     assert (stopped / "nested_layers.jsonl").read_text() == (whole / "nested_layers.jsonl").read_text()
     assert equal(weights(stopped), weights(whole))
 
@@ -167,6 +220,12 @@ HOOKS = {
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
     "_generate_and_score_completions": ["inputs"],
     "_compute_loss": ["model", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+        *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
+        *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
+        "image_position_ids",
+    ],
     "_get_train_sampler": ["dataset"],
     "training_step": ["model", "inputs", "num_items_in_batch"],
 }

@@ -32,7 +32,7 @@ def configured(tmp_path):
         study["grid"]["mitigation"] = ["base", "practical", "retrace"]  # as in the finished study
         for path, value in changes.items():
             section, name = path.split("__")
-            study[section][name] = value
+            study.setdefault(section, {})[name] = value
         reordered = {name: study[name] for name in sorted(study, reverse=True)}
         (tmp_path / "changed.yaml").write_text(yaml.safe_dump(reordered, sort_keys=False))
         return str(tmp_path / "changed.yaml")
@@ -62,7 +62,10 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
     [
         ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "analyse": 1}),
         ({"training__epsilon": 0.3}, {"train": 4, "evaluate": 4, "analyse": 1}),
+        ({"nesting__border": 2}, {"train": 4, "evaluate": 4, "analyse": 1}),
         ({"grid__seed": [0, 1]}, {"sft": 1, "train": 4, "evaluate": 5, "analyse": 1}),
+        ({"grid__skip_ratio": [0.15, 0.2]}, {"train": 3, "evaluate": 3, "analyse": 1}),
+        ({"tracking__uri": "sqlite:///elsewhere.db"}, {"tracking_store": 1}),
         ({"jobs__threads": 2}, {}),
     ],
 )

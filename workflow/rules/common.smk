@@ -5,6 +5,7 @@ strings, so a changed evaluation key reruns evaluations and nothing else, and th
 YAML file never matters.
 """
 
+import os
 import sys
 
 import pandas as pd
@@ -44,15 +45,8 @@ wildcard_constraints:
 
 
 def model_settings(wildcards):
-    """What `prepare model` is told: the source, and the ratios that the model has to allow."""
-    return canonical(
-        {
-            "name": wildcards.model,
-            "source": STUDY.models[wildcards.model],
-            "border": STUDY.nesting.border,
-            "skip_ratio": STUDY.grid.skip_ratio,
-        }
-    )
+    """What `prepare model` is told: the source of the model."""
+    return canonical(STUDY.models[wildcards.model])
 
 
 def dataset_settings(wildcards):

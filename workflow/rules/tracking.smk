@@ -18,7 +18,7 @@ rule tracking_store:
     conda:
         "../../environment.yml"
     params:
-        uri=STUDY.tracking.uri or "",
+        uri=os.environ.get("MLFLOW_TRACKING_URI") or STUDY.tracking.uri or "",
         study=STUDY.study,
     message:
         "Creating the MLflow store"
