@@ -20,6 +20,9 @@ except ConfigError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
 
+# The captions of the report read the config: give them the validated one, defaults included.
+config.update(STUDY.model_dump())
+
 RESULTS = f"results/{STUDY.study}"
 REPORTS = f"reports/{STUDY.study}"
 
