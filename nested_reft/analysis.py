@@ -177,7 +177,9 @@ def table2(cells: pd.DataFrame) -> pd.DataFrame:
     for model, of_model in cells.groupby("model", sort=False):
         grouped = of_model.groupby("dataset", sort=False)["absolute_delta/accuracy"]
         for instance, extremes in (("best", grouped.max()), ("worst", grouped.min())):
-            rows.append({"model": model, "instance": instance, **extremes, "|mean|": truncated(extremes.mean())})
+            rows.append(
+                {"model": model, "instance": instance, **extremes, "mean_magnitude": truncated(extremes.mean())}
+            )
     return pd.DataFrame(rows)
 
 

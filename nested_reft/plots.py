@@ -33,8 +33,9 @@ STYLE: dict[Any, Any] = {
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as SVG and PNG."""
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"))
+    with plt.rc_context(STYLE):  # some of it is read when a figure is written
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"))
     plt.close(figure)
 
 

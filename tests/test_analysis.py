@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from nested_reft import plots
 from nested_reft.analysis import deltas, overall, stages_table, strategy_counts, table1, table2, truncated
 
 from .conftest import ROOT
@@ -23,7 +24,7 @@ def test_table_2_of_the_paper():
         for delta in (best, (best + worst) / 2, worst)
     )
     table = table2(cells).set_index(["model", "instance"])
-    assert table["|mean|"].tolist() == [0.016, 0.009, 0.009, 0.036]
+    assert table["mean_magnitude"].tolist() == [0.016, 0.009, 0.009, 0.036]
     assert table.loc[("7B", "best"), "Math12k"] == -0.003
     assert table.loc[("7B", "worst"), "SVAMP"] == -0.070
 
@@ -111,3 +112,11 @@ def test_the_reward_of_every_embedded_run_rises():
     }
     assert len(slopes) == 10
     assert all(slope > 0 for slope in slopes.values()), slopes
+
+
+def test_the_same_table_gives_the_same_figure_files(tmp_path):
+    steps = pd.read_csv(ROOT / "reports/embedded/steps.csv")
+    for name in ("one", "two"):
+        plots.save(plots.reward_curves(steps), tmp_path / name)
+    for suffix in (".svg", ".png"):
+        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()

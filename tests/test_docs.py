@@ -24,9 +24,9 @@ def test_paths_of_the_readme_exist():
 
 def test_make_targets_and_sub_commands_of_the_readme_exist():
     makefile, command_line = (ROOT / "Makefile").read_text(), (ROOT / "nested_reft/cli.py").read_text()
-    for target in re.findall(r"`?make (\w+)", README):
+    for target in re.findall(r"(?:`|^)make (\w+)", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    for command in re.findall(r"nested-reft (\w+)", README):
+    for command in re.findall(r"(?:`|^ *)nested-reft (\w+)", README, re.M):
         assert re.search(rf"def {command}\(|{command}_app|\"{command}\"", command_line), command
 
 
