@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from nested_reft.embedded.problems import DATASETS
 from nested_reft.nesting import num_skipped, valid_layers
 
 PACKAGE = Path(__file__).parent
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-EMBEDDED_DATASETS = ("one-step", "multi-step", "algebra", "mixed")
 
 # A name becomes a folder: `model~<name>`.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -117,8 +117,8 @@ class DataSource(Source):
     @model_validator(mode="after")
     def embedded_data_exist(self) -> "DataSource":
         """Refuse embedded data that the package cannot generate."""
-        if self.is_embedded and self.name not in EMBEDDED_DATASETS:
-            raise ValueError(f"is not an embedded dataset; choose one of {', '.join(EMBEDDED_DATASETS)}")
+        if self.is_embedded and self.name not in DATASETS:
+            raise ValueError(f"is not an embedded dataset; choose one of {', '.join(DATASETS)}")
         if self.is_embedded and self.size is None:
             raise ValueError("is generated and has no end; set its `size`")
         return self
