@@ -39,6 +39,9 @@ rule all:
     default_target: True
     input:
         rules.analyse.output,
+        # Not the report alone: that of the embedded study is in the repository, and comes with every clone.
+        rules.analyse.input.runs,
+        rules.analyse.input.evaluations,
 
 
 onsuccess:

@@ -1,6 +1,7 @@
 """The workflow: its jobs, what reruns when, and what a finished study leaves behind."""
 
 import re
+import shutil
 from collections import Counter
 
 import pandas as pd
@@ -45,6 +46,13 @@ def test_paper_study_has_6_sft_60_train_and_68_evaluate_jobs(tmp_path):
     assert planned.returncode == 0, planned.stderr
     counted = jobs(planned.stdout + planned.stderr)
     assert (counted["sft"], counted["train"], counted["evaluate"]) == (6, 60, 68)
+
+
+def test_reports_that_come_with_a_clone_do_not_pass_for_a_finished_study(tmp_path):
+    shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    planned = snakemake(tmp_path, "-n", "--configfile", str(ROOT / "config/config.yaml"))
+    counted = jobs(planned.stdout + planned.stderr)
+    assert (counted["sft"], counted["train"], counted["evaluate"], counted["analyse"]) == (1, 10, 12, 1)
 
 
 def test_workflow_is_lint_clean():
