@@ -17,8 +17,14 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment and return what it printed."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True)
+    binaries = Path(sys.executable).parent
+    # as in a shell where the environment is not activated
+    others = [
+        folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder).resolve() != binaries.resolve()
+    ]
+    environment = os.environ | {"PATH": os.pathsep.join(others)}
+    command = [str(binaries / arguments[0]) if (binaries / arguments[0]).exists() else arguments[0], *arguments[1:]]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ YAML file never matters.
 
 import os
 import sys
+from pathlib import Path
 
 import pandas as pd
 from snakemake.utils import Paramspace
@@ -22,6 +23,11 @@ except ConfigError as error:
 
 # The captions of the report read the config: give them the validated one, defaults included.
 config.update(STUDY.model_dump())
+
+# The rules call `nested-reft`: find the one beside this Snakemake, whether its environment is activated or not.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)
 
 RESULTS = f"results/{STUDY.study}"
 REPORTS = f"reports/{STUDY.study}"
