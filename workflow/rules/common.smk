@@ -25,8 +25,8 @@ except ConfigError as error:
 config.update(STUDY.model_dump())
 
 # The rules call `nested-reft`: find the one beside this Snakemake, whether its environment is activated or not.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ["PATH"]]
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
 
 RESULTS = f"results/{STUDY.study}"
