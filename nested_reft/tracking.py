@@ -94,7 +94,7 @@ def provenance() -> dict[str, Any]:
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "git_commit": git("rev-parse", "HEAD") or "unknown",
-        "git_dirty": bool(git("status", "--porcelain", "--", ":/", ":!/reports")),
+        "git_dirty": bool(git("status", "--porcelain", "--", ":/nested_reft", ":/workflow", ":/Snakefile")),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": hardware,
