@@ -25,7 +25,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0)]
 SkipRatio = Annotated[float, Field(gt=0, lt=1)]
-Mitigation = Literal["base", "practical", "retrace"]
+Mitigation = Literal["base", "practical", "retrace", "is", "truncated"]
 
 
 class ConfigError(Exception):
@@ -146,7 +146,11 @@ class Grid(Section):
         [0.05, 0.10, 0.15], "Share x of all N layers that a roll-out skips: k = round(x N).", "paper", min_length=1
     )
     mitigation: list[Mitigation] = key(
-        ["base", "practical", "retrace"], "What corrects for the off-policy samples.", "paper", min_length=1
+        ["base", "practical", "retrace"],
+        "What corrects for the off-policy samples. Beside the paper's three there are `is`, the plain importance "
+        "weight, and `truncated`, the same up to a cap.",
+        "paper",
+        min_length=1,
     )
     seed: list[Seed] = key([0], "One complete grid for each seed.", min_length=1)
 
@@ -171,7 +175,13 @@ class Nesting(Section):
 
     border: int = key(1, "b: layers i with b <= i < N-b may be skipped.", "paper", unit="layers", ge=1)
     retrace_lambda: float = key(
-        1.0, "Lambda of Retrace. Adam cancels a constant factor of the gradient, so it hardly matters.", gt=0
+        1.0, "Lambda of `retrace`. Adam cancels a constant factor of the gradient, so it hardly matters.", gt=0
+    )
+    truncation_cap: float = key(2.0, "C of `truncated`: no weight is larger.", gt=0)
+    ratio_level: Literal["token", "sequence"] = key(
+        "token",
+        "Level of the ratio r in `retrace`, `is` and `truncated`: each token's, or the product over its sequence.",
+        "paper",
     )
 
 
@@ -213,8 +223,9 @@ class Sft(Optimization):
 
 
 class Training(Optimization):
-    """Nested-ReFT proper: GRPO with roll-outs from the nested model, in TRL's names."""
+    """Nested-ReFT proper: reinforcement with roll-outs from the nested model, in TRL's names."""
 
+    algorithm: Literal["grpo", "rloo"] = key("grpo", "TRL's trainer: GRPOTrainer or RLOOTrainer.", "paper")
     max_steps: int = key(500, "Gradient steps; one mask is drawn for each.", "restored", unit="optimizer steps", gt=0)
     prompts_per_step: int = key(16, "Prompts per optimizer step.", "restored", unit="prompts", gt=0)
     num_generations: int = key(8, "G: completions per prompt.", "TRL", unit="completions", ge=2)
@@ -227,21 +238,59 @@ class Training(Optimization):
     top_k: int = key(0, "Must be 0, for the same reason.", "TRL", ge=0, le=0)
     beta: float = key(0.0, "KL penalty. Must be 0, as in the paper: no reference model.", "paper", ge=0, le=0)
     epsilon: float = key(0.2, "Clip range of the ratio.", "TRL", gt=0)
-    num_iterations: int = key(1, "mu in the GRPO paper: passes over a generation batch.", "TRL", ge=1, le=1)
-    scale_rewards: Literal["group", "batch", "none"] = key("group", "What normalises the advantage.", "TRL")
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = key(
-        "bnpo", "How token losses are averaged. TRL's default has changed since the paper.", "TRL"
+    num_iterations: int = key(1, "mu in the GRPO paper: passes over a generation batch.", "TRL", ge=1)
+    steps_per_generation: int | None = key(
+        None,
+        "Micro-batches sampled at once, under one mask; null: those of one optimizer step. "
+        "With more of them, samples outlive the policy that they are taken for.",
+        "paper",
+        unit="micro-batches",
+        gt=0,
     )
-    importance_sampling_level: Literal["token"] = key("token", "Level of the ratio.", "paper")
+    scale_rewards: Literal["group", "batch", "none"] = key("group", "What normalises the advantage of GRPO.", "TRL")
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = key(
+        "bnpo", "How GRPO averages token losses. TRL's default has changed since the paper.", "TRL"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = key(
+        "token", "Level of GRPO's clipped ratio; `sequence` is the geometric mean of GSPO.", "paper"
+    )
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro-batches of an optimizer step."""
+        return self.prompts_per_step * self.num_generations // self.per_device_train_batch_size
+
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts whose completions are sampled at once."""
+        micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
+        return micro_batches * self.per_device_train_batch_size // self.num_generations
+
+    @property
+    def optimizer_steps_per_generation(self) -> int:
+        """Optimizer steps made of one generation batch."""
+        micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
+        return micro_batches * self.num_iterations // self.gradient_accumulation_steps
 
     @model_validator(mode="after")
     def batch_divides(self) -> "Training":
-        """Refuse a step that micro-batches cannot fill."""
+        """Refuse steps and generations that micro-batches cannot fill, and checkpoints between generations."""
         step = self.prompts_per_step * self.num_generations
         if step % self.per_device_train_batch_size:
             raise ValueError(
                 f"has prompts_per_step x num_generations = {step}, which per_device_train_batch_size "
                 f"{self.per_device_train_batch_size} does not divide; change one of them"
+            )
+        if self.steps_per_generation and self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"has steps_per_generation {self.steps_per_generation}, which is no multiple of the "
+                f"{self.gradient_accumulation_steps} micro-batches of an optimizer step; choose one"
+            )
+        if self.save_steps % self.optimizer_steps_per_generation:
+            raise ValueError(
+                f"has save_steps {self.save_steps}, which is no multiple of the {self.optimizer_steps_per_generation} "
+                "optimizer steps made of one generation batch, and only between those can a run resume exactly; "
+                "choose one"
             )
         return self
 

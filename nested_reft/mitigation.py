@@ -1,60 +1,92 @@
 """What corrects for samples that come from the behavior policy mu instead of the target policy pi.
 
-With r_t = pi(a_t) / mu(a_t) the paper replaces the importance ratio by h(r_t): r_t itself (`base`),
-1 (`practical`) or lambda min(1, r_t) (`retrace`). Each is a pure function of log-probabilities
-(B, T) that returns the two quantities in which they differ inside TRL's clipped surrogate
+With the importance ratio r_t = pi(a_t) / mu(a_t) a policy gradient on samples of mu is
 
-    weight * min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A),    rho = pi / exp(old)
+    sum_t h(r_t) A grad log pi(a_t)
 
-namely `old` (B, T), the log-probs that the ratio is taken against, and the detached `weight` (B, T).
+and the mitigations are choices of h. `base`, `practical` and `retrace` are the paper's; `is` and
+`truncated` are reference rows. pi is the policy at the time of sampling; further passes over the same
+samples have their own clipped ratio rho = pi_now / pi, inside of which h does not belong. Only `base`
+is made of one ratio, pi_now / mu = rho r, inside the clip: there mu takes the place of TRL's old
+policy, and what h adds outside is nothing.
 """
-
-from typing import NamedTuple
 
 import torch
 
-
-class Correction(NamedTuple):
-    """The reference of the ratio rho and the weight outside of it, both (B, T) and without gradient."""
-
-    old_per_token_logps: torch.Tensor
-    weight: torch.Tensor
+# exp(20) keeps every weight finite: infinity times a gradient of zero is not a number.
+LARGEST_LOG_RATIO = 20.0
 
 
-def base(per_token_logps: torch.Tensor, sampling_per_token_logps: torch.Tensor) -> Correction:
-    """h(r) = r: the GRPO ratio, with the behavior policy as the old policy, clipped as usual."""
-    return Correction(sampling_per_token_logps, torch.ones_like(sampling_per_token_logps))
+def importance_ratio(
+    per_token_logps: torch.Tensor, sampling_per_token_logps: torch.Tensor, mask: torch.Tensor, level: str
+) -> torch.Tensor:
+    """Return r (B, T), without gradient.
 
-
-def practical(per_token_logps: torch.Tensor, sampling_per_token_logps: torch.Tensor) -> Correction:
-    """h(r) = 1: the samples are taken for on-policy ones."""
-    return Correction(per_token_logps.detach(), torch.ones_like(sampling_per_token_logps))
-
-
-def retrace(
-    per_token_logps: torch.Tensor, sampling_per_token_logps: torch.Tensor, retrace_lambda: float
-) -> Correction:
-    """h(r) = lambda min(1, r), after Munos et al. (2016).
-
-    The trace coefficient is a weight: a gradient through min(1, r) would vanish for r > 1, and inside
-    the clip it would vanish for small r and negative advantages.
+    Args:
+        per_token_logps: log pi(a_t), (B, T).
+        sampling_per_token_logps: log mu(a_t), (B, T).
+        mask: 1 where there is a token, 0 where there is padding, (B, T).
+        level: `token` for r_t, or `sequence` for the product of r_t over the sequence, at all of its
+            tokens. Only the product makes the gradient of a whole sequence unbiased (Theorem 1).
     """
-    ratio = torch.exp(per_token_logps.detach() - sampling_per_token_logps)  # (B, T)
-    return Correction(per_token_logps.detach(), retrace_lambda * ratio.clamp(max=1.0))
+    log_ratio = (per_token_logps.detach() - sampling_per_token_logps) * mask
+    if level == "sequence":
+        log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
+    return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
 
 
-def correct(
-    mitigation: str,
-    per_token_logps: torch.Tensor,
-    sampling_per_token_logps: torch.Tensor,
-    retrace_lambda: float,
-) -> Correction:
-    """Apply the mitigation of that name to log-probs (B, T) of the target and of the behavior policy."""
-    if mitigation == "base":
-        return base(per_token_logps, sampling_per_token_logps)
-    if mitigation == "practical":
-        return practical(per_token_logps, sampling_per_token_logps)
-    return retrace(per_token_logps, sampling_per_token_logps, retrace_lambda)
+def base(ratio: torch.Tensor) -> torch.Tensor:
+    """h(r) = r, clipped as GRPO clips its ratio (the caller puts mu in the place of the old policy)."""
+    return ratio
+
+
+def practical(ratio: torch.Tensor) -> torch.Tensor:
+    """h(r) = 1: the samples are taken for on-policy ones."""
+    return torch.ones_like(ratio)
+
+
+def retrace(ratio: torch.Tensor, retrace_lambda: float) -> torch.Tensor:
+    """h(r) = lambda min(1, r), the trace coefficient of Munos et al. (2016)."""
+    return retrace_lambda * ratio.clamp(max=1.0)
+
+
+def importance_sampling(ratio: torch.Tensor) -> torch.Tensor:
+    """h(r) = r: `is`, the plain importance weight, never clipped."""
+    return ratio
+
+
+def truncated(ratio: torch.Tensor, truncation_cap: float) -> torch.Tensor:
+    """h(r) = min(C, r): truncated importance sampling."""
+    return ratio.clamp(max=truncation_cap)
+
+
+def mitigated_ratio(
+    mitigation: str, ratio: torch.Tensor, retrace_lambda: float, truncation_cap: float
+) -> torch.Tensor:
+    """Return h(r) (B, T) of the mitigation of that name."""
+    match mitigation:
+        case "base":
+            return base(ratio)
+        case "practical":
+            return practical(ratio)
+        case "retrace":
+            return retrace(ratio, retrace_lambda)
+        case "is":
+            return importance_sampling(ratio)
+        case "truncated":
+            return truncated(ratio, truncation_cap)
+    raise ValueError(f"mitigation {mitigation!r} is not known; choose base, practical, retrace, is or truncated")
+
+
+def weigh(per_token_logps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return log pi (B, T), the same to the last bit, with its gradient multiplied by `weight` (B, T).
+
+    Whatever loss is made of it, per token as in GRPO or per sequence as in RLOO, its gradient is
+    weighted token by token, outside of the loss's own ratio and clip. A weight inside would lose its
+    gradient where r > 1, or where the clip cuts.
+    """
+    constant = per_token_logps.detach()
+    return constant + weight * (per_token_logps - constant)
 
 
 def off_policy_metrics(log_ratio: torch.Tensor, applied: torch.Tensor) -> dict[str, float]:

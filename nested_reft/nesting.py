@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 
 def num_skipped(num_layers: int, skip_ratio: float) -> int:
@@ -46,39 +45,31 @@ def draw_mask(valid: Sequence[int], k: int, seed: int, step: int) -> list[int]:
     return sorted(random.Random(f"nested-reft/{seed}/{step}").sample(list(valid), k))
 
 
-def decoder_layers(model: "PreTrainedModel") -> "torch.nn.ModuleList":
-    """Return the stack of decoder layers, found by its structure and not by its name.
-
-    Raises:
-        ValueError: if the model has no plain stack of `num_hidden_layers` layers.
-    """
-    import torch
-
-    num_layers = model.config.get_text_config().num_hidden_layers
-    layer_classes = model._no_split_modules or ()
-    for module in model.modules():
-        is_stack = isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
-        if is_stack and all(type(layer).__name__ in layer_classes for layer in module):
-            return module
-    raise ValueError(f"{type(model).__name__} has no plain stack of {num_layers} decoder layers; it cannot be nested")
-
-
 def identity(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
     """Stand in for the forward of a skipped layer. hidden_states: (B, T, W)."""
     return hidden_states
 
 
+def identity_in_tuple(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> tuple["torch.Tensor", None]:
+    """Do the same where layers return (hidden_states, attentions), as those of Falcon or Bloom."""
+    return hidden_states, None
+
+
 @contextmanager
-def nested(model: "PreTrainedModel", skipped: Sequence[int]) -> Iterator[None]:
+def nested(model: "torch.nn.Module", skipped: Sequence[int]) -> Iterator[None]:
     """Make `model` its own nested behavior policy for the duration of the block.
 
     The weights stay shared and the modules in place; the cache of a skipped layer stays empty. The
-    instance attribute shadows the class's forward, so deleting it restores the layer exactly.
+    instance attribute shadows the class's forward, and with it gradient checkpointing, so deleting
+    it restores the layer exactly.
     """
+    from nested_reft.models import decoder_layers, layers_return_tuples
+
     layers = decoder_layers(model)
+    stand_in = identity_in_tuple if skipped and layers_return_tuples(model) else identity
     try:
         for index in skipped:
-            layers[index].forward = identity
+            layers[index].forward = stand_in
         yield
     finally:
         for index in skipped:

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette; a mitigation has the same colour and marker in every figure.
-COLORS = {"base": "#0072B2", "practical": "#D55E00", "retrace": "#009E73"}
-MARKERS = {"base": "o", "practical": "s", "retrace": "^"}
+COLORS = {"base": "#0072B2", "practical": "#D55E00", "retrace": "#009E73", "is": "#CC79A7", "truncated": "#56B4E9"}
+MARKERS = {"base": "o", "practical": "s", "retrace": "^", "is": "D", "truncated": "v"}
 PHASE_COLORS = ["#0072B2", "#CC79A7", "#E69F00", "#999999"]
 BASELINE = "#444444"
 TITLES = {"accuracy": "Accuracy", "token_speed_tok_s": "Token speed", "train_runtime_s": "Run time"}

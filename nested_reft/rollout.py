@@ -8,6 +8,59 @@ import copy
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from nested_reft.models import NestingError
+
+# What bends the distribution that tokens are drawn from, and the value that turns it off.
+FILTERS = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "num_beams": 1,
+}
+
+
+def refuse_filters(generation_config: GenerationConfig, of_the_model: GenerationConfig) -> None:
+    """Refuse a sampler whose tokens do not come from softmax(logits / temperature).
+
+    The log-probs that are remembered would not be the behavior policy's, and every ratio would be off.
+
+    Args:
+        generation_config: what is asked for.
+        of_the_model: the model's own, which `generate` takes for what is not asked for.
+
+    Raises:
+        NestingError: naming the filter, its value, and the value that turns it off.
+    """
+    of_the_library = GenerationConfig._get_default_generation_params()
+    for name, off in FILTERS.items():
+        sources = [
+            (getattr(generation_config, name), "as asked for"),
+            (getattr(of_the_model, name), "from the model's generation_config.json"),
+            (of_the_library.get(name), "transformers' default"),
+        ]
+        value, origin = next(((value, origin) for value, origin in sources if value is not None), (off, ""))
+        if value != off and (value or off):  # 0 and null are the same
+            raise NestingError(
+                f"{name} = {value} ({origin}) bends the distribution that tokens are drawn from, so that the "
+                f"log-probabilities of the behavior policy would be untrue; set {name} to {off}"
+            )
+
 
 class BehaviorLogProbs(LogitsProcessor):
     """Remember log mu(a_t) of the *unconstrained* softmax(logits / temperature), then ban early ends.

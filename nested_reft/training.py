@@ -1,4 +1,4 @@
-"""The two training stages: the SFT warm-up, and Nested-ReFT as hooks on TRL's GRPOTrainer.
+"""The two training stages: the SFT warm-up, and Nested-ReFT.
 
 A stage reads settings and paths, and leaves a folder: `model/`, `run.json`, `metrics.jsonl`,
 `metrics.json` and, for Nested-ReFT, `nested_layers.jsonl`. While it works, everything it needs to
@@ -11,9 +11,6 @@ import resource
 import shutil
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,154 +27,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler
+from trl import GRPOConfig, RLOOConfig, SFTConfig, SFTTrainer
 
 from nested_reft.config import ConfigError, Nesting, Optimization, Prompt, Run, Sft, Training, check_skip_ratios
 from nested_reft.grading import correctness
-from nested_reft.mitigation import correct, off_policy_metrics
-from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
+from nested_reft.models import NestingError
 from nested_reft.prompts import format_prompt
-from nested_reft.rollout import sample
-from nested_reft.tracking import StageRecord, read_json, read_rows, write_rows
-
-
-class NestedGRPOTrainer(GRPOTrainer):
-    """GRPO whose roll-outs come from the nested model. TRL 1.16, by hooks only.
-
-    - `_generate_single_turn`: sample inside `nested(...)` and hand log mu(a_t) to TRL, which pads,
-      shuffles and splits them as `sampling_per_token_logps`.
-    - `_compute_loss` and `_get_per_token_logps_and_entropies`: apply the mitigation with the
-      log-probs of the training forward itself; TRL reads advantages and old log-probs after it.
-    - the rest is bookkeeping: data order as a function of (seed, epoch), and seconds.
-
-    With no layer skipped the behavior policy *is* the target policy: the samples are then taken as
-    on-policy, bit for bit as stock TRL does, and the measured ratio is only logged, as the noise
-    floor of the off-policy metrics.
-    """
-
-    def __init__(self, *args: Any, skip_ratio: float, mitigation: str, nesting: Nesting, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        config = self.model.config.get_text_config()
-        self.skip_ratio = skip_ratio
-        self.mitigation = mitigation
-        self.retrace_lambda = nesting.retrace_lambda
-        self.num_skipped = num_skipped(config.num_hidden_layers, skip_ratio)
-        self.valid_layers = valid_layers(
-            config.num_hidden_layers, nesting.border, getattr(config, "layer_types", None)
-        )
-        self.skipped: list[int] = []  # the mask of the current generation batch
-        self.prompts_sha256 = ""  # of the prompts of the current generation batch, in order
-        self.generated_tokens = 0
-        self.seconds: dict[str, float] = defaultdict(float)  # phase -> seconds of this optimizer step
-        self._inputs_of_loss: dict[str, Any] | None = None
-        self._off_policy: list[tuple[torch.Tensor, torch.Tensor]] = []  # (log r, h(r)) per micro-batch
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the duration of the block to the phase; waits for the GPU, whose work is asynchronous."""
-        started = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] += time.perf_counter() - started
-
-    # ---- sampling -------------------------------------------------------------------------------
-
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, *args: Any
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        if not self.model.training:  # evaluation never skips
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *args)
-        self.skipped = draw_mask(self.valid_layers, self.num_skipped, self.args.seed, self.state.global_step)
-        self.prompts_sha256 = hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
-        with (
-            self.timed("generate"),
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            torch.no_grad(),
-            nested(model, self.skipped),
-        ):
-            completion_ids, logps = sample(model, prompt_ids, self.generation_config, self.eos_token_ids)
-        self.generated_tokens += sum(map(len, completion_ids))
-        return completion_ids, logps
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        before = self.seconds["generate"]
-        with self.timed("score"):
-            output = super()._generate_and_score_completions(inputs)
-        self.seconds["score"] -= self.seconds["generate"] - before
-        return output
-
-    # ---- loss -----------------------------------------------------------------------------------
-
-    def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        self._inputs_of_loss = inputs = dict(inputs)
-        loss = super()._compute_loss(model, inputs)
-        self._inputs_of_loss = None
-        return loss
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, Any]:
-        per_token_logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._inputs_of_loss is not None and "sampling_per_token_logps" in self._inputs_of_loss:
-            self._mitigate(per_token_logps, self._inputs_of_loss)
-        return per_token_logps, entropies, aux_loss
-
-    def _mitigate(self, per_token_logps: torch.Tensor, inputs: dict[str, Any]) -> None:
-        """Write the correction into the micro-batch. per_token_logps: log pi, (B, T), with gradient."""
-        sampling_per_token_logps, mask = inputs["sampling_per_token_logps"], inputs["completion_mask"].bool()
-        log_ratio = per_token_logps.detach() - sampling_per_token_logps  # (B, T)
-        applied = torch.ones_like(log_ratio)
-        if self.num_skipped > 0:
-            correction = correct(self.mitigation, per_token_logps, sampling_per_token_logps, self.retrace_lambda)
-            inputs["old_per_token_logps"] = correction.old_per_token_logps
-            inputs["advantages"] = inputs["advantages"].unsqueeze(1) * correction.weight
-            applied = correction.weight * torch.exp(per_token_logps.detach() - correction.old_per_token_logps)
-        self._off_policy.append((log_ratio[mask], applied[mask]))
-
-    # ---- bookkeeping ----------------------------------------------------------------------------
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Time forward and backward apart from what was done to fill the batch."""
-        before = self.seconds["generate"] + self.seconds["score"]
-        with self.timed("fwd_bwd"):
-            loss = super().training_step(*args, **kwargs)
-        self.seconds["fwd_bwd"] -= self.seconds["generate"] + self.seconds["score"] - before
-        return loss
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
-        sampler = super()._get_train_sampler(dataset)
-
-        def set_epoch(epoch: int) -> None:
-            """Bring the generator to where an uninterrupted run has it: one permutation drawn per epoch before."""
-            sampler.generator.manual_seed(self.args.seed)
-            for _ in range(epoch):
-                torch.randperm(sampler.num_samples, generator=sampler.generator)
-
-        # transformers calls set_epoch where there is one. TRL's sampler has none, so that a run resumed
-        # in a later epoch would see the first epoch's order again.
-        sampler.set_epoch = set_epoch
-        return sampler
-
-    def step_metrics(self) -> dict[str, Any]:
-        """Return, and forget, what this optimizer step measured."""
-        log_ratio, applied = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
-        metrics: dict[str, Any] = dict(off_policy_metrics(log_ratio, applied))
-        metrics["nesting/skipped_layers"] = self.skipped
-        metrics["data/prompts_sha256"] = self.prompts_sha256
-        metrics["nesting/num_skipped"] = self.num_skipped
-        metrics["nesting/skip_ratio"] = self.skip_ratio
-        metrics["perf/generated_tok_s"] = self.generated_tokens / self.seconds["generate"]
-        metrics |= {f"perf/{phase}_s": seconds for phase, seconds in self.seconds.items()}
-        self._off_policy.clear()
-        self.seconds.clear()
-        self.generated_tokens = 0
-        return metrics
+from nested_reft.tracking import StageRecord, read_rows, write_rows
+from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 
 class StepRecorder(TrainerCallback):
@@ -220,8 +77,9 @@ class StepRecorder(TrainerCallback):
         row["perf/step_s"] = time.perf_counter() - self.started
         row["perf/optimizer_s"] = self.update_s
         row["perf/peak_memory_gib"] = peak_memory_gib()
-        if isinstance(self.trainer, NestedGRPOTrainer):
+        if isinstance(self.trainer, NestedRollouts):
             row |= self.trainer.step_metrics()
+            row["num_tokens"] = state.num_input_tokens_seen  # TRL leaves it out where nothing was sampled
             row["perf/total_tok_s"] = (row["num_tokens"] - self.tokens) / row["perf/step_s"]
             self.tokens = row["num_tokens"]
         self.record.log(state.global_step, row)
@@ -327,84 +185,106 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
     record.finish(totals | {"loss": record.rows[-1]["loss"], "num_examples": len(rows)})
 
 
-def train(
-    settings: Training, nesting: Nesting, prompt: Prompt, run: Run, start: Path, data: Path, record: StageRecord
-) -> None:
-    """Train one run of the grid: Nested-ReFT from the SFT model, by GRPO."""
-    if run.skip_ratio > 0:
-        try:  # a local model was checked before any job started, one from the hub is known only now
-            check_skip_ratios(run.model, read_json(start / "config.json"), nesting.border, [run.skip_ratio])
-        except ValueError as error:
-            raise ConfigError(f"the config {error}") from None
-    rows = [
-        {"prompt": format_prompt(row["problem"], prompt.template), "answer": row["answer"]} for row in read_rows(data)
-    ]
-    if len(rows) < settings.prompts_per_step:
-        raise ConfigError(
-            f"{data} has {len(rows)} problems, fewer than training.prompts_per_step {settings.prompts_per_step}; "
-            "take a larger dataset or fewer prompts per step"
-        )
-    model, tokenizer = load_model(start, settings.dtype)
-    sequences_per_step = settings.prompts_per_step * settings.num_generations
+def rl_trainer(
+    settings: Training,
+    nesting: Nesting,
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, str]],
+    output_dir: Path,
+) -> NestedRollouts:
+    """Return the trainer of a run, with every argument of TRL's that matters written out."""
     length = settings.max_completion_length
-    arguments = GRPOConfig(
-        **shared_arguments(settings, record.checkpoints, run.seed),
-        max_steps=settings.max_steps,
-        gradient_accumulation_steps=sequences_per_step // settings.per_device_train_batch_size,
-        num_generations=settings.num_generations,
-        max_completion_length=length,
-        generation_kwargs={"min_new_tokens": length} if settings.fixed_length else None,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        min_p=None,
-        repetition_penalty=1.0,
-        beta=settings.beta,
-        epsilon=settings.epsilon,
-        epsilon_high=None,
+    arguments = shared_arguments(settings, output_dir, run.seed) | {
+        "max_steps": settings.max_steps,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "num_generations": settings.num_generations,
+        "max_completion_length": length,
+        "generation_kwargs": {"min_new_tokens": length} if settings.fixed_length else None,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "beta": settings.beta,
+        "epsilon": settings.epsilon,
+        "epsilon_high": None,
+        "num_iterations": settings.num_iterations,
+        "steps_per_generation": settings.steps_per_generation or settings.gradient_accumulation_steps,
+        "mask_truncated_completions": False,
+        "disable_dropout": True,
+        "shuffle_dataset": True,
+        "use_vllm": False,
+    }
+    of_algorithm: dict[str, Any] = {
+        "reward_funcs": correctness,
+        "train_dataset": Dataset.from_list(rows),
+        "processing_class": tokenizer,
+        "skip_ratio": run.skip_ratio,
+        "mitigation": run.mitigation,
+        "nesting": nesting,
+    }
+    if settings.algorithm == "rloo":
+        rloo = RLOOConfig(**arguments, normalize_advantages=False, reward_clip_range=None)
+        return NestedRLOOTrainer(model, args=rloo, **of_algorithm)
+    grpo = GRPOConfig(
+        **arguments,
+        loss_type=settings.loss_type,
+        scale_rewards=settings.scale_rewards,
+        importance_sampling_level=settings.importance_sampling_level,
         delta=None,
-        steps_per_generation=None,  # one generation batch, hence one mask, per optimizer step
         multi_objective_aggregation="sum_then_normalize",
         top_entropy_quantile=1.0,
         entropy_coef=0.0,
         off_policy_mask_threshold=None,
-        num_iterations=settings.num_iterations,
-        scale_rewards=settings.scale_rewards,
-        loss_type=settings.loss_type,
-        importance_sampling_level=settings.importance_sampling_level,
-        mask_truncated_completions=False,
-        disable_dropout=True,
-        shuffle_dataset=True,
-        use_vllm=False,
     )
-    trainer = NestedGRPOTrainer(
-        model,
-        reward_funcs=correctness,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        skip_ratio=run.skip_ratio,
-        mitigation=run.mitigation,
-        nesting=nesting,
-    )
+    return NestedGRPOTrainer(model, args=grpo, **of_algorithm)
+
+
+def train(
+    settings: Training, nesting: Nesting, prompt: Prompt, run: Run, start: Path, data: Path, record: StageRecord
+) -> None:
+    """Train one run of the grid: Nested-ReFT from the SFT model, by GRPO or RLOO."""
+    rows = [
+        {"prompt": format_prompt(row["problem"], prompt.template), "answer": row["answer"]} for row in read_rows(data)
+    ]
+    if len(rows) < settings.prompts_per_generation:
+        raise ConfigError(
+            f"{data} has {len(rows)} problems, fewer than the {settings.prompts_per_generation} of a step "
+            "(training.prompts_per_step); take a larger dataset or fewer prompts per step"
+        )
+    model, tokenizer = load_model(start, settings.dtype)
+    config = model.config.get_text_config()
+    if run.skip_ratio > 0:
+        try:  # a local model was checked before any job started, one from the hub is known only now
+            check_skip_ratios(run.model, config.to_dict(), nesting.border, [run.skip_ratio])
+        except ValueError as error:
+            raise ConfigError(f"the config {error}") from None
+    try:
+        trainer = rl_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints)
+    except NestingError as error:
+        raise ConfigError(f"model {run.model} cannot be trained: {error}") from None
     totals = run_trainer(trainer, StepRecorder(record), record.out)
-    # `draw_mask` counts the steps that are done when it draws; a row counts its own step too.
-    masks = [{"step": row["step"] - 1, "skipped_layers": row["nesting/skipped_layers"]} for row in record.rows]
-    write_rows(record.out / "nested_layers.jsonl", masks)
+    masks = {row["nesting/mask_step"]: row["nesting/skipped_layers"] for row in record.rows}
+    write_rows(
+        record.out / "nested_layers.jsonl", [{"step": step, "skipped_layers": mask} for step, mask in masks.items()]
+    )
     num_tokens = record.rows[-1]["num_tokens"]
+    rewards = [row["reward"] for row in record.rows if "reward" in row]
     totals |= {
         "num_tokens": num_tokens,
         "token_speed_tok_s": num_tokens / totals["train_runtime_s"],
-        "mean_reward": sum(row["reward"] for row in record.rows) / len(record.rows),
+        "mean_reward": sum(rewards) / len(rewards),
     }
     totals |= {
-        f"{phase}_s": sum(row[f"perf/{phase}_s"] for row in record.rows)
+        f"{phase}_s": sum(row.get(f"perf/{phase}_s", 0.0) for row in record.rows)
         for phase in ("generate", "score", "fwd_bwd", "optimizer")
     }
     order = [row["data/prompts_sha256"] for row in record.rows]
     record.finish(
         totals,
-        num_layers=model.config.get_text_config().num_hidden_layers,
+        num_layers=config.num_hidden_layers,
         num_skipped=trainer.num_skipped,
         valid_layers=trainer.valid_layers,
         data_order_sha256=hashlib.sha256(json.dumps(order).encode()).hexdigest(),

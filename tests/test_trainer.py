@@ -1,0 +1,399 @@
+"""The hooks on TRL's trainers: stock TRL where nothing is skipped, and the paper's gradient where something is."""
+
+import contextlib
+import copy
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from nested_reft import rollout, trainer
+from nested_reft.config import Nesting
+from nested_reft.models import NestingError, decoder_layers
+from nested_reft.nesting import draw_mask, nested, valid_layers
+from nested_reft.rollout import sample
+from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
+
+from .conftest import ROOT, TINY
+
+MITIGATIONS = ["base", "practical", "retrace", "is", "truncated"]
+STOCK = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}
+NESTED = {"grpo": NestedGRPOTrainer, "rloo": NestedRLOOTrainer}
+PROMPTS = ["What is 3 + 4?", "Tom has 2 apples and buys 5 more.", "5", "Is 17 prime? Say why.", "2 * 8 ="]
+
+
+def vowels(completions, **kwargs):
+    """Reward anything that differs between the completions of a random model."""
+    return [sum(completion.count(vowel) for vowel in "aeiou") / 10 for completion in completions]
+
+
+def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **nesting):
+    """Return a trainer of TRL's or ours on a model: two prompts with four completions a step, one epoch is 2.5 steps."""
+    settings = {
+        "output_dir": str(tmp_path / "trl"),
+        "seed": 0,
+        "max_steps": 5,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "temperature": 0.8,
+        "beta": 0.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "optim": "adamw_torch",
+        "disable_tqdm": True,
+    } | (arguments or {})
+    config = GRPOConfig(**settings) if algorithm == "grpo" else RLOOConfig(**settings)
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    return kind(model, vowels, config, data, processing_class=tokenizer, **nesting)
+
+
+def ours(model, tmp_path, algorithm="grpo", skip_ratio=0.5, mitigation="retrace", arguments=None, **nesting):
+    """Return our trainer; the model has six layers, so that half of them are three."""
+    nesting = {"skip_ratio": skip_ratio, "mitigation": mitigation, "nesting": Nesting(**nesting)}
+    return make(NESTED[algorithm], model, tmp_path, algorithm, arguments, **nesting)
+
+
+def trained(some_trainer):
+    """Return the weights after training."""
+    some_trainer.train()
+    return copy.deepcopy(some_trainer.model.state_dict())
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- nothing else changed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_without_a_skipped_layer_every_mitigation_is_stock_trl_bit_for_bit(algorithm, small_model, tmp_path):
+    start = copy.deepcopy(small_model.state_dict())
+    stock = trained(make(STOCK[algorithm], copy.deepcopy(small_model), tmp_path, algorithm))
+    assert not any(torch.equal(stock[name], start[name]) for name in start)
+    for mitigation in MITIGATIONS:
+        model = copy.deepcopy(small_model)
+        assert equal(trained(ours(model, tmp_path, algorithm, 0.0, mitigation)), stock), mitigation
+
+
+REUSE = {"num_iterations": 2, "steps_per_generation": 4}  # a generation batch is four optimizer steps
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_the_same_where_a_batch_outlives_an_optimizer_step(algorithm, small_model, tmp_path):
+    stock = trained(make(STOCK[algorithm], copy.deepcopy(small_model), tmp_path, algorithm, REUSE))
+    for mitigation in ("base", "retrace"):
+        model = copy.deepcopy(small_model)
+        assert equal(trained(ours(model, tmp_path, algorithm, 0.0, mitigation, REUSE)), stock), mitigation
+
+
+def nested_sampler(algorithm):
+    """Return stock TRL but for its sampler: what `practical` has to be."""
+
+    class NestedSampler(STOCK[algorithm]):
+        def _generate_single_turn(self, prompt_ids, *args):
+            skipped = draw_mask(valid_layers(6, border=1), 3, self.args.seed, self.state.global_step)
+            with nested(self.model, skipped), torch.no_grad():
+                ids, self.logps = sample(self.model, prompt_ids, self.generation_config, self.eos_token_ids)
+            return (ids, None) if algorithm == "grpo" else ids
+
+    return NestedSampler
+
+
+def nested_old_policy(algorithm):
+    """Return the same with the behavior policy as TRL's old policy: what `base` has to be."""
+
+    class NestedOldPolicy(nested_sampler(algorithm)):
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            rows = [torch.tensor(row) for row in self.logps]
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            key = {"grpo": ("old_per_token_logps", padded), "rloo": ("old_logps", padded.sum(1))}
+            return batch | dict([key[algorithm]])
+
+    return NestedOldPolicy
+
+
+@pytest.mark.parametrize("arguments", [{}, REUSE], ids=["aligned", "reused"])
+@pytest.mark.parametrize("algorithm", STOCK)
+@pytest.mark.parametrize(("mitigation", "reference"), [("practical", nested_sampler), ("base", nested_old_policy)])
+def test_mitigations_are_what_stock_trl_makes_of_nested_samples(
+    mitigation, reference, algorithm, arguments, small_model, tmp_path
+):
+    model = copy.deepcopy(small_model)
+    stock = trained(make(reference(algorithm), copy.deepcopy(small_model), tmp_path, algorithm, arguments))
+    assert equal(trained(ours(model, tmp_path, algorithm, 0.5, mitigation, arguments)), stock)
+
+
+# ---- the gradient -------------------------------------------------------------------------------
+
+RATIOS = [0.1, 0.5, 0.9, 1.1, 2.0, 10.0]
+EPSILON = 0.2
+
+# d(loss)/d(log pi), divided by -A: 1 is what an on-policy sample gets.
+GRADIENTS = {
+    ("base", 1.0): [0.1, 0.5, 0.9, 1.1, 0.0, 0.0],  # PPO's clip: no push further up
+    ("base", -1.0): [0.0, 0.0, 0.9, 1.1, 2.0, 10.0],  # nor further down; unbounded above
+    ("practical", 1.0): [1.0] * 6,
+    ("practical", -1.0): [1.0] * 6,
+    ("retrace", 1.0): [0.1, 0.5, 0.9, 1.0, 1.0, 1.0],  # min(1, r)
+    ("retrace", -1.0): [0.1, 0.5, 0.9, 1.0, 1.0, 1.0],
+    ("is", 1.0): RATIOS,
+    ("is", -1.0): RATIOS,
+    ("truncated", 1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],  # min(2, r)
+    ("truncated", -1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],
+}
+
+
+def gradient(some_trainer, monkeypatch, advantage, old_ratios=RATIOS, drift=0.0):
+    """Return d(loss)/d(log pi) (6,) by autograd through TRL's loss, divided by -A.
+
+    One completion of six tokens, r_t = pi / mu as given; pi_now is `drift` further than pi, in log.
+    """
+    behavior = torch.full((1, 6), math.log(0.05))
+    scored = behavior + torch.tensor([old_ratios]).log()
+    logps = (scored + drift).requires_grad_()
+    batch = {
+        "prompt_ids": torch.ones(1, 2, dtype=torch.long),
+        "prompt_mask": torch.ones(1, 2, dtype=torch.long),
+        "completion_ids": torch.ones(1, 6, dtype=torch.long),
+        "completion_mask": torch.ones(1, 6, dtype=torch.long),
+        "advantages": torch.tensor([advantage]),
+        "num_items_in_batch": torch.tensor(6),
+        "sampling_per_token_logps": behavior,
+        "old_logps": scored.sum(1),
+    }
+    if drift:
+        batch["old_per_token_logps"] = scored
+    stock = type(some_trainer).__mro__[2]  # ours, the hooks, TRL's
+    assert stock in STOCK.values()
+    forward = lambda *args, **kwargs: (logps, torch.zeros(1, 6), None)  # noqa: E731
+    monkeypatch.setattr(stock, "_get_per_token_logps_and_entropies", forward)
+    some_trainer.model.train()
+    some_trainer.current_gradient_accumulation_steps = some_trainer.args.steps_per_generation = 1
+    some_trainer._compute_loss(some_trainer.model, batch).backward()
+    tokens = 6 if isinstance(some_trainer, GRPOTrainer) else 1  # GRPO averages over tokens, RLOO sums
+    return (logps.grad[0] * tokens / -advantage).tolist()
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_gradient_table_through_the_loss_of_grpo(loss_type, small_model, tmp_path, monkeypatch):
+    """Rows of the table in docs/algorithm.md; dr_grpo divides by the longest completion, six tokens here."""
+    for (mitigation, advantage), expected in GRADIENTS.items():
+        some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, {"loss_type": loss_type})
+        found = gradient(some_trainer, monkeypatch, advantage)
+        assert found == pytest.approx(expected, abs=1e-4), (mitigation, advantage)
+
+
+def test_gradient_table_through_the_loss_of_rloo(small_model, tmp_path, monkeypatch):
+    for (mitigation, advantage), expected in GRADIENTS.items():
+        if mitigation != "base":
+            found = gradient(ours(small_model, tmp_path, "rloo", 0.5, mitigation), monkeypatch, advantage)
+            assert found == pytest.approx(expected, abs=1e-4), (mitigation, advantage)
+    # RLOO's ratio is the sequence's: all six tokens share it, and its clip
+    some_trainer = ours(small_model, tmp_path, "rloo", 0.5, "base")
+    for ratios, advantage, expected in (
+        ([0.9, 1.1, 1, 1, 1, 1.0], 1.0, 0.99),
+        ([2.0, 1, 1, 1, 1, 1], 1.0, 0.0),
+        ([2.0, 1, 1, 1, 1, 1], -1.0, 2.0),
+    ):
+        found = gradient(some_trainer, monkeypatch, advantage, ratios)
+        assert found == pytest.approx([expected] * 6, abs=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_in_a_later_pass_the_weight_stays_outside_of_the_clip(algorithm, small_model, tmp_path, monkeypatch):
+    """The decoupled form: h(pi_old / mu) times the gradient of the clipped pi_now / pi_old."""
+    steps = 6 if algorithm == "rloo" else 1  # RLOO's ratio multiplies the drift of six tokens
+    for drift, rho in ((math.log(1.1), 1.1), (math.log(1.5), 1.5)):
+        for (mitigation, advantage), aligned in GRADIENTS.items():
+            if mitigation == "base":
+                continue
+            some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation)
+            found = gradient(some_trainer, monkeypatch, advantage, drift=drift / steps)
+            clipped = advantage > 0 and rho > 1 + EPSILON
+            expected = [0.0 if clipped else rho * weight for weight in aligned]
+            assert found == pytest.approx(expected, abs=1e-3), (mitigation, advantage, rho)
+    if algorithm == "grpo":  # `base` has one ratio: pi_now / mu
+        some_trainer = ours(small_model, tmp_path, algorithm, 0.5, "base")
+        found = gradient(some_trainer, monkeypatch, 1.0, [1.0, 1.0, 1.1, 1.1, 1.0, 0.9], drift=math.log(1.15))
+        assert found == pytest.approx([1.15, 1.15, 0.0, 0.0, 1.15, 1.035], abs=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_the_ratio_of_a_sequence_is_the_product_of_its_tokens(algorithm, small_model, tmp_path, monkeypatch):
+    product = math.prod(RATIOS)  # 0.99
+    for mitigation, expected in (("is", product), ("retrace", min(1.0, product)), ("practical", 1.0)):
+        some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation, ratio_level="sequence")
+        assert gradient(some_trainer, monkeypatch, 1.0) == pytest.approx([expected] * 6, abs=1e-4)
+    some_trainer = ours(small_model, tmp_path, algorithm, 0.5, "truncated", ratio_level="sequence", truncation_cap=0.5)
+    assert gradient(some_trainer, monkeypatch, 1.0) == pytest.approx([0.5] * 6, abs=1e-4)
+
+
+def test_lambda_scales_retrace(small_model, tmp_path, monkeypatch):
+    half = gradient(ours(small_model, tmp_path, retrace_lambda=0.5), monkeypatch, 1.0)
+    assert half == pytest.approx([0.05, 0.25, 0.45, 0.5, 0.5, 0.5], abs=1e-4)
+
+
+# ---- sampling -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_layers_come_back_after_an_exception_in_the_middle_of_sampling(
+    algorithm, small_model, tmp_path, monkeypatch
+):
+    some_trainer = ours(small_model, tmp_path, algorithm)
+    note = rollout.BehaviorLogProbs.note
+
+    def fail_at_the_third(self, token_ids):
+        note(self, token_ids)
+        if len(self.logps) == 3:
+            assert sum("forward" in vars(layer) for layer in decoder_layers(small_model)) == 3
+            raise RuntimeError("midway")
+
+    monkeypatch.setattr(rollout.BehaviorLogProbs, "note", fail_at_the_third)
+    with pytest.raises(RuntimeError, match="midway"):
+        some_trainer.train()
+    assert not any("forward" in vars(layer) for layer in decoder_layers(small_model))
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_evaluation_never_skips(algorithm, small_model, tmp_path, monkeypatch):
+    some_trainer = ours(small_model, tmp_path, algorithm)
+    some_trainer.eval_dataset = some_trainer.train_dataset
+
+    @contextlib.contextmanager
+    def forbidden(model, skipped):
+        raise AssertionError("nested in evaluation")
+        yield
+
+    monkeypatch.setattr(trainer, "nested", forbidden)
+    assert "eval_reward" in some_trainer.evaluate()
+    with pytest.raises(AssertionError, match="nested in evaluation"):
+        some_trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_p": 0.9}, r"top_p = 0.9 \(as asked for\).*set top_p to 1.0"),
+        ({"top_k": 50}, "top_k = 50.*set top_k to 0"),
+        ({"min_p": 0.1}, "min_p = 0.1.*set min_p to None"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty = 1.1.*set repetition_penalty to 1.0"),
+        ({"generation_kwargs": {"typical_p": 0.5}}, "typical_p = 0.5"),
+    ],
+)
+def test_sampling_filters_are_refused_by_name(arguments, message, small_model, tmp_path):
+    with pytest.raises(NestingError, match=message):
+        ours(small_model, tmp_path, arguments=arguments)
+
+
+def test_a_filter_of_the_models_own_is_refused(small_model, tmp_path):
+    small_model.generation_config.min_p = 0.05
+    with pytest.raises(NestingError, match=r"min_p = 0.05 \(from the model's generation_config.json\)"):
+        ours(small_model, tmp_path)
+
+
+# ---- wrappers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_gradient_checkpointing_changes_nothing(algorithm, small_model, tmp_path):
+    plain = trained(ours(copy.deepcopy(small_model), tmp_path, algorithm))
+    model = copy.deepcopy(small_model)
+    assert equal(trained(ours(model, tmp_path, algorithm, arguments={"gradient_checkpointing": True})), plain)
+
+
+def test_adapters_are_skipped_with_their_layers_and_trained(small_model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(small_model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    for name, parameter in model.named_parameters():
+        if ".layers.2." in name and "lora" in name:
+            parameter.data.fill_(float("nan"))
+    ids = torch.arange(3, 13).unsqueeze(0)
+    with torch.no_grad():
+        assert model(ids).logits.isnan().all()
+        with nested(model, [2]):
+            assert model(ids).logits.isfinite().all()
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    start = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    some_trainer = ours(model, tmp_path)
+    some_trainer.train()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, start[name])}
+    assert changed == {name for name in start if "lora" in name}
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_skips_what_the_mask_says(small_model, in_place):
+    ids, masks = torch.arange(3, 13).unsqueeze(0), [[], [1, 3], [2, 4], [], [1, 2, 3, 4], [1, 3]]
+    with torch.no_grad():
+        expected = []
+        for mask in masks:
+            with nested(small_model, mask):
+                expected.append(small_model(ids, use_cache=False).logits)
+        assert not torch.equal(expected[1], expected[2])
+        compiled = torch.compile(copy.deepcopy(small_model), backend="eager")
+        if in_place:
+            compiled = copy.deepcopy(small_model)
+            compiled.compile(backend="eager")
+        for mask, logits in zip(masks, expected, strict=True):
+            with nested(compiled, mask):
+                assert torch.equal(compiled(ids, use_cache=False).logits, logits), mask
+
+
+# ---- the house ----------------------------------------------------------------------------------
+
+HOOKS = {
+    "_generate_single_turn": {
+        "grpo": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+        "rloo": ["prompt_ids", "images", "multimodal_fields"],
+    },
+    "_generate_and_score_completions": ["inputs"],
+    "_compute_loss": ["model", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+        *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
+        *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
+        "image_position_ids",
+    ],
+    "_get_train_sampler": ["dataset"],
+    "training_step": ["model", "inputs", "num_items_in_batch"],
+}
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooked_signatures_are_the_ones_of_trl_1_16(hook, algorithm):
+    stock = STOCK[algorithm]
+    found = list(inspect.signature(getattr(stock, hook)).parameters)[1:]
+    expected = HOOKS[hook][algorithm] if isinstance(HOOKS[hook], dict) else HOOKS[hook]
+    assert found == expected, (
+        f"TRL changed {stock.__name__}.{hook}: read it, and NestedRollouts.{hook} in nested_reft/trainer.py, again; "
+        "also how `old_per_token_logps` (GRPO), `old_logps` (RLOO) and `advantages` are used in its `_compute_loss`, "
+        "and that it reads them after its forward"
+    )
+    assert hook in vars(NestedRollouts)
+
+
+def test_what_a_reader_checks_against_the_paper_stays_short():
+    package = ROOT / "nested_reft"
+    lines = {
+        name: len(Path(package / name).read_text().splitlines())
+        for name in ("nesting.py", "mitigation.py", "trainer.py")
+    }
+    assert sum(lines.values()) < 400, lines
