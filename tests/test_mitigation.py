@@ -1,47 +1,54 @@
-"""The mitigations, against the paper's definitions and by their gradients."""
-
-import math
+"""The mitigations as functions; test_trainer.py has their gradients, test_theorem_1.py what they estimate."""
 
 import pytest
 import torch
 
-from nested_reft.mitigation import correct, off_policy_metrics
+from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
 
-EPSILON = 0.2
-RATIOS = [0.1, 0.5, 0.9, 1.1, 2.0, 10.0]
-
-# d(loss)/d(log pi), divided by -A: 1 is what an on-policy sample gets.
-GRADIENTS = {
-    ("base", 1.0): [0.1, 0.5, 0.9, 1.1, 0.0, 0.0],  # PPO's clip: no push further up
-    ("base", -1.0): [0.0, 0.0, 0.9, 1.1, 2.0, 10.0],  # nor further down; unbounded above
-    ("practical", 1.0): [1.0] * 6,
-    ("practical", -1.0): [1.0] * 6,
-    ("retrace", 1.0): [0.1, 0.5, 0.9, 1.0, 1.0, 1.0],  # min(1, r)
-    ("retrace", -1.0): [0.1, 0.5, 0.9, 1.0, 1.0, 1.0],
-}
+RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
 
 
-@pytest.mark.parametrize(("mitigation", "advantage"), GRADIENTS)
-def test_gradients_in_the_clipped_surrogate(mitigation, advantage):
-    behavior = torch.full((1, 6), math.log(0.05))
-    logps = (behavior + torch.tensor([RATIOS]).log()).requires_grad_()
-    old, weight = correct(mitigation, logps, behavior, retrace_lambda=1.0)
-    rho, weighted = torch.exp(logps - old), advantage * weight
-    torch.min(rho * weighted, rho.clamp(1 - EPSILON, 1 + EPSILON) * weighted).sum().backward()
-    assert logps.grad[0].div(advantage).tolist() == pytest.approx(GRADIENTS[mitigation, advantage], abs=1e-5)
+@pytest.mark.parametrize(
+    ("mitigation", "expected"),
+    [
+        ("base", [0.1, 0.5, 1.0, 2.0, 10.0]),
+        ("practical", [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("retrace", [0.05, 0.25, 0.5, 0.5, 0.5]),
+        ("is", [0.1, 0.5, 1.0, 2.0, 10.0]),
+        ("truncated", [0.1, 0.5, 1.0, 2.0, 3.0]),
+    ],
+)
+def test_each_reads_as_its_formula(mitigation, expected):
+    found = mitigated_ratio(mitigation, RATIO, retrace_lambda=0.5, truncation_cap=3.0)
+    assert found[0].tolist() == pytest.approx(expected)
 
 
-def test_lambda_scales_retrace():
-    behavior, logps = torch.zeros(1, 3), torch.tensor([[-1.0, 0.0, 1.0]])
-    assert torch.allclose(
-        correct("retrace", logps, behavior, 0.5).weight, 0.5 * correct("retrace", logps, behavior, 1.0).weight
-    )
+def test_an_unknown_one_is_refused():
+    with pytest.raises(ValueError, match="'retrase' is not known; choose base"):
+        mitigated_ratio("retrase", RATIO, 1.0, 2.0)
 
 
-def test_corrections_carry_no_gradient():
-    logps = torch.zeros(1, 3, requires_grad=True)
-    for mitigation in ("base", "practical", "retrace"):
-        assert not any(tensor.requires_grad for tensor in correct(mitigation, logps, torch.ones(1, 3), 1.0))
+def test_ratios_leave_padding_out_and_stay_finite():
+    logps = torch.tensor([[-1.0, -2.0, -50.0], [-1.0, -900.0, 0.0]], requires_grad=True)
+    behavior = torch.tensor([[-2.0, -1.5, 0.0], [-1.0, 0.0, -900.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    token = importance_ratio(logps, behavior, mask, "token")
+    assert token[0].tolist() == pytest.approx([2.7182817, 0.6065307, 1.0])
+    assert not token.requires_grad and token.isfinite().all()
+    sequence = importance_ratio(logps, behavior, mask, "sequence")
+    assert sequence[0].tolist() == pytest.approx([2.7182817 * 0.6065307] * 3)
+    # what is finite times a gradient of zero is zero, where infinity would be no number
+    weigh(logps, token).sum().backward()
+    assert logps.grad.isfinite().all()
+
+
+def test_a_weight_changes_the_gradient_and_nothing_else():
+    logps = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.tensor([[0.1, 1.0, 7.3], [0.0, 1e8, 0.3]])
+    weighted = weigh(logps, weight)
+    assert torch.equal(weighted, logps)
+    weighted.sum().backward()
+    assert torch.equal(logps.grad, weight)
 
 
 def test_metrics_on_an_enumerated_vocabulary():

@@ -1,14 +1,20 @@
 """Which layers are skipped, and that nothing else changes."""
 
 import copy
+import itertools
 import random
+import socket
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from nested_reft.nesting import decoder_layers, draw_mask, nested, num_skipped, valid_layers
+from nested_reft.models import decoder_layers
+from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
 
 
 def test_table_1_of_the_paper():
@@ -35,56 +41,83 @@ def test_masks_are_a_pure_function_of_seed_and_step():
 
 
 def test_masks_are_uniform():
-    valid = valid_layers(28, 1)
-    masks = [draw_mask(valid, 4, 0, step) for step in range(5000)]
-    assert all(len(set(mask)) == 4 and set(mask) <= set(valid) for mask in masks)
+    """Every subset is as likely as any other: by chi-square over 20,000 draws, of all subsets and of layers."""
+    valid = valid_layers(8, 1)
+    subsets = Counter(tuple(draw_mask(valid, 3, 0, step)) for step in range(20_000))
+    assert set(subsets) == set(itertools.combinations(valid, 3))
+    assert stats.chisquare(list(subsets.values())).pvalue > 1e-3
+
+    valid = valid_layers(28, 1)  # of the paper's models
+    masks = [draw_mask(valid, 4, 0, step) for step in range(20_000)]
     counts = np.bincount(np.concatenate(masks), minlength=28)[1:-1]
-    assert stats.chisquare(counts).pvalue > 1e-3
+    # layers of one mask exclude each other: the counts vary by (n-k)/(n-1) of what independent draws would
+    statistic = stats.chisquare(counts).statistic / ((26 - 4) / (26 - 1))
+    assert 1e-3 < stats.chi2.sf(statistic, df=25) < 1 - 1e-3
+    # the chi-square sees a layer that comes one time in twenty too often
+    biased = [mask if step % 20 else sorted({1, *mask[1:]}) for step, mask in enumerate(masks)]
+    counts = np.bincount(np.concatenate(biased), minlength=28)[1:-1]
+    assert stats.chisquare(counts).pvalue < 1e-3
 
 
-def test_more_layers_than_valid_are_refused():
-    with pytest.raises(ValueError, match="only 4 may be"):
-        draw_mask(valid_layers(6, 1), 5, 0, 0)
+LAYERS = st.integers(min_value=3, max_value=100)
 
 
-def cached_logits(model, input_ids, attention_mask):
-    """Return logits token by token through the cache, as sampling sees them."""
-    past, logits = None, []
-    for position in range(input_ids.shape[1]):
-        mask = attention_mask[:, : position + 1]
-        output = model(
-            input_ids=input_ids[:, position : position + 1],
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, -1:],
-            past_key_values=past,
-            use_cache=True,
-        )
-        past = output.past_key_values
-        logits.append(output.logits)
-    return torch.cat(logits, dim=1)
+@given(LAYERS, st.integers(1, 10), st.floats(0, 1), st.integers(0, 2**32), st.integers(0, 10**6), st.data())
+def test_masks_hold_k_valid_layers_or_are_refused(num_layers, border, skip_ratio, seed, step, data):
+    kinds = data.draw(
+        st.none() | st.lists(st.sampled_from(["full", "sliding"]), min_size=num_layers, max_size=num_layers)
+    )
+    valid = valid_layers(num_layers, border, kinds)
+    assert all(border <= layer < num_layers - border for layer in valid)
+    assert not {(kinds or ["full"]).index(kind) for kind in kinds or ["full"]} & set(valid)
+    k = num_skipped(num_layers, skip_ratio)
+    assert abs(k - skip_ratio * num_layers) <= 0.5
+    if k > len(valid):
+        with pytest.raises(ValueError, match=f"{k} layers cannot be skipped where only {len(valid)} may be"):
+            draw_mask(valid, k, seed, step)
+    else:
+        mask = draw_mask(valid, k, seed, step)
+        assert len(set(mask)) == k and set(mask) <= set(valid) and mask == sorted(mask)
 
 
-@torch.no_grad()
-def largest_error(model, skipped):
-    """Return how far cached from full logits are under a mask, on the real tokens of a left-padded batch."""
-    input_ids = torch.randint(3, 487, (3, 12), generator=torch.Generator().manual_seed(1))
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[0, :5] = attention_mask[1, :2] = 0
-    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    with nested(model, skipped):
-        full = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions).logits
-        cached = cached_logits(model, input_ids, attention_mask)
-    return (full - cached)[attention_mask.bool()].abs().max().item()
+def draw_on_a_rank(rank, port, queue):
+    """Draw masks and nest a model wrapped for data-parallel training, with the random state that TRL gives a rank."""
+    import torch.distributed as dist
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=97, num_hidden_layers=6, **sizes)).eval()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    random.seed(rank)
+    torch.manual_seed(rank)  # ranks differ in their global state
+    masks = [draw_mask(valid_layers(6, 1), 2, 0, step) for step in range(50)]
+    gathered = [None, None]
+    dist.all_gather_object(gathered, masks)
+    with torch.no_grad(), nested(wrapped, masks[0]):
+        logits = wrapped(torch.arange(3, 13).unsqueeze(0)).logits
+    queue.put((rank, gathered, logits.sum().item(), random.random(), torch.rand(1).item()))
+    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("skipped", [[], [1], [4], [1, 2], [2, 3, 4]])
-def test_cached_sampling_agrees_with_a_full_forward_under_the_mask(small_model, skipped):
-    assert largest_error(small_model, skipped) < 1e-4
-
-
-def test_skipping_the_first_layer_would_be_silently_wrong(small_model):
-    """The reason why layer 0 is never valid, and the proof that the test above can fail."""
-    assert largest_error(small_model, [0]) > 1e-2
+def test_ranks_draw_the_same_masks_whatever_their_random_state():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    ranks = [context.Process(target=draw_on_a_rank, args=(rank, port, queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    zero, one = sorted(queue.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(timeout=30)
+    assert zero[1] == one[1] and zero[1][0] == zero[1][1]
+    assert zero[2] == one[2]  # the same layers were skipped
+    for rank, drawn in enumerate((zero, one)):  # nobody drew from the global generators
+        torch.manual_seed(rank)
+        assert drawn[3:] == (random.Random(rank).random(), torch.rand(1).item())
 
 
 @torch.no_grad()
@@ -108,12 +141,3 @@ def test_layers_come_back_after_an_exception(small_model):
     with pytest.raises(RuntimeError, match="midway"), nested(small_model, [1, 3]):
         raise RuntimeError("midway")
     assert all("forward" not in vars(layer) for layer in decoder_layers(small_model))
-
-
-def test_a_model_without_a_plain_stack_is_refused():
-    from transformers import BertConfig, BertModel
-
-    model = BertModel(BertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=32))
-    model.config.num_hidden_layers = 3
-    with pytest.raises(ValueError, match="cannot be nested"):
-        decoder_layers(model)

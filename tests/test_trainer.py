@@ -33,7 +33,7 @@ def vowels(completions, **kwargs):
 
 
 def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **nesting):
-    """Return a trainer of TRL's or ours on a model: two prompts with four completions a step, one epoch is 2.5 steps."""
+    """Return a trainer of TRL or ours: two prompts with four completions a step; 2.5 steps are an epoch."""
     settings = {
         "output_dir": str(tmp_path / "trl"),
         "seed": 0,
@@ -251,9 +251,7 @@ def test_lambda_scales_retrace(small_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", STOCK)
-def test_layers_come_back_after_an_exception_in_the_middle_of_sampling(
-    algorithm, small_model, tmp_path, monkeypatch
-):
+def test_layers_come_back_after_an_exception_in_the_middle_of_sampling(algorithm, small_model, tmp_path, monkeypatch):
     some_trainer = ours(small_model, tmp_path, algorithm)
     note = rollout.BehaviorLogProbs.note
 

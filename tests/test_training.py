@@ -1,22 +1,15 @@
-"""The trainer: hooks only, equal to stock TRL where nothing is skipped, and resumable."""
+"""The training stage: its record, its reproducibility, and going on after a kill. The hooks are test_trainer.py's."""
 
-import inspect
 import json
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
 
 from nested_reft import training
 from nested_reft.config import ConfigError, Nesting, Prompt, Run, Training
-from nested_reft.grading import correctness
-from nested_reft.nesting import draw_mask, nested, valid_layers
 from nested_reft.prompts import format_prompt
-from nested_reft.rollout import sample
 from nested_reft.tracking import StageRecord, read_json, read_rows
-from nested_reft.training import NestedGRPOTrainer
 
 from .conftest import TINY
 
@@ -69,91 +62,6 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def stock(trainer_class, tmp_path, problems):
-    """Return the weights after the same steps of a trainer of stock TRL, or of a subclass."""
-    model, tokenizer = training.load_model(TINY, "float32")
-    rows = [{"prompt": format_prompt(row["problem"], "qwen-math"), "answer": row["answer"]} for row in problems]
-    arguments = GRPOConfig(
-        output_dir=str(tmp_path / "stock"),
-        seed=0,
-        data_seed=0,
-        max_steps=3,
-        learning_rate=1e-3,
-        lr_scheduler_type="linear",
-        weight_decay=0.0,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        num_generations=4,
-        max_completion_length=26,
-        generation_kwargs={"min_new_tokens": 26},
-        beta=0.0,
-        loss_type="bnpo",
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        optim="adamw_torch",
-        save_strategy="no",
-        disable_dropout=True,
-        disable_tqdm=True,
-    )
-    trainer = trainer_class(model, correctness, arguments, Dataset.from_list(rows), processing_class=tokenizer)
-    trainer.train()
-    return model.state_dict()
-
-
-@pytest.mark.parametrize("mitigation", ["base", "practical", "retrace"])
-def test_without_a_skipped_layer_training_is_stock_trl_bit_for_bit(mitigation, tmp_path, data, problems):
-    trained = weights(run_cell(tmp_path / "ours", data, 0.0, mitigation))
-    assert not equal(trained, training.load_model(TINY, "float32")[0].state_dict())
-    assert equal(trained, stock(GRPOTrainer, tmp_path, problems))
-
-
-class NestedSampler(GRPOTrainer):
-    """Stock TRL but for its sampler: what `practical` has to be."""
-
-    def _generate_single_turn(self, prompt_ids, *args):
-        valid = valid_layers(28, border=1)
-        skipped = draw_mask(valid, 4, self.args.seed, self.state.global_step)
-        with nested(self.model, skipped), torch.no_grad():
-            return sample(self.model, prompt_ids, self.generation_config, self.eos_token_ids)
-
-
-class NestedOldPolicy(NestedSampler):
-    """The same with the behavior policy as TRL's old policy: what `base` has to be."""
-
-    def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
-        return output | {"old_per_token_logps": output["sampling_per_token_logps"]}
-
-
-@pytest.mark.parametrize(("mitigation", "reference"), [("practical", NestedSampler), ("base", NestedOldPolicy)])
-def test_mitigations_are_what_stock_trl_makes_of_nested_samples(mitigation, reference, tmp_path, data, problems):
-    trained = weights(run_cell(tmp_path / "ours", data, 0.15, mitigation))
-    assert equal(trained, stock(reference, tmp_path, problems))
-
-
-def test_retrace_weighs_the_advantage_of_each_token_in_trls_loss(tmp_path, data, monkeypatch):
-    """The loss of a micro-batch, by hand: -mean over tokens of min(1, r) A, whose ratio rho is 1 in value."""
-    seen = []
-    compute = NestedGRPOTrainer._compute_loss
-
-    def compare(self, model, inputs):
-        loss = compute(self, model, inputs)
-        log_ratio, applied = (tensor.clone() for tensor in self._off_policy[-1])
-        mask = inputs["completion_mask"].bool()
-        advantages = inputs["advantages"].unsqueeze(1).expand(mask.shape)[mask]
-        by_hand = -(log_ratio.exp().clamp(max=1) * advantages).mean() / self.current_gradient_accumulation_steps
-        seen.append((loss.item(), by_hand.item()))
-        assert torch.equal(applied, log_ratio.exp().clamp(max=1))
-        return loss
-
-    monkeypatch.setattr(NestedGRPOTrainer, "_compute_loss", compare)
-    run_cell(tmp_path / "ours", data, 0.15, "retrace")
-    assert len(seen) == 6 and any(abs(loss) > 1e-4 for loss, _ in seen)
-    for loss, by_hand in seen:
-        assert loss == pytest.approx(by_hand, abs=1e-6)
-
-
 def test_the_same_seed_gives_the_same_run_and_mitigations_differ(tmp_path, data):
     one, two = (run_cell(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
     assert equal(weights(one), weights(two))
@@ -190,55 +98,37 @@ def test_without_a_skipped_layer_the_measured_ratio_is_the_noise_floor(tmp_path,
 
 def test_too_few_problems_are_one_sentence(tmp_path, data):
     data.write_text(data.read_text().split("\n")[0] + "\n")
-    with pytest.raises(ConfigError, match=r"has 1 problems, fewer than training.prompts_per_step 2"):
+    with pytest.raises(ConfigError, match=r"has 1 problems, fewer than the 2 of a step"):
         run_cell(tmp_path / "run", data, 0.15, "base")
 
 
-def test_a_killed_run_resumes_from_its_checkpoint(tmp_path, data, monkeypatch):
-    whole = run_cell(tmp_path / "whole", data, 0.15, "retrace")
+REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_per_generation": 2, "save_steps": 2})
+
+
+@pytest.mark.parametrize(
+    ("settings", "algorithm"), [(SMALL, "grpo"), (SMALL, "rloo"), (REUSED, "grpo")], ids=["grpo", "rloo", "reused"]
+)
+def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path, data, monkeypatch):
+    settings = settings.model_copy(update={"algorithm": algorithm})
+    whole = run_cell(tmp_path / "whole", data, 0.15, "retrace", settings)
     stopped = tmp_path / "stopped"
     log = StageRecord.log
 
-    def die_at_the_third(self, step, metrics):
-        if step == 3:
+    def die_at_the_last(self, step, metrics):
+        if step == settings.max_steps:
             raise KeyboardInterrupt
         log(self, step, metrics)
 
-    monkeypatch.setattr(StageRecord, "log", die_at_the_third)
+    monkeypatch.setattr(StageRecord, "log", die_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        run_cell(stopped, data, 0.15, "retrace")
+        run_cell(stopped, data, 0.15, "retrace", settings)
     monkeypatch.setattr(StageRecord, "log", log)
     assert not (stopped / "run.json").exists() and not (stopped / "model").exists()
-    run_cell(stopped, data, 0.15, "retrace")
+    run_cell(stopped, data, 0.15, "retrace", settings)
     assert read_json(stopped / "run.json")["attempts"] == 2
     assert untimed(stopped) == untimed(whole)
     assert (stopped / "nested_layers.jsonl").read_text() == (whole / "nested_layers.jsonl").read_text()
     assert equal(weights(stopped), weights(whole))
-
-
-HOOKS = {
-    "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
-    "_generate_and_score_completions": ["inputs"],
-    "_compute_loss": ["model", "inputs"],
-    "_get_per_token_logps_and_entropies": [
-        *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
-        *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
-        *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
-        "image_position_ids",
-    ],
-    "_get_train_sampler": ["dataset"],
-    "training_step": ["model", "inputs", "num_items_in_batch"],
-}
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_hooked_signatures_are_the_ones_of_trl_1_16(hook):
-    found = list(inspect.signature(getattr(GRPOTrainer, hook)).parameters)[1:]
-    assert found == HOOKS[hook], (
-        f"TRL changed GRPOTrainer.{hook}: read it, and NestedGRPOTrainer.{hook} in nested_reft/training.py, again; "
-        "also how `sampling_per_token_logps`, `old_per_token_logps` and `advantages` are used in `_compute_loss`"
-    )
-    assert hook in vars(NestedGRPOTrainer)
 
 
 def test_the_embedded_tokenizer_round_trips_and_its_chat_template_is_the_prompt():
