@@ -1,13 +1,34 @@
-"""What nesting has to know of a model: its stack of layers, what they return, and whether nesting it is sound."""
+"""What nesting has to know of a model: its stack of layers, whether nesting it is sound, what it can gain."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from pydantic import ValidationError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from nested_reft.config import ConfigError, ModelSource
+from nested_reft.nesting import num_skipped, valid_layers
 
 
 class NestingError(ValueError):
     """Roll-outs from this nested model would be silently wrong; says why, in one sentence."""
+
+
+def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model and its tokenizer, from safetensors and without running code from the hub."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return model, tokenizer
 
 
 def language_model(model: torch.nn.Module) -> PreTrainedModel:
@@ -47,21 +68,31 @@ def layers_return_tuples(model: torch.nn.Module) -> bool:
     return layers.return_tuples
 
 
+def check_structure(model: torch.nn.Module) -> None:
+    """Refuse a model by how it is built.
+
+    Raises:
+        NestingError: if it has no plain stack of layers, or if layers read the keys and values of others.
+    """
+    decoder_layers(model)
+    inner = language_model(model)
+    if getattr(inner.config.get_text_config(), "num_kv_shared_layers", None):
+        raise NestingError(
+            f"{type(inner).__name__} shares keys and values between layers, and the readers of a skipped one would "
+            "find nothing; it cannot be nested"
+        )
+
+
 def check_nestable(model: torch.nn.Module) -> None:
     """Refuse a model whose nested roll-outs would be silently wrong, or would not be what training scores.
 
     Raises:
-        NestingError: if it has no plain stack of layers, if layers read the keys and values of other
-            layers, if it drops units in training, or if left padding shifts its positions.
+        NestingError: if `check_structure` does, if left padding shifts its positions, or if it drops
+            units in training.
     """
-    decoder_layers(model)
+    check_structure(model)
     inner = language_model(model)
     name = type(inner).__name__
-    if getattr(inner.config.get_text_config(), "num_kv_shared_layers", None):
-        raise NestingError(
-            f"{name} shares keys and values between layers, and the readers of a skipped one would find nothing; "
-            "it cannot be nested"
-        )
     tokens = torch.arange(1, 9, device=inner.device).unsqueeze(0)  # any eight
 
     def last_logits(training: bool, padding: int = 0) -> torch.Tensor:
@@ -90,3 +121,70 @@ def check_nestable(model: torch.nn.Module) -> None:
 def rms(values: torch.Tensor) -> torch.Tensor:
     """Return the root of the mean square."""
     return values.square().mean().sqrt()
+
+
+class Skipping(NamedTuple):
+    """What one skip ratio means for a model: a column of Table 1, and how much faster a token can become at most."""
+
+    skip_ratio: float
+    num_skipped: int  # k
+    bound: float  # N / (N - k): where launching layers takes the time (Property 1)
+    bound_with_lm_head: float  # where reading weights does: the output projection is read for every token too
+
+
+class Stack(NamedTuple):
+    """The layers of a model, and what may be skipped of them."""
+
+    name: str
+    num_layers: int  # N
+    valid_layers: list[int]
+    layer_parameters: int  # of one layer, in the mean
+    lm_head_parameters: int
+    skipping: list[Skipping]
+
+
+def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
+    """Return what nesting a model amounts to; reads its config and no weights.
+
+    Args:
+        model: a folder, `embedded/<name>`, a name on the hub, or one of transformers' model types.
+        border: b.
+        skip_ratios: the ratios x of interest.
+
+    Raises:
+        ConfigError: if there is no such model, or if it cannot be nested.
+    """
+    if model in CONFIG_MAPPING:
+        config = CONFIG_MAPPING[model]()
+    else:
+        try:
+            source = ModelSource(path=model)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"model {model!r} is no model type of transformers, and {message}") from None
+        try:
+            config = AutoConfig.from_pretrained(source.local_path or model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"could not read the config of {model!r} ({str(error).splitlines()[0]})") from None
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(config)
+    try:
+        check_structure(whole)
+    except NestingError as error:
+        raise ConfigError(str(error)) from None
+    text_config, layers = config.get_text_config(), decoder_layers(whole)
+    valid = valid_layers(len(layers), border, getattr(text_config, "layer_types", None))
+    layer_parameters = sum(parameter.numel() for parameter in layers.parameters()) // len(layers)
+    lm_head_parameters = whole.get_output_embeddings().weight.numel()
+    skipping = []
+    for skip_ratio in skip_ratios:
+        k = num_skipped(len(layers), skip_ratio)
+        if k > len(valid):
+            raise ConfigError(
+                f"skip ratio {skip_ratio} skips {k} of {len(layers)} layers, of which {len(valid)} may be skipped at "
+                f"border {border}; choose a smaller one"
+            )
+        left = (len(layers) - k) * layer_parameters + lm_head_parameters
+        bound = (len(layers) * layer_parameters + lm_head_parameters) / left
+        skipping.append(Skipping(skip_ratio, k, len(layers) / (len(layers) - k), bound))
+    return Stack(type(whole).__name__, len(layers), valid, layer_parameters, lm_head_parameters, skipping)

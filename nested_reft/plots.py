@@ -155,3 +155,36 @@ def reward_curves(steps: pd.DataFrame) -> Figure:
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame) -> Figure:
+    """Draw how far nested roll-outs are from the whole model: by skip ratio, with the spread of masks, and by layer.
+
+    Args:
+        by_ratio: a row per skip ratio, with the lowest and the highest mask of `kl` and `reward`.
+        by_layer: columns layer and kl, a row per layer that may be skipped.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(9.6, 2.4), width_ratios=[1, 1, 1, 2], layout="constrained")
+        positions = 100 * by_ratio["skip_ratio"]
+        for axis, name, title in (
+            (axes[0], "kl", "KL(mu || pi), nats per token"),
+            (axes[1], "reward", "Share correct"),
+        ):
+            low, high = by_ratio[f"{name}_lowest_mask"], by_ratio[f"{name}_highest_mask"]
+            axis.fill_between(positions, low, high, color=BASELINE, alpha=0.15, linewidth=0, label="masks")
+            axis.plot(positions, by_ratio[name], color=BASELINE, marker="o", markersize=4, linewidth=1.2, label="mean")
+            axis.set_title(title)
+            axis.legend()
+        for name, color in (("acceptance_rate", "#009E73"), ("ess", "#CC79A7")):
+            axes[2].plot(positions, by_ratio[name], color=color, marker="o", markersize=4, linewidth=1.2, label=name)
+        axes[2].set_title("Acceptance rate, sample size")
+        axes[2].set_ylim(0, 1.05)
+        axes[2].legend()
+        for axis in axes[:3]:
+            axis.set_xlabel("layers skipped, %")
+        axes[3].bar(by_layer["layer"], by_layer["kl"], color="#0072B2", width=0.7)
+        axes[3].set_title("KL(mu || pi) with one layer skipped")
+        axes[3].set_xlabel("layer")
+        axes[3].grid(axis="x", visible=False)
+    return figure

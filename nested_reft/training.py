@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -31,7 +29,7 @@ from trl import GRPOConfig, RLOOConfig, SFTConfig, SFTTrainer
 
 from nested_reft.config import ConfigError, Nesting, Optimization, Prompt, Run, Sft, Training, check_skip_ratios
 from nested_reft.grading import correctness
-from nested_reft.models import NestingError
+from nested_reft.models import NestingError, load_model
 from nested_reft.prompts import format_prompt
 from nested_reft.tracking import StageRecord, read_rows, write_rows
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
@@ -90,15 +88,6 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model and its tokenizer, from safetensors and without running code from the hub."""
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    return model, tokenizer
 
 
 def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import torch
 from transformers import GenerationConfig
 
 from nested_reft.embedded.problems import generate
+from nested_reft.models import load_model
 from nested_reft.nesting import nested
 from nested_reft.prompts import format_prompt
 from nested_reft.rollout import sample
-from nested_reft.training import load_model
 
 from .conftest import TINY
 

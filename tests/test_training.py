@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from nested_reft import training
 from nested_reft.config import ConfigError, Nesting, Prompt, Run, Training
+from nested_reft.models import load_model
 from nested_reft.prompts import format_prompt
 from nested_reft.tracking import StageRecord, read_json, read_rows
 
@@ -49,7 +50,7 @@ def run_cell(out, data, skip_ratio, mitigation, settings=SMALL):
 
 
 def weights(folder):
-    return training.load_model(folder / "model", "float32")[0].state_dict()
+    return load_model(folder / "model", "float32")[0].state_dict()
 
 
 def untimed(folder):
