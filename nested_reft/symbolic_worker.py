@@ -22,8 +22,7 @@ LIMIT_S = 3.0
 
 def main() -> None:
     """Answer requests until the parent closes the pipe."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bound_memory()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "w")
@@ -43,6 +42,12 @@ def main() -> None:
             answer = "unparsed"
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(answer, file=answers, flush=True)
+
+
+def bound_memory() -> None:
+    """Let the kernel refuse memory beyond the bound, and write no dump of what breaks on it."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def comparison():  # type: ignore[no-untyped-def]
