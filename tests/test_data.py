@@ -121,7 +121,7 @@ def test_native_formats(row, expected, tmp_path):
     ("body", "problem"),
     [
         ("There are 8 pens", "There are 8 pens. How many?"),
-        ("There are 8 pens.", "There are 8 pens. How many?"),
+        (" There are 8 pens. ", "There are 8 pens. How many?"),
         ("If it rains they stay. Now 8 are here", "If it rains they stay. Now 8 are here. How many?"),
         ("Some left. If 8 stayed", "Some left. If 8 stayed, How many?"),
     ],
@@ -202,7 +202,7 @@ def test_benchmark_problems_are_dropped_from_training_sets(tmp_path):
 
 def test_problems_that_share_a_run_of_words_with_a_benchmark_are_dropped(tmp_path):
     benchmark = "Ida counts five birds, six fish and seven cats on her way home. How many?"
-    shared = "Tom counts FIVE birds; six fish and seven dogs."  # seven words: counts ... seven
+    shared = "Tom counts FIVE birds; six \N{LATIN SMALL LIGATURE FI}sh and seven"  # seven words at its end
     for ngram, found in ((7, ["counts five birds six fish and seven"]), (8, [])):
         kept, dropped, manifest = prepared(tmp_path, [math(shared), math("Unlike.")], [benchmark], ngram)
         assert [row["ngram"] for row in dropped] == found
