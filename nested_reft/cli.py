@@ -87,10 +87,11 @@ def prepare_model(settings: Settings, out: Out) -> None:
 
 @prepare_app.command("dataset")
 def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> None:
-    """Write a training set as JSON lines, without the problems that a benchmark holds."""
+    """Write a training set as JSON lines, without the problems that a benchmark holds, and what was dropped."""
+    parsed = read_settings(config.PrepareDataset, settings)
     from nested_reft import data
 
-    data.prepare_dataset(read_settings(config.DatasetSource, settings), benchmarks, out)
+    data.prepare_dataset(parsed.dataset, parsed.decontamination, benchmarks, out)
 
 
 @prepare_app.command("benchmarks")
