@@ -35,25 +35,41 @@ SAME_COMMAND = {
     "neq": "ne", "lbrace": "{", "rbrace": "}", "land": "wedge", "lor": "vee", "degree": "circ", "langle": "lparen",
     "rangle": "rparen", "lvert": "vert", "rvert": "vert", "dots": "ldots", "cdots": "ldots", "ast": "cdot",
     "mathbf": "", "boldsymbol": "", "bm": "", "vec": "", "mathcal": "", "mathbb": "", "textstyle": "",
-    "rm": "", "bf": "", "it": "",
+    "rm": "", "bf": "", "it": "", "emptyset": "varnothing",
 }  # fmt: skip
 COMMAND = re.compile(r"\\([a-zA-Z]+)")
 FRAC_OF_TOKENS = re.compile(r"\\frac\s*(\d|[a-zA-Z]|\{[^{}]*\})\s*(\d|[a-zA-Z]|\{[^{}]*\})")
 SQRT_OF_TOKEN = re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))")
+UPRIGHT_LETTER = re.compile(r"\\mathrm\s*\{\s*([eidxyznk])\s*\}")  # the imaginary unit is no unit
+QUANTITY_IN_TEXT = re.compile(r"^\\text\s*\{\s*(-?[\d.,]+[^{}]*)\}$")
 TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mbox|textup)\s*\{([^{}]*)\}")
 
+# A unit is a wrapper, `\text{...}` or `\mathrm{...}`, or a quotient or product of these, or a word after a number.
+WRAPPER = r"\\(?:text(?:rm|normal|bf)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}"
+POWER_OF_UNIT = r"\s*\^\s*\{?\s*-?\d\s*\}?"
+UNIT_IN_WRAPPERS = re.compile(
+    rf"\s*(?:{WRAPPER}|\\frac\s*\{{\s*{WRAPPER}(?:{POWER_OF_UNIT})?\s*\}}\s*\{{\s*{WRAPPER}(?:{POWER_OF_UNIT})?\s*\}})"
+    rf"(?:\s*(?:[/*]|\\cdot)?\s*{WRAPPER}|{POWER_OF_UNIT})*$"
+)
+UNIT_SYMBOLS = """
+m cm mm km nm um s ms ns min h hr g kg mg N J kJ W kW V A C K Pa kPa Hz mol L l mL ml eV keV MeV GeV T G F H erg ergs
+dyne cal kcal AU pc kpc ly yr rad deg sr in ft lb oz mi mph kmph kph dB bar atm M Da sec cc
+""".split()  # noqa: SIM905
 UNIT_WORDS = (
-    r"(?:square|cubic|sq\.?|cu\.?)?\s*(?:millimeters?|centimeters?|kilometers?|meters?|metres?|inch(?:es)?|feet|foot|ft|"
-    r"yards?|miles?|mi|cm|mm|km|nm|units?|degrees?|deg|radians?|rad|dollars?|cents?|euros?|pounds?|rupees?|rs\.?|usd|"
-    r"seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|mph|kmph|kph|percent|grams?|kg|mg|kilograms?|"
-    r"liters?|litres?|ml|gallons?|people|persons?|students?|ways?|points?|times|apples?|books?)"
+    r"(?:millimeter|centimeter|kilometer|meter|metre|inch(?:e)?|foot|feet|yard|mile|unit|degree|radian|dollar|cent|euro|"
+    r"pound|rupee|second|sec|minute|min|hour|hr|day|week|month|year|gram|kilogram|liter|litre|gallon|people|person|"
+    r"newton|joule|watt|volt|ampere|kelvin|pascal|hertz|mole)s?"
 )
-UNIT_AFTER_NUMBER = re.compile(rf"(?<=[\d}})\s])\s*{UNIT_WORDS}(?:\s*\^\s*\{{?[23]\}}?)?\.?$", re.IGNORECASE)
-UNIT_IN_TEXT = re.compile(
-    r"(?<=.)\s*\\(?:text(?:rm|normal|bf)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?$"
-)
+BARE_UNIT = rf"(?:square\s+|cubic\s+|sq\.?\s*)?(?:{UNIT_WORDS}|cm|mm|km|kg|mph|ft|m/s|km/h|usd)(?:{POWER_OF_UNIT})?"
+UNIT_AFTER_NUMBER = re.compile(rf"\s*(?:{BARE_UNIT})(?:\s*(?:/|per)\s*(?:{BARE_UNIT}|[a-z]))?\.?$", re.IGNORECASE)
+NO_UNIT = """
+and or more less only if is not even odd squared cubed million billion trillion thousand hundred dozen percent am pm
+a.m. p.m. increase decrease mod times root
+""".split()  # noqa: SIM905
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALE = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALES)}|dozen)\s*\}}?$", re.IGNORECASE)
 DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[CF]?$")
-CURRENCY = re.compile(r"^(-?)\s*(?:\\\$|\$|€|£|¥|\\text\s*\{\s*\$\s*\}|\\pounds)\s*")
+CURRENCY = re.compile(r"^(-?)\s*(?:\\\$|\$|€|£|¥|\\text\s*\{\s*\$\s*\}|\\pounds)\s*(?=[-\d.])")
 
 UNSIGNED = r"(?:\d+(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 PLAIN = re.compile(rf"([+-]?)\s*({UNSIGNED})")
@@ -68,6 +84,8 @@ FRACTION = re.compile(
 )
 QUOTIENT = re.compile(r"([+-]?)\s*\(?\s*([+-]?[\d.]+)\s*\)?\s*/\s*\(?\s*([+-]?[\d.]+)\s*\)?")
 DECIMAL = re.compile(r"\d*\.?\d+|\d+\.")
+REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\s*\{(\d+)\}")
+IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 
 # What is assigned to in `x = 5`: a variable, a segment or an area, a function, a word, or several of these.
 ONE_NAME = (
@@ -88,13 +106,13 @@ class Number(NamedTuple):
 class Several(NamedTuple):
     """Elements in brackets, in a matrix (its rows separated by rows of their own) or in a bare list."""
 
-    kind: str  # `()`, `[)`, ..., `{}`, `matrix`, `union`, or empty for a bare list
+    kind: str  # `()`, `[)`, ..., `{}`, `matrix`, `union`, `and`, `or`, or empty: a bare list
     elements: list[str]
 
     @property
     def ordered(self) -> bool:
         """Whether the order of the elements matters."""
-        return self.kind not in ("", "{}", "union")
+        return self.kind not in ("", "{}", "union", "and", "or")
 
 
 def clean(answer: str) -> str:
@@ -115,6 +133,7 @@ def clean(answer: str) -> str:
         text = COMMAND.sub(lambda match: renamed(match[1]), text)
         text = FRAC_OF_TOKENS.sub(lambda match: f"\\frac{braced(match[1])}{braced(match[2])}", text)
         text = SQRT_OF_TOKEN.sub(r"\\sqrt{\1}", text)
+        text = UPRIGHT_LETTER.sub(r" \1 ", QUANTITY_IN_TEXT.sub(r"\1", text))
     text = PERCENT_WORD.sub("%", from_plain(text))
     text = re.sub(r" {2,}", " ", text).strip()
     return text.rstrip(".").rstrip() if text.endswith(".") and not text.endswith("..") else text
@@ -167,14 +186,33 @@ def strip_delimiters(text: str) -> str:
     return text
 
 
-def without_unit(text: str) -> str:
-    """Return the text without a currency before it or a unit after it; units are not compared."""
-    text = CURRENCY.sub(r"\1", text)
-    for pattern in (UNIT_IN_TEXT, UNIT_AFTER_NUMBER, DEGREES):
-        shorter = pattern.sub("", text).strip()
-        if shorter and re.search(r"[\d\\}]", shorter):
-            text = shorter
-    return text
+def without_units(found: str, expected: str) -> tuple[str, str]:
+    """Return both texts without currencies before and units after them; units are dropped and not compared.
+
+    What stands in a wrapper without being a unit has a meaning: it stays if the other side has another one.
+    """
+    found, expected = CURRENCY.sub(r"\1", found), CURRENCY.sub(r"\1", expected)
+    (value, unit, known), (expected_value, expected_unit, expected_known) = split_unit(found), split_unit(expected)
+    if unit and expected_unit and not (known and expected_known) and to_words(unit) != to_words(expected_unit):
+        return found, expected
+    return value, expected_value
+
+
+def split_unit(text: str) -> tuple[str, str, bool]:
+    """Return the text before a unit, the unit (empty if there is none), and whether it is one that we know."""
+    if match := UNIT_IN_WRAPPERS.search(text):
+        value, unit = text[: match.start()].strip(), match[0].strip()
+        words = re.findall(r"[A-Za-z.]+", re.sub(r"\\[a-zA-Z]+", " ", unit))
+        known = all(word in UNIT_SYMBOLS or re.fullmatch(UNIT_WORDS, word.lower()) for word in words) and bool(words)
+        noun = len(words) <= 2 and all(len(word) > 2 and word.lower() not in NO_UNIT for word in words)
+        if value and (known or (noun and words and to_number(value) is not None)):
+            return value, unit, known
+        return text, "", False
+    if (match := DEGREES.search(text)) and to_number(text[: match.start()]) is not None:
+        return text[: match.start()].strip(), match[0].strip(), True
+    if (match := UNIT_AFTER_NUMBER.search(text)) and to_number(text[: match.start()].strip()) is not None:
+        return text[: match.start()].strip(), match[0].strip(), True
+    return text, "", False
 
 
 def without_approximation(text: str) -> str:
@@ -185,21 +223,30 @@ def without_approximation(text: str) -> str:
     return approximate.strip() if NAME.fullmatch(exact.strip()) or not exact.strip() else exact.strip()
 
 
+def without_membership(text: str) -> str:
+    r"""Return the set of `x \in (1, 2)`."""
+    before, _, after = text.partition("\\in ")
+    if not after:
+        before, _, after = text.partition("\\in\\{")
+        after = f"\\{{{after}" if after else ""
+    return after.strip() if after and NAME.fullmatch(before.strip()) else text
+
+
 def name_and_value(text: str) -> tuple[str, str]:
-    r"""Return name and value of `x = 5`, `x \in (1, 2)` and `x = 2 + 3 = 5`; no name if there is none.
+    """Return name and value of `x = 5` and `x = 2 + 3 = 5`; no name if there is none.
 
     An equation is no assignment: `2x + z = 1` has no name. A calculation, `2 + 3 = 5`, has itself for one.
     """
-    before, _, after = text.partition("\\in ")
-    if after and NAME.fullmatch(before.strip()):
-        return before.strip(), after.strip()
     if "=" not in text or len(split(text, "=")) < 2:
         return "", text
     name, *between, value = split(text, "=")
     if NAME.fullmatch(name) and value:
         return name, value
-    calculated = name and not re.search(r"[a-zA-Z]", COMMAND.sub("", name)) and to_number(value) is not None
-    return (name, value) if calculated and all(between) else ("", text)
+    result = to_number(value)
+    if result is None or not name or re.search(r"[a-zA-Z]", COMMAND.sub("", name)):
+        return "", text
+    terms = [to_number(part) for part in (name, *between)]
+    return (name, value) if all(term is None or same_number(term, result) for term in terms) else ("", text)
 
 
 def to_number(text: str) -> Number | None:
@@ -211,6 +258,16 @@ def to_number(text: str) -> Number | None:
         text = text.rstrip("%").rstrip("\\ ").strip()
     while text.startswith("(") and text.endswith(")") and text.count("(") == 1:
         text = text[1:-1].strip()
+    if match := SCALE.search(text):
+        number = to_number(text[: match.start()].strip())
+        scale = 12 if match[1].lower() == "dozen" else 10 ** SCALES[match[1].lower()]
+        return number and number._replace(value=number.value * scale)
+    if match := REPEATING.fullmatch(text):
+        sign, whole, digits, period = match.groups()
+        value = Fraction(f"{whole or 0}.{digits or 0}") + Fraction(
+            int(period), (10 ** len(period) - 1) * 10 ** len(digits)
+        )
+        return Number(-value if sign == "-" else value, True, percent)
     if match := PLAIN.fullmatch(text):
         sign, digits = match.groups()
         value = Fraction(re.sub("[, ]", "", digits))
@@ -269,7 +326,7 @@ def near(found: Number, expected: Number) -> bool:
 def deepest(text: str) -> int:
     """Return how deep brackets are nested."""
     depth = most = 0
-    for character in text:
+    for character in text.replace("\\{", "").replace("\\}", ""):
         depth += (character in "([{") - (character in ")]}")
         most = max(most, depth)
     return most
@@ -307,6 +364,42 @@ MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\en
 LIST_WORDS = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
 
 
+def in_base(text: str) -> tuple[str, str] | None:
+    """Return digits and base of `2516_8`, or None."""
+    match = IN_BASE.fullmatch(text)
+    return (match[1].upper(), match[2]) if match and match[1][0].isdigit() else None
+
+
+LESS = r"(<|\\le(?![a-z]))"
+MORE = r"(>|\\ge(?![a-z]))"
+BETWEEN = re.compile(rf"([^<>]+?)\s*{LESS}\s*[a-zA-Z]\s*{LESS}\s*([^<>]+)")
+BETWEEN_FALLING = re.compile(rf"([^<>]+?)\s*{MORE}\s*[a-zA-Z]\s*{MORE}\s*([^<>]+)")
+BELOW = re.compile(rf"[a-zA-Z]\s*{LESS}\s*([^<>]+)|([^<>]+?)\s*{MORE}\s*[a-zA-Z]")
+ABOVE = re.compile(rf"[a-zA-Z]\s*{MORE}\s*([^<>]+)|([^<>]+?)\s*{LESS}\s*[a-zA-Z]")
+
+
+def to_interval(text: str) -> str | None:
+    """Return an inequality in one variable, or several joined by `or`, as an interval or a union of them."""
+    parts = [part for part in re.split(r"\\text\s*\{\s*or\s*\}|\bor\b", text) if part.strip()]
+    if len(parts) > 1:
+        intervals = [to_interval(part) for part in parts]
+        return "\\cup ".join(part for part in intervals if part) if all(intervals) else None
+    text = text.strip().rstrip(",").strip()
+    if match := BETWEEN.fullmatch(text):
+        low, closed_low, closed_high, high = match.groups()
+    elif match := BETWEEN_FALLING.fullmatch(text):
+        high, closed_high, closed_low, low = match.groups()
+    elif match := BELOW.fullmatch(text):
+        low, closed_low, closed_high, high = "-\\infty", "<", match[1] or match[4], match[2] or match[3]
+    elif match := ABOVE.fullmatch(text):
+        low, closed_low, closed_high, high = match[2] or match[3], match[1] or match[4], "<", "\\infty"
+    else:
+        return None
+    if any(sign in low + high for sign in ("\\le", "\\ge", "=")):
+        return None
+    return f"{'(' if closed_low in '<>' else '['}{low.strip()}, {high.strip()}{')' if closed_high in '<>' else ']'}"
+
+
 def to_several(text: str) -> Several | None:
     """Return the elements of a cleaned list, tuple, interval, set, matrix or union; None for a single thing."""
     if len(text) > LONGEST_ANSWER:
@@ -316,6 +409,8 @@ def to_several(text: str) -> Several | None:
         elements = [cell.strip() for row in rows for cell in (*row.split("&"), "\\cr")]
         return Several("matrix", elements)
     if text.startswith("\\{") and text.endswith("\\}"):
+        if ":" in text or "\\mid" in text or "|" in text:
+            return None  # a set by its property
         return Several("{}", split(text[2:-2]))
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and closes_at_the_end(text):
         parts = split(text[1:-1])
@@ -324,8 +419,9 @@ def to_several(text: str) -> Several | None:
         return Several("union", [part.strip() for part in text.split("\\cup")])
     if "\\pm" in text and text.count("\\pm") == 1:
         return Several("", [text.replace("\\pm", "+").removeprefix("+").strip(), text.replace("\\pm", "-").strip()])
-    words = LIST_WORDS.sub(", ", text)
-    parts = split(words)
+    parts = split(LIST_WORDS.sub(", ", text))
+    if len(parts) > 1 and re.search(r"[<>]|\\[lg]e(?![a-z])", text) and (word := LIST_WORDS.search(text)):
+        return Several("or" if "or" in word[0] else "and", parts)
     return Several("", parts) if len(parts) > 1 and len(parts) <= MOST_ELEMENTS and all(parts) else None
 
 

@@ -38,7 +38,7 @@ def rate(rows: Sequence[tuple[str, Any]], repeats: int) -> dict[str, float]:
     is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # the children of the algebra are up
     rates = []
     for _ in range(repeats):
-        symbolic.compare.cache_clear()
+        symbolic.forget()
         started = time.perf_counter()
         for completion, answer in rows:
             grade(completion, answer)

@@ -9,8 +9,9 @@ What counts as equal, where there is a choice:
 
 - Only the last box counts, of the text after a last `</think>`; when it is not closed there is no answer.
 - Integers and fractions are equal exactly, reduced or not; a decimal within 1e-6 of its size.
-- `28%` equals `28` and `0.28`.
+- `28%` equals `28` and `0.28`. A number without a base equals the same digits in any: the question tells it.
 - Units and currencies are dropped on both sides and not compared; a decimal comma is not a decimal point.
+- An inequality equals its interval. `i` is the imaginary unit where that makes two answers equal.
 - Lists without brackets, and sets, are unordered, and an element repeated is an element more; tuples,
   intervals and matrices are ordered, and the kind of their brackets matters.
 - `x = 5` equals `5`, but not `y = 5`. `a = b = 5` and `\pi \approx 3.14` are their last values.
@@ -34,20 +35,25 @@ from nested_reft.answers import (
     Several,
     clean,
     deepest,
+    in_base,
     name_and_value,
     same_number,
     to_choice,
+    to_interval,
     to_number,
     to_several,
     to_words,
     without_approximation,
-    without_unit,
+    without_membership,
+    without_units,
 )
 from nested_reft.config import ConfigError
 
 BOX = "\\boxed{"
 RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
+DEGREE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
+BOX_ESCAPE_OR_BRACE = re.compile(r"\\boxed\s*\{|(?<!\\)\\[{}]|[{}]")
 
 
 class Verdict(NamedTuple):
@@ -61,10 +67,21 @@ class Verdict(NamedTuple):
 
 
 def boxes(text: str) -> tuple[list[tuple[int, str]], bool]:
-    r"""Return (end, content) of every closed `\boxed{...}`, outermost only, and whether none is left open."""
+    r"""Return (end, content) of every closed `\boxed{...}`, outermost only, and whether none is left open.
+
+    An escaped brace opens and closes nothing, unless a box stays open for it.
+    """
+    found, closed = matched(text, escapes=True)
+    return (found, closed) if closed else matched(text, escapes=False)
+
+
+def matched(text: str, escapes: bool) -> tuple[list[tuple[int, str]], bool]:
+    """Return what `boxes` does, with or without a meaning of escapes."""
     found: list[tuple[int, str]] = []
     depth = start = 0
-    for match in BOX_OR_BRACE.finditer(text):
+    for match in (BOX_ESCAPE_OR_BRACE if escapes else BOX_OR_BRACE).finditer(text):
+        if match[0] in ("\\{", "\\}"):
+            continue
         if depth == 0:
             if match[0][0] == "\\":
                 depth, start = 1, match.end()
@@ -84,81 +101,120 @@ def extract_answer(completion: str) -> str | None:
 
 
 def until_first_answer(completion: str) -> str:
-    """Return the text up to the first closed box: where a fixed-length completion ends by nature.
+    """Return the text up to the first closed box after a thought: where a fixed-length completion ends by nature.
 
     With the end token banned the model has to go on after its answer; what it then writes is noise,
     and no reward may come from it.
     """
-    found, _ = boxes(completion)
-    return completion[: found[0][0]] if found else completion
+    thought = completion.find("</think>")
+    found, _ = boxes(completion[max(0, thought) :])
+    return completion[: max(0, thought) + found[0][0]] if found else completion
 
 
-def compare(found: str, expected: str, deadline: float) -> tuple[bool, str]:
-    """Return whether two answers, without their boxes, are the same, and how that was found out."""
+def compare(found: str, expected: str, deadline: float | None) -> tuple[bool, str]:
+    """Return whether two answers, without their boxes, are the same, and how that was found out.
+
+    Without a deadline the algebra is left out, and what only it could decide is `undecided`.
+    """
     if max(len(found), len(expected)) > LONGEST_ANSWER or max(deepest(found), deepest(expected)) > DEEPEST:
         return found.strip() == expected.strip(), "text"
-    found, expected = clean(found), clean(expected)
+    found, expected = without_membership(clean(found)), without_membership(clean(expected))
     if not found:
         return False, "text"
     choice = to_choice(expected)
     if choice is not None and to_choice(found) == choice:
         return True, "text"
-    found, expected = (without_unit(without_approximation(text)) for text in (found, expected))
+    found, expected = without_units(without_approximation(found), without_approximation(expected))
     numbers = to_number(found), to_number(expected)
     if numbers[0] is not None and numbers[1] is not None:
         return same_number(numbers[0], numbers[1]), "number"
     if to_words(found) == to_words(expected):
         return True, "text"
-    several = to_several(found), to_several(expected)
-    if several[0] is not None and several[1] is not None:
-        if several[0].kind == several[1].kind or {several[0].kind, several[1].kind} == {"", "{}"}:
-            return compare_several(several[0], several[1], deadline)
-    elif (several[0] or several[1] or Several("()", [])).kind == "":
-        return False, "list"
+    bases = in_base(found), in_base(expected)
+    if bases[0] is not None and bases[1] is not None:
+        return bases[0] == bases[1], "number"
+    if bases[0] is not None or bases[1] is not None:  # the question told the base
+        digits = [base[0] if base else text.upper() for base, text in zip(bases, (found, expected), strict=True)]
+        return digits[0] == digits[1], "number"
 
+    several = to_several(found), to_several(expected)
+    intervals = to_interval(found), to_interval(expected)
+    if intervals[0] and several[1] is not None and several[1].kind not in ("", "{}", "and", "or"):
+        return compare(intervals[0], expected, deadline)
+    if intervals[1] and several[0] is not None and several[0].kind not in ("", "{}", "and", "or"):
+        return compare(found, intervals[1], deadline)
     (name, value), (expected_name, expected_value) = name_and_value(found), name_and_value(expected)
     # the other side must not be a relation of its own, as `y = 2x` is against `2x - y = 0`
     one_sided = (name and not RELATION.search(expected)) or (expected_name and not RELATION.search(found))
-    if one_sided or (name and to_words(name) == to_words(expected_name)):
+    if (name and to_words(value) == to_words(expected)) or (
+        expected_name and to_words(expected_value) == to_words(found)
+    ):
+        return True, "text"
+    of_names = one_sided or (name and to_words(name) == to_words(expected_name))
+    if of_names and not (several[0] and several[1] and several[0].kind in ("", "and", "or")):
         return compare(value, expected_value, deadline)
-    if time.monotonic() > deadline:
+    if several[0] is not None and several[1] is not None:
+        if several[0].kind == several[1].kind or {several[0].kind, several[1].kind} == {"", "{}"}:
+            return compare_several(several[0], several[1], deadline)
+        if "matrix" not in (several[0].kind, several[1].kind):
+            return False, "list"
+    elif (several[0] or several[1] or Several("()", [])).kind == "":
+        return False, "list"
+
+    if deadline is None:
+        return False, "undecided"
+    left = deadline - time.monotonic()
+    if left <= 0:
         return False, "timeout"
-    how = symbolic.compare(expected.replace("\\cr", "\\\\"), found.replace("\\cr", "\\\\"))
+    how = symbolic.compare(for_algebra(expected), for_algebra(found), left)
     return how == "equal", how
 
 
-def compare_several(found: Several, expected: Several, deadline: float) -> tuple[bool, str]:
+def for_algebra(text: str) -> str:
+    """Return a cleaned answer as the parser reads it: rows of matrices, and degrees as parts of pi."""
+    return DEGREE.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text.replace("\\cr", "\\\\"))
+
+
+def compare_several(found: Several, expected: Several, deadline: float | None) -> tuple[bool, str]:
     """Return whether the elements are the same, in order or as a multiset."""
     if len(found.elements) != len(expected.elements):
         return False, "list"
-    left = list(found.elements)
+    left, undecided = list(found.elements), False
     for element in expected.elements:
         candidates = left[:1] if expected.ordered else left
         for position, candidate in enumerate(candidates):
             same, how = compare(candidate, element, deadline)
+            undecided |= how == "undecided"
             if how in ("timeout", "died"):
                 return False, how
             if same:
                 del left[position]
                 break
         else:
-            return False, "list"
+            return False, "undecided" if undecided else "list"
     return True, "list"
 
 
 def grade(completion: str, answer: str | float | list[str]) -> Verdict:
     """Return the verdict on a completion's last boxed answer against the expected answer, or any of a list.
 
-    Takes three seconds at most, and one more where children have to be replaced. Never raises for what
-    a model wrote, and executes none of it.
+    Takes three seconds at most, and one more where children have to be replaced; where threads ask at
+    once they wait for each other. Never raises for what a model wrote, and executes none of it.
     """
     extracted = extract_answer(completion)
     if extracted is None:
         return Verdict(False, None, "no answer")
+    accepted = [str(one) for one in (answer if isinstance(answer, list) else [answer])]
+    how, undecided = "text", []
+    for one in accepted:
+        same, how = compare(extracted, one, None)
+        if same:
+            return Verdict(True, extracted, how)
+        if how == "undecided":
+            undecided.append(one)
     deadline = time.monotonic() + symbolic.LIMIT_S
-    how = "text"
-    for accepted in answer if isinstance(answer, list) else [answer]:
-        same, how = compare(extracted, str(accepted), deadline)
+    for one in undecided:
+        same, how = compare(extracted, one, deadline)
         if same or how == "timeout":
             return Verdict(same, extracted, how)
     return Verdict(False, extracted, how)
@@ -169,8 +225,11 @@ def is_correct(completion: str, answer: str | float | list[str]) -> bool:
     return grade(completion, answer).correct
 
 
+Completion = str | list[dict[str, str]]
+
+
 def correctness(
-    completions: list[str],
+    completions: list[Completion],
     answer: list[str],
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
@@ -178,18 +237,21 @@ def correctness(
     """Reward 1 for a right answer and 0 for a wrong or missing one: an ordinary TRL reward function.
 
     Args:
-        completions: what the model wrote.
+        completions: what the model wrote, as text or as messages.
         answer: the column of expected answers.
         log_metric: TRL's; gets `grading/timeouts`, how many answers were wrong for taking too long.
         **kwargs: the other columns, and what else TRL passes.
     """
-    verdicts = [
-        grade(until_first_answer(completion), expected)
-        for completion, expected in zip(completions, answer, strict=True)
-    ]
+    texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+    verdicts = [grade(text, expected) for text, expected in zip(texts, answer, strict=True)]
     if log_metric is not None:
         log_metric("grading/timeouts", float(sum(verdict.how in ("timeout", "died") for verdict in verdicts)))
     return [float(verdict.correct) for verdict in verdicts]
+
+
+def first_answer_correctness(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
+    """Reward the first answer of completions of fixed length: the rest is what the ban on the end token made."""
+    return correctness([until_first_answer(completion) for completion in completions], answer, **kwargs)
 
 
 def read_completions(text: str, name: str) -> list[dict[str, Any]]:

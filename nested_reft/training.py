@@ -28,7 +28,7 @@ from transformers import (
 from trl import GRPOConfig, RLOOConfig, SFTConfig, SFTTrainer
 
 from nested_reft.config import ConfigError, Nesting, Optimization, Prompt, Run, Sft, Training, check_skip_ratios
-from nested_reft.grading import correctness
+from nested_reft.grading import correctness, first_answer_correctness
 from nested_reft.models import NestingError, load_model
 from nested_reft.prompts import format_prompt
 from nested_reft.tracking import StageRecord, read_rows, write_rows
@@ -207,7 +207,7 @@ def rl_trainer(
         "use_vllm": False,
     }
     of_algorithm: dict[str, Any] = {
-        "reward_funcs": correctness,
+        "reward_funcs": first_answer_correctness if settings.fixed_length else correctness,
         "train_dataset": Dataset.from_list(rows),
         "processing_class": tokenizer,
         "skip_ratio": run.skip_ratio,

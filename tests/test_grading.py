@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from nested_reft import symbolic
 from nested_reft.bench import MIXED
-from nested_reft.grading import compare, correctness, extract_answer, grade, is_correct, until_first_answer
+from nested_reft.grading import (
+    compare,
+    correctness,
+    extract_answer,
+    first_answer_correctness,
+    grade,
+    is_correct,
+    until_first_answer,
+)
 
 from .conftest import DATA, needs_data, run
 
@@ -45,8 +53,11 @@ def test_no_reward_comes_from_after_the_natural_end():
     """With the end token banned, a model goes on after its answer: that is noise, right or wrong."""
     right_then_noise, noise_then_right = r"\boxed{5} \boxed{6}", r"\boxed{6} \boxed{5}"
     assert until_first_answer(right_then_noise + " x \\boxed{") == r"\boxed{5}"
-    assert correctness([right_then_noise, noise_then_right, "5"], ["5", "5", "5"]) == [1.0, 0.0, 0.0]
-    assert is_correct(noise_then_right, "5")  # in evaluation nothing is banned, and the last box counts
+    completions, answers = [right_then_noise, noise_then_right, "5"], ["5", "5", "5"]
+    assert first_answer_correctness(completions, answers) == [1.0, 0.0, 0.0]
+    assert correctness(completions, answers) == [0.0, 1.0, 0.0]  # where nothing is banned the last box counts
+    thought = r"<think>try \boxed{1}? no</think> so \boxed{2}"
+    assert first_answer_correctness([thought + r" \boxed{1}"] * 2, ["2", "1"]) == [1.0, 0.0]
 
 
 # ---- equality -----------------------------------------------------------------------------------
@@ -113,6 +124,39 @@ EQUAL = [
     ("2", ["3", "2"]),
     ("27", 27.0),
     ("0.3333333", "1/3"),
+    (r"3\text{ million}", "3000000"),
+    (r"0.1\overline{6}", r"\frac16"),
+    ("2516_8", "2516_{8}"),
+    ("2516", "2516_8"),
+    (r"2\mathrm{i}", "2i"),
+    ("(1+i)(1-i)", "2"),
+    ("(1+i)^2", "2i"),
+    (r"\frac{1}{i}", "-i"),
+    (r"\sin 30^\circ", r"\frac12"),
+    (r"\cos 36^\circ", r"\sin 54^\circ"),
+    ("1<x<2", "(1,2)"),
+    (r"-2 \le x \le 7", r"x \in [-2,7]"),
+    ("x>2", r"(2,\infty)"),
+    (r"x<-1 \text{ or } x>1", r"(-\infty,-1)\cup(1,\infty)"),
+    ("2>x>1", "(1,2)"),
+    (r"x\in\{1,2\}", "1,2"),
+    (r"\emptyset", r"\varnothing"),
+    (r"9.8\ \mathrm{m}/\mathrm{s}^2", "9.8"),
+    (r"3 \times 10^{8} \mathrm{~m} / \mathrm{s}", "3e8"),
+    (r"5\text{ N}\cdot\text{m}", "5"),
+    (r"5 \frac{\text{m}}{\text{s}}", "5"),
+    ("3 m/s", "3"),
+    (r"\text{5 cm}", "5"),
+    (r"12 \text{ marbles}", "12"),
+    (r"2\sqrt{3}\text{ cm}", r"2\sqrt{3}"),
+    (r"3\cdot 2^{2019}", r"2^{2019}\cdot 3"),
+    (r"2\cdot 2^{2019}", "2^{2020}"),
+    (r"2023!", r"2022!\cdot 2023"),
+    (
+        r"f(x)=\left\{\begin{array}{ll}1&x>0\\0&x\le 0\end{array}\right.",
+        r"\left\{\begin{array}{ll}1&x>0\\0&x\le 0\end{array}\right.",
+    ),
+    (r"185\\"[:-1], r"185\\"[:-1]),
 ]
 
 DIFFERENT = [
@@ -173,6 +217,42 @@ DIFFERENT = [
     (r"\frac{1}{2n+1}", r"\frac{1}{2n+2}"),
     ("2^{2024}", "4^{1013}"),
     (r"\infty", "2"),
+    ("10^{20}", "10^{20}+1"),
+    ("2^{41}-1", "2^{41}"),
+    ("50!", "50!-1"),
+    (r"\binom{50}{25}", r"\binom{50}{25}+1"),
+    ("(2^{41}-1)x", "2^{41}x"),
+    (r"2\mathrm{i}", "2"),
+    (r"\pm 2\mathrm{i}", r"\pm 2"),
+    (r"3\mathrm{e}", "3"),
+    (r"3\text{ million}", "3"),
+    (r"12\text{ or more}", "12"),
+    (r"5\text{ is not an answer}", "5"),
+    (r"5\text{ squared}", "5"),
+    (r"\frac12\text{ if n is even}", r"\frac12\text{ if n is odd}"),
+    (r"7:30\text{ AM}", r"7:30\text{ PM}"),
+    (r"20\%\text{ decrease}", r"20\%\text{ increase}"),
+    (r"2\text{A}", r"2\text{B}"),
+    (r"\pi", r"\pi rs"),
+    ("2", "2rs"),
+    ("2", "2nm"),
+    ("x^{2}", "x^{2}ft"),
+    ("2516_8", "2516_7"),
+    ("1001_2", "1001_3"),
+    ("(2,1)", "1,2"),
+    ("(0,1)", r"\{0,1\}"),
+    (r"[2,\infty]", r"[2,\infty)"),
+    ("|x|", "x"),
+    (r"\sqrt{x^2}", "x"),
+    (r"\max(x,0)", "x"),
+    ("y=|x|", "y=x"),
+    (r"2\cos 20^\circ", r"2\cos 20"),
+    (r"\sin 2^\circ", r"\sin 2"),
+    (r"x<2 \text{ and } x>5", r"x<2 \text{ or } x>5"),
+    (r"\{x: x>2\}", r"\{x: x>3\}"),
+    (r"(1,2]", "1<x<2"),
+    ("x>3", r"(2,\infty)"),
+    ("$f(x)=ax$, where $a$ is any integer", "0"),
 ]
 
 
@@ -192,6 +272,20 @@ def test_wrong_answers(found, expected):
 def test_no_answer_fits_everything(universal):
     answers = [pair[1] for pair in EQUAL if isinstance(pair[1], str)] + [row[0] for row in MIXED]
     assert not [answer for answer in answers if is_correct(boxed(universal), answer)]
+
+
+def test_the_limit_is_that_of_an_answer_and_not_of_an_element():
+    """Several hard elements, and several accepted answers; what needs no algebra is tried first."""
+    symbolic.forget()
+    hard = r"(x+y+z)^{34}"
+    for completion, answer in (
+        (r"\{(x+y+z)^{34},(x+y+w)^{34}\}", r"\{\sqrt{2}+m,\sqrt{3}+n\}"),
+        (hard, [rf"\sqrt{{{n}}}+x+y+z" for n in (2, 3, 5, 7)]),
+    ):
+        started = time.monotonic()
+        assert not is_correct(boxed(completion), answer)
+        assert time.monotonic() - started < LONGEST_S
+    assert grade(boxed(r"\sin(10^{10^{8}})"), [r"\sqrt{2}+1", r"\sin(10^{10^{8}})"]).how == "text"
 
 
 def test_how_it_was_found_out():
@@ -345,7 +439,7 @@ def test_threads_and_forks_grade_alike():
         mine = random.Random(seed).sample(pairs, len(pairs))
         wrong.extend(row for row in mine if is_correct(row[0], row[1]) != row[2])
 
-    symbolic.compare.cache_clear()
+    symbolic.forget()
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
@@ -362,7 +456,7 @@ def test_threads_and_forks_grade_alike():
         "check = lambda: right() and not wrong()\n"
         "assert check()\n"
         "pid = os.fork()\n"
-        "symbolic.compare.cache_clear()\n"
+        "symbolic.forget()\n"
         "good = all(check() for _ in range(20))\n"
         "if pid == 0: os._exit(0 if good else 1)\n"
         "sys.exit(0 if good and os.waitpid(pid, 0)[1] == 0 else 1)\n"
@@ -421,13 +515,14 @@ def test_no_completion_raises_in_the_algebra(text):
 def test_the_reward_is_an_ordinary_one_of_trl():
     logged = {}
     completions = [boxed("4"), boxed(r"\sin(10^{10^{9}})"), "4", boxed("5")]
-    symbolic.compare.cache_clear()
+    symbolic.forget()
     rewards = correctness(
         completions=completions, answer=["4"] * 4, prompts=["?"] * 4, log_metric=logged.__setitem__, completion_ids=[]
     )
     assert rewards == [1.0, 0.0, 0.0, 0.0]
     assert logged == {"grading/timeouts": 1.0}
-    assert correctness(completions=[boxed("4")], answer=["4"]) == [1.0]
+    messages = [[{"role": "assistant", "content": boxed("4")}]]
+    assert correctness(completions=messages, answer=["4"]) == [1.0]
 
 
 def test_the_command_grades_files_and_streams(tmp_path):
@@ -493,19 +588,19 @@ def test_every_gold_answer_is_right_against_itself(gold):
 
 def numeric(gold):
     """Return pairs (answer, accepted answers) of one benchmark where another row's answer is a number of its own."""
-    from nested_reft.answers import clean, to_number, without_unit
+    from nested_reft.answers import clean, split_unit, to_number
 
     for of_one in gold.values():
         numbers = {}
         for answers in of_one:
             for answer in map(str, answers):
-                if (number := to_number(without_unit(clean(answer)))) is not None:
+                if (number := to_number(split_unit(clean(answer))[0])) is not None:
                     numbers.setdefault(number.value, answer)
         for answers in of_one:
             own = {
                 number.value
                 for answer in map(str, answers)
-                if (number := to_number(without_unit(clean(answer)))) is not None
+                if (number := to_number(split_unit(clean(answer))[0])) is not None
             }
             near = {value / 100 for value in own} | {value * 100 for value in own} | own
             percent = any("%" in str(answer) for answer in answers)
@@ -515,9 +610,9 @@ def numeric(gold):
 
 
 def is_numeric(answers):
-    from nested_reft.answers import clean, to_number, without_unit
+    from nested_reft.answers import clean, split_unit, to_number
 
-    return all(to_number(without_unit(clean(str(answer)))) for answer in answers)
+    return all(to_number(split_unit(clean(str(answer)))[0]) for answer in answers)
 
 
 @needs_data
