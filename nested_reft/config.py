@@ -352,7 +352,7 @@ class Jobs(Section):
     """What a job of `sft`, `train` and `evaluate` takes of the machine. Changing it reruns nothing."""
 
     threads: int = key(4, "CPU threads of a job.", unit="threads", gt=0)
-    gpus: int = key(1, "GPUs of a job; 0 computes on the CPU.", unit="GPUs", ge=0)
+    gpus: int = key(1, "GPUs of a job, at most one; 0 computes on the CPU.", unit="GPUs", ge=0, le=1)
 
 
 class Study(Section):

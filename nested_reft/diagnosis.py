@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from nested_reft import plots
 from nested_reft.config import ConfigError
-from nested_reft.grading import correctness
+from nested_reft.grading import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
 from nested_reft.models import check_nestable, load_model
 from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
@@ -117,8 +117,14 @@ def draw(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends,
     )
-    with torch.no_grad():
-        return Sequences(prompt_ids, *sample(model, prompt_ids, generation_config, ends))
+    completion_ids: list[list[int]] = []
+    logps: list[list[float]] = []
+    for start in range(0, len(prompt_ids), settings.batch_size):
+        with torch.no_grad():
+            drawn = sample(model, prompt_ids[start : start + settings.batch_size], generation_config, ends)
+        completion_ids += drawn[0]
+        logps += drawn[1]
+    return Sequences(prompt_ids, completion_ids, logps)
 
 
 def diagnose(
@@ -131,6 +137,8 @@ def diagnose(
     """
     model, tokenizer = load_model(model_path, dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    # what a model's own generation settings hold beside its end tokens is not asked for here
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     config = model.config.get_text_config()
     valid = valid_layers(config.num_hidden_layers, settings.border, getattr(config, "layer_types", None))
     counts = {ratio: num_skipped(config.num_hidden_layers, ratio) for ratio in [0.0, *settings.skip_ratios]}
@@ -160,11 +168,12 @@ def diagnose(
                 of_target = of_target or sequences  # the first ones are sampled with no layer skipped
                 of_masks.append(log_ratios(model, sequences, settings))
                 texts = tokenizer.batch_decode(sequences.completion_ids, skip_special_tokens=True)
-                rewards.append(sum(correctness(texts, answers)) / len(texts))
+                reward = first_answer_correctness if settings.fixed_length else correctness
+                rewards.append(sum(reward(texts, answers)) / len(texts))
                 lengths += [len(ids) for ids in sequences.completion_ids]
                 progress.update()
             pooled = torch.cat(of_masks)
-            metrics = off_policy_metrics(pooled, pooled.exp())
+            metrics = off_policy_metrics(pooled, pooled.exp(), pooled.exp())
             by_ratio.append(
                 {"skip_ratio": ratio, "num_skipped": counts[ratio]}
                 | {name: metrics[f"sampling/{name}"] for name in SHOWN}

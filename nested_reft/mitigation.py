@@ -5,10 +5,9 @@ With the importance ratio r_t = pi(a_t) / mu(a_t) a policy gradient on samples o
     sum_t h(r_t) A grad log pi(a_t)
 
 and the mitigations are choices of h. `base`, `practical` and `retrace` are the paper's; `is` and
-`truncated` are reference rows. pi is the policy at the time of sampling; further passes over the same
-samples have their own clipped ratio rho = pi_now / pi, inside of which h does not belong. Only `base`
-is made of one ratio, pi_now / mu = rho r, inside the clip: there mu takes the place of TRL's old
-policy, and what h adds outside is nothing.
+`truncated` are reference rows. pi is the policy at the time of sampling: later passes over the samples
+have a clipped ratio rho = pi_now / pi of their own, outside of which h stands. Only `base` has a single
+ratio, pi_now / mu = rho r, inside the clip: mu takes the place of TRL's old policy, h adds nothing.
 """
 
 import torch
@@ -89,12 +88,13 @@ def weigh(per_token_logps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return constant + weight * (per_token_logps - constant)
 
 
-def off_policy_metrics(log_ratio: torch.Tensor, applied: torch.Tensor) -> dict[str, float]:
+def off_policy_metrics(log_ratio: torch.Tensor, ratio_used: torch.Tensor, applied: torch.Tensor) -> dict[str, float]:
     """Return how far the behavior policy is from the target policy, on the tokens of one step.
 
     Args:
         log_ratio: log r_t = log pi(a_t) - log mu(a_t), (tokens,).
-        applied: h(r_t), the ratio after mitigation, (tokens,).
+        ratio_used: r as the mitigation takes it, the token's or its sequence's, (tokens,).
+        applied: h(r), the ratio after mitigation, before any clip of the loss, (tokens,).
 
     Returns:
         TRL's and verl's names. `kl` is the k1 and `k3_kl` the k3 estimate of KL(mu || pi) in nats
@@ -102,14 +102,14 @@ def off_policy_metrics(log_ratio: torch.Tensor, applied: torch.Tensor) -> dict[s
         `acceptance_rate` the mean of min(1, r), which is 1 - TV(mu, pi) and the acceptance rate
         of speculative sampling.
     """
-    log_ratio, applied = log_ratio.double(), applied.double()
+    log_ratio, ratio_used, applied = log_ratio.double(), ratio_used.double(), applied.double()
     ratio = log_ratio.exp()
     metrics = {}
     for name, values in (("raw_importance_sampling_ratio", ratio), ("importance_sampling_ratio", applied)):
         metrics[f"sampling/{name}/min"] = values.min().item()
         metrics[f"sampling/{name}/mean"] = values.mean().item()
         metrics[f"sampling/{name}/max"] = values.max().item()
-    modified = (applied / ratio - 1).abs() > 1e-3
+    modified = (applied / ratio_used - 1).abs() > 1e-3
     metrics["sampling/frac_modified_importance_sampling_ratio"] = modified.double().mean().item()
     metrics["sampling/kl"] = -log_ratio.mean().item()
     metrics["sampling/k3_kl"] = (ratio - 1 - log_ratio).mean().item()

@@ -28,6 +28,8 @@ def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
         path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:  # as TRL does
+        tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 
 

@@ -32,6 +32,7 @@ FILTERS = {
     "guidance_scale": None,
     "watermarking_config": None,
     "num_beams": 1,
+    "min_length": 0,  # bans the end token before the log-probs are noted; `min_new_tokens` is done here
 }
 
 
@@ -47,6 +48,8 @@ def refuse_filters(generation_config: GenerationConfig, of_the_model: Generation
     Raises:
         NestingError: naming the filter, its value, and the value that turns it off.
     """
+    if not generation_config.do_sample:
+        raise NestingError("do_sample is off, and greedy tokens are drawn from no distribution; set do_sample to True")
     of_the_library = GenerationConfig._get_default_generation_params()
     for name, off in FILTERS.items():
         sources = [
@@ -110,7 +113,11 @@ def sample(
     Returns:
         B completions, each up to and including its first end token, and for each of their tokens
         log mu(a_t).
+
+    Raises:
+        NestingError: if the sampler is filtered (`refuse_filters`).
     """
+    refuse_filters(generation_config, model.generation_config)
     device = model.device
     width = max(map(len, prompt_ids))
     pad_token_id = generation_config.pad_token_id

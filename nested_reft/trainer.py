@@ -7,9 +7,8 @@
   training forward itself. No forward is added to TRL's.
 - the rest is bookkeeping: data order as a function of (seed, epoch), and seconds.
 
-With no layer skipped the behavior policy *is* the target policy: the samples are then taken as
-on-policy, bit for bit as stock TRL does, and the measured ratio is only logged, as the noise floor of
-the off-policy metrics.
+With no layer skipped the behavior policy *is* the target policy: the samples are then on-policy, bit for
+bit as in stock TRL, and the measured ratio is only logged, as the noise floor of the metrics.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from trl.trainer.utils import RepeatSampler, pad
 
 from nested_reft.config import Nesting
 from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
-from nested_reft.models import check_nestable, language_model
+from nested_reft.models import NestingError, check_nestable, language_model
 from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
 from nested_reft.rollout import refuse_filters, sample
 
@@ -52,25 +51,24 @@ class NestedRollouts(TrainerToBe):
 
     def __init__(self, *args: Any, skip_ratio: float, mitigation: str, nesting: Nesting, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.beta:
+            raise NestingError(f"beta = {self.beta} asks for a reference model, which is not supported; set beta to 0")
         check_nestable(self.model)
         model = language_model(self.model)
         refuse_filters(self.generation_config, model.generation_config)
         config = model.config.get_text_config()
+        num_layers, layer_types = config.num_hidden_layers, getattr(config, "layer_types", None)
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting
-        self.num_skipped = num_skipped(config.num_hidden_layers, skip_ratio)
-        self.valid_layers = valid_layers(
-            config.num_hidden_layers, nesting.border, getattr(config, "layer_types", None)
-        )
+        self.num_skipped = num_skipped(num_layers, skip_ratio)
+        self.valid_layers = valid_layers(num_layers, nesting.border, layer_types)
         # of the current generation batch
-        self.skipped: list[int] = []
-        self.mask_step = 0
-        self.prompts_sha256 = ""
+        self.skipped, self.mask_step, self.prompts_sha256 = list[int](), 0, ""
         self._sampled_logps: list[list[float]] = []  # log mu
         self._scored_logps: torch.Tensor | None = None  # log pi, where TRL scores it: (B, T)
         # of the current optimizer step
         self.generated_tokens = 0
         self.seconds: dict[str, float] = defaultdict(float)  # by phase
-        self._off_policy: list[tuple[torch.Tensor, torch.Tensor]] = []  # (log r, h(r)) per micro-batch
+        self._off_policy: list[tuple[torch.Tensor, ...]] = []  # (log r, r, h(r)) per micro-batch
         # of the current micro-batch, while its loss is computed
         self._loss_inputs: dict[str, Any] | None = None
 
@@ -141,9 +139,9 @@ class NestedRollouts(TrainerToBe):
         mask, sampling_per_token_logps = inputs["completion_mask"], inputs["sampling_per_token_logps"]
         # log pi at the time of sampling: it is still the current one unless the batch outlives an optimizer step
         old_per_token_logps = inputs.get("old_per_token_logps", per_token_logps.detach())
-        applied = torch.ones_like(old_per_token_logps)
+        ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
+        applied = torch.ones_like(ratio)
         if self.num_skipped > 0:
-            ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
             applied = mitigated_ratio(self.mitigation, ratio, self.nesting.retrace_lambda, self.nesting.truncation_cap)
             if self.mitigation == "base":
                 inputs["old_per_token_logps"] = sampling_per_token_logps  # GRPO's, per token
@@ -151,7 +149,7 @@ class NestedRollouts(TrainerToBe):
             else:
                 per_token_logps = weigh(per_token_logps, applied)
         log_ratio = old_per_token_logps - sampling_per_token_logps  # (B, T)
-        self._off_policy.append((log_ratio[mask.bool()], applied[mask.bool()]))
+        self._off_policy.append((log_ratio[mask.bool()], ratio[mask.bool()], applied[mask.bool()]))
         return per_token_logps
 
     # ---- bookkeeping ----------------------------------------------------------------------------
@@ -180,13 +178,11 @@ class NestedRollouts(TrainerToBe):
 
     def step_metrics(self) -> dict[str, Any]:
         """Return, and forget, what this optimizer step measured."""
-        log_ratio, applied = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
-        metrics: dict[str, Any] = dict(off_policy_metrics(log_ratio, applied))
-        metrics["nesting/skipped_layers"] = self.skipped
-        metrics["nesting/mask_step"] = self.mask_step
+        of_tokens = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
+        metrics: dict[str, Any] = dict(off_policy_metrics(*of_tokens))
+        metrics |= {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
+        metrics |= {"nesting/skipped_layers": self.skipped, "nesting/mask_step": self.mask_step}
         metrics["data/prompts_sha256"] = self.prompts_sha256
-        metrics["nesting/num_skipped"] = self.num_skipped
-        metrics["nesting/skip_ratio"] = self.skip_ratio
         if self.generated_tokens:
             metrics["perf/generated_tok_s"] = self.generated_tokens / self.seconds["generate"]
         metrics |= {f"perf/{phase}_s": seconds for phase, seconds in self.seconds.items()}

@@ -586,33 +586,32 @@ def test_every_gold_answer_is_right_against_itself(gold):
     assert [row for row in rows if not is_correct(*row)] == []
 
 
+def value_of(answer):
+    """Return the number that an answer is, also as `x = 5` or in a base, or None."""
+    from nested_reft.answers import clean, in_base, name_and_value, split_unit, to_number
+
+    text = split_unit(clean(str(answer)))[0]
+    text = in_base(text)[0] if in_base(text) else name_and_value(text)[1]
+    number = to_number(text)
+    return number and number.value
+
+
 def numeric(gold):
     """Return pairs (answer, accepted answers) of one benchmark where another row's answer is a number of its own."""
-    from nested_reft.answers import clean, split_unit, to_number
-
     for of_one in gold.values():
         numbers = {}
+        for answer in (str(answer) for answers in of_one for answer in answers):
+            if value_of(answer) is not None:
+                numbers.setdefault(value_of(answer), answer)
         for answers in of_one:
-            for answer in map(str, answers):
-                if (number := to_number(split_unit(clean(answer))[0])) is not None:
-                    numbers.setdefault(number.value, answer)
-        for answers in of_one:
-            own = {
-                number.value
-                for answer in map(str, answers)
-                if (number := to_number(split_unit(clean(answer))[0])) is not None
-            }
-            near = {value / 100 for value in own} | {value * 100 for value in own} | own
-            percent = any("%" in str(answer) for answer in answers)
-            for value, other in numbers.items():
-                if value not in own and not (percent and value in near) and "%" not in other:
-                    yield other, answers
+            own = {value_of(answer) for answer in answers} - {None}
+            if any("%" in str(answer) for answer in answers):
+                own |= {value / 100 for value in own} | {value * 100 for value in own}
+            yield from ((other, answers) for value, other in numbers.items() if value not in own and "%" not in other)
 
 
 def is_numeric(answers):
-    from nested_reft.answers import clean, split_unit, to_number
-
-    return all(to_number(split_unit(clean(str(answer)))[0]) for answer in answers)
+    return all(value_of(answer) is not None for answer in answers)
 
 
 @needs_data

@@ -56,7 +56,7 @@ def test_metrics_on_an_enumerated_vocabulary():
     mu, pi = torch.tensor([0.5, 0.25, 0.25]).double(), torch.tensor([0.25, 0.25, 0.5]).double()
     tokens = torch.tensor([0, 0, 1, 2])  # in proportion to mu
     log_ratio = (pi / mu).log()[tokens]
-    metrics = off_policy_metrics(log_ratio, torch.ones(4))
+    metrics = off_policy_metrics(log_ratio, log_ratio.exp(), torch.ones(4))
     assert metrics["sampling/raw_importance_sampling_ratio/mean"] == pytest.approx(1.0)
     assert metrics["sampling/acceptance_rate"] == pytest.approx(1 - (mu - pi).abs().sum().item() / 2)
     assert metrics["sampling/kl"] == pytest.approx((mu * (mu / pi).log()).sum().item())

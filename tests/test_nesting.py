@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from nested_reft.models import decoder_layers
+from nested_reft.models import decoder_layers, layers_return_tuples
 from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
 
 
@@ -135,6 +135,22 @@ def test_a_skipped_layer_is_the_identity_and_comes_back(small_model):
     assert torch.equal(inside, shallow(input_ids, use_cache=False).logits)
     assert not torch.equal(inside, before)
     assert torch.equal(small_model(input_ids).logits, before)
+
+
+def test_a_hook_that_a_layer_had_comes_back(small_model):
+    """As those that a device map or offloading puts there."""
+    layer, calls = small_model.model.layers[2], []
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs)
+    ids = torch.arange(3, 13).unsqueeze(0)
+    layers_return_tuples(small_model)  # runs every layer once
+    calls.clear()
+    with torch.no_grad():
+        with nested(small_model, [2]):
+            small_model(ids)
+        assert calls == []
+        small_model(ids)
+    assert calls == [1]
 
 
 def test_layers_come_back_after_an_exception(small_model):

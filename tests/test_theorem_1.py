@@ -91,6 +91,7 @@ def test_expectations_of_the_ratio(skipped, model):
     assert total_variation > 0.05
     for values, expected in ((ratio, 1.0), (ratio.clamp(max=1), 1 - total_variation)):
         assert abs(values.mean().item() - expected) < 3 * values.std().item() / len(values) ** 0.5
-    metrics = off_policy_metrics((log_pi - torch.tensor(logps)).flatten(), torch.ones(len(tokens)))
+    log_ratio = (log_pi - torch.tensor(logps)).flatten()
+    metrics = off_policy_metrics(log_ratio, log_ratio.exp(), torch.ones(len(tokens)))
     assert metrics["sampling/acceptance_rate"] == pytest.approx(ratio.clamp(max=1).mean().item())
     assert metrics["sampling/kl"] == pytest.approx((mu * (mu / pi).log()).sum().item(), abs=0.02)

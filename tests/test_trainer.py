@@ -15,7 +15,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from nested_reft import rollout, trainer
 from nested_reft.config import Nesting
 from nested_reft.grading import correctness
-from nested_reft.models import NestingError, decoder_layers
+from nested_reft.mitigation import off_policy_metrics
+from nested_reft.models import NestingError, decoder_layers, load_model
 from nested_reft.nesting import draw_mask, nested, valid_layers
 from nested_reft.rollout import sample
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
@@ -243,6 +244,16 @@ def test_the_ratio_of_a_sequence_is_the_product_of_its_tokens(algorithm, small_m
     assert gradient(some_trainer, monkeypatch, 1.0) == pytest.approx([0.5] * 6, abs=1e-4)
 
 
+def test_the_share_that_a_mitigation_modifies(small_model, tmp_path, monkeypatch):
+    """Of the ratio that it takes: plain importance weights modify nothing, at either level."""
+    for mitigation, level, share in (("is", "token", 0), ("is", "sequence", 0), ("truncated", "token", 1 / 6)):
+        some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, ratio_level=level)
+        gradient(some_trainer, monkeypatch, 1.0)
+        of_tokens = (torch.cat(tensors) for tensors in zip(*some_trainer._off_policy, strict=True))
+        metrics = off_policy_metrics(*of_tokens)
+        assert metrics["sampling/frac_modified_importance_sampling_ratio"] == pytest.approx(share), (mitigation, level)
+
+
 def test_lambda_scales_retrace(small_model, tmp_path, monkeypatch):
     half = gradient(ours(small_model, tmp_path, retrace_lambda=0.5), monkeypatch, 1.0)
     assert half == pytest.approx([0.05, 0.25, 0.45, 0.5, 0.5, 0.5], abs=1e-4)
@@ -303,11 +314,21 @@ def test_evaluation_never_skips(algorithm, small_model, tmp_path, monkeypatch):
         ({"min_p": 0.1}, "min_p = 0.1.*set min_p to None"),
         ({"repetition_penalty": 1.1}, "repetition_penalty = 1.1.*set repetition_penalty to 1.0"),
         ({"generation_kwargs": {"typical_p": 0.5}}, "typical_p = 0.5"),
+        ({"generation_kwargs": {"min_length": 200}}, "min_length = 200.*set min_length to 0"),
+        ({"generation_kwargs": {"do_sample": False}}, "do_sample is off"),
     ],
 )
 def test_sampling_filters_are_refused_by_name(arguments, message, small_model, tmp_path):
     with pytest.raises(NestingError, match=message):
         ours(small_model, tmp_path, arguments=arguments)
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_a_reference_model_is_refused(algorithm, tmp_path):
+    """Its log-probs would be taken for those of the policy at the time of sampling."""
+    model, _ = load_model(TINY, "float32")
+    with pytest.raises(NestingError, match=r"beta = 0.05 asks for a reference model"):
+        ours(model, tmp_path, algorithm, arguments={"beta": 0.05})
 
 
 def test_a_filter_of_the_models_own_is_refused(small_model, tmp_path):
