@@ -124,17 +124,27 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
 
 @app.command()
 def evaluate(
-    settings: Settings,
-    model: ModelPath,
-    benchmarks: Benchmarks,
     out: Out,
+    settings: Annotated[str | None, typer.Option(help="The stage's settings, as JSON; `-` reads them.")] = None,
+    model: Annotated[Path | None, typer.Option(exists=True, help="A model folder, or its model.json.")] = None,
+    benchmarks: Annotated[Path | None, typer.Option(exists=True, help="What `prepare benchmarks` wrote.")] = None,
     tracking: Tracking = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the records in --out again: no model, no GPU, no generation.")
+    ] = False,
 ) -> None:
-    """Run every benchmark with one model."""
-    parsed = read_settings(config.EvaluateStage, settings)
-    use_what_is_granted()
+    """Run every benchmark with one model, or grade what it once answered again."""
     from nested_reft import evaluation
 
+    if regrade:
+        if settings is not None or model is not None or benchmarks is not None:
+            raise ConfigError("--regrade takes the records in --out and nothing else; leave the other options out")
+        typer.echo(f"{evaluation.regrade(out)} verdicts changed in {out}")
+        return
+    if settings is None or model is None or benchmarks is None:
+        raise ConfigError("`evaluate` needs --settings, --model and --benchmarks; only --regrade does without them")
+    parsed = read_settings(config.EvaluateStage, settings)
+    use_what_is_granted()
     inputs = {"model": model_folder(model), "benchmarks": benchmarks}
     record = open_record(out, "evaluate", parsed.cell, parsed, inputs, tracking)
     evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)

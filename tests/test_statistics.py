@@ -67,7 +67,7 @@ class Simulation:
 
 
 def coverage_of_deltas(simulation: Simulation, repeats: int = REPEATS) -> tuple[float, float]:
-    """Return how often the intervals of the absolute and of the relative delta of the first instance hold the truth."""
+    """Return how often the intervals of the first instance, absolute and relative, hold the truth."""
     rng = np.random.default_rng(1)
     baseline, instance = simulation.truth()
     absolute, relative = instance - baseline, instance / baseline - 1
@@ -165,7 +165,7 @@ def test_coverage_of_deltas_of_token_speed():
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.0), (3, 0.3)])
 def test_a_null_study_resolves_nothing(seeds, seed_sd):
-    """Ten identical models that differ by their sampling, and by their seeds: in 95 % of studies no delta stands out."""
+    """Ten identical models that differ by sampling, and by seeds: in 95 % of studies no delta stands out."""
     simulation, rng = (
         Simulation((60, 60, 60), seeds=seeds, seed_sd=seed_sd, interaction_sd=0.0),
         np.random.default_rng(5),
@@ -268,7 +268,7 @@ def test_holm_is_statsmodels_and_counts_only_tests_that_were_made():
 
 
 def test_seed_variance_by_hand():
-    """Without the means of rows (instances) and columns (seeds), .5 .5 -1 is left of 1 2 3 and the opposite of 2 3 7."""
+    """Rows are instances, columns seeds; without their means .5 .5 -1 is left of 1 2 3, the opposite of 2 3 7."""
     variance, freedom = seed_variance(np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 7.0]]))
     assert freedom == 2
     assert variance == pytest.approx(2 * (0.5**2 + 0.5**2 + 1.0**2) / 2)
