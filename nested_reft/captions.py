@@ -91,10 +91,14 @@ def what_is_not_resolved(accuracy: pd.DataFrame, seeds: int, counts: pd.DataFram
     texts = []
     if len(open_):
         half = ((open_["ci_high"] - open_["ci_low"]) / 2).median()
+        reach = (
+            f"Their intervals reach {half:.3f} to either side (median): smaller effects are out of sight here."
+            if half > 0
+            else "Most agree with the baseline on every problem; what other problems would say no resampling tells."
+        )
         texts.append(
             f"{plural(len(open_), 'accuracy delta')} from {signed(open_['absolute_delta'].min())} to "
-            f"{signed(open_['absolute_delta'].max())} cannot be told from none. Their intervals reach {half:.3f} to "
-            "either side (median): smaller effects are out of sight of this study."
+            f"{signed(open_['absolute_delta'].max())} cannot be told from none. {reach}"
         )
     if seeds == 1:
         texts.append(

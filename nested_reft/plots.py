@@ -57,7 +57,7 @@ def percent(value: float, _: Any = None) -> str:
 def panels(frame: pd.DataFrame, width: float, height: float, **shared: Any) -> tuple[Figure, list[tuple[Any, Any]]]:
     """Return a figure with a row per model and a column per dataset, and (axis, rows of the cell) for each panel."""
     models, datasets = list(frame["model"].unique()), list(frame["dataset"].unique())
-    size = (0.9 + width * len(datasets), 0.7 + height * len(models))
+    size = (max(4.2, 0.9 + width * len(datasets)), 0.8 + height * len(models))
     figure, axes = plt.subplots(
         len(models), len(datasets), figsize=size, squeeze=False, layout="constrained", **shared
     )
@@ -79,7 +79,7 @@ def legend(figure: Figure) -> None:
         list(entries.values()),
         list(entries),
         loc="outside lower center",
-        ncols=min(len(entries), 4) if figure.get_figwidth() < 6 else len(entries),
+        ncols=min(len(entries), max(3, int(0.9 * figure.get_figwidth()))),
     )
 
 
@@ -120,11 +120,12 @@ def dataset_figure(deltas: pd.DataFrame) -> Figure:
                 ratios = sorted(rows["skip_ratio"].unique())
                 axis.set_xticks(ratios)
                 axis.xaxis.set_major_formatter(percent)
+                step = min([b - a for a, b in pairwise(ratios)], default=0.05)
+                axis.set_xlim(ratios[0] - step / 2, ratios[-1] + step / 2)
                 if rows["instance"].isna().all():
                     missing(axis)
                     continue
                 axis.axhline(rows["baseline"].mean(), color=BASELINE, linestyle="--", linewidth=1, label="baseline")
-                step = min([b - a for a, b in pairwise(ratios)], default=0.05)
                 for index, (mitigation, of_mitigation) in enumerate(rows.groupby("mitigation", sort=False)):
                     axis.errorbar(
                         of_mitigation["skip_ratio"] + 0.07 * step * (index - 1),  # so that bars do not hide each other
@@ -220,7 +221,7 @@ def heat_map(deltas: pd.DataFrame) -> Figure:
     stands_out = resolved.reindex(index=order, columns=columns).to_numpy()
     limit = max(1.0, float(np.nanmax(np.abs(values)))) if not np.isnan(values).all() else 1.0
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        size = (2.4 + 0.55 * len(columns), 1.7 + 0.38 * len(order))
+        size = (2.4 + 0.55 * len(columns), max(2.8, 1.7 + 0.38 * len(order)))
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         axis.set_facecolor("#dddddd")
         image = axis.imshow(np.ma.masked_invalid(values), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
@@ -232,7 +233,7 @@ def heat_map(deltas: pd.DataFrame) -> Figure:
         axis.set_xticks(range(len(columns)), [f"{percent(x)} {name}" for x, name in columns], rotation=45, ha="right")
         axis.set_yticks(range(len(order)), [f"{model}, {dataset}" for model, dataset in order])
         axis.set_xlabel("skip ratio and mitigation")
-        figure.colorbar(image, ax=axis, label="accuracy delta, points", shrink=0.9)
+        figure.colorbar(image, ax=axis, label="accuracy delta, points")
     return figure
 
 
