@@ -1,9 +1,10 @@
 """The figures, from tables to files. One style, colours that colour-blind readers can tell apart."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 
@@ -13,9 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette; a mitigation has the same colour and marker in every figure.
-COLORS = {"base": "#0072B2", "practical": "#D55E00", "retrace": "#009E73", "is": "#CC79A7", "truncated": "#56B4E9"}
-MARKERS = {"base": "o", "practical": "s", "retrace": "^", "is": "D", "truncated": "v"}
+from nested_reft.config import Mitigation
+
+# Okabe and Ito's palette; a mitigation has the same colour and marker in every figure, and a new one the next.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442"]
+COLORS = dict(zip(get_args(Mitigation), PALETTE, strict=False))
+MARKERS = dict(zip(get_args(Mitigation), "os^DvPX", strict=False))
 PHASE_COLORS = ["#0072B2", "#CC79A7", "#E69F00", "#999999"]
 BASELINE = "#444444"
 TITLES = {"accuracy": "Accuracy", "token_speed_tok_s": "Token speed", "train_runtime_s": "Run time"}
@@ -75,12 +79,11 @@ def legend(figure: Figure) -> None:
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
-    figure.legend(
-        list(entries.values()),
-        list(entries),
-        loc="outside lower center",
-        ncols=min(len(entries), max(3, int(0.9 * figure.get_figwidth()))),
-    )
+    # in inches: what a label of 8 points and its handle take
+    wanted = sum(0.07 * len(label) + 0.6 for label in entries)
+    rows = math.ceil(wanted / figure.get_figwidth())
+    columns = math.ceil(len(entries) / rows)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
 def missing(axis: Any) -> None:

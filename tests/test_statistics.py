@@ -163,6 +163,18 @@ def test_coverage_of_deltas_of_token_speed():
     assert all(holds(share) for share in held / REPEATS)
 
 
+def test_pooling_seed_variances_costs_coverage_where_they_differ():
+    """The limit that docs/statistics.md tells: seed effects of half, once and twice the baseline's."""
+    rng, held = np.random.default_rng(6), np.zeros(9)
+    spread = np.array([1.0, *np.repeat([0.5, 1.0, 2.0], 3)])[:, None]
+    for _ in range(REPEATS):
+        deltas = metric_deltas(100 + spread * rng.normal(size=(10, 3)), LEVEL)
+        held += [delta.ci_low <= 0 <= delta.ci_high for delta in deltas]
+    steady, middle, noisy = held.reshape(3, 3).mean(axis=1) / REPEATS
+    print(steady, middle, noisy)
+    assert 0.98 < steady < 1.0 and 0.95 < middle < 0.99 and 0.86 < noisy < 0.93
+
+
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.0), (3, 0.3)])
 def test_a_null_study_resolves_nothing(seeds, seed_sd):
     """Ten identical models that differ by sampling, and by seeds: in 95 % of studies no delta stands out."""
