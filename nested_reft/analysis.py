@@ -20,7 +20,19 @@ import pandas as pd
 from scipy import stats
 
 from nested_reft import captions, plots
-from nested_reft.config import ConfigError, Evaluation, Grid, Nesting, Prompt, Run, Sft, Study, Training, runs
+from nested_reft.config import (
+    ConfigError,
+    Decontamination,
+    Evaluation,
+    Grid,
+    Nesting,
+    Prompt,
+    Run,
+    Sft,
+    Study,
+    Training,
+    runs,
+)
 from nested_reft.evaluation import problem_scores
 from nested_reft.nesting import num_skipped
 from nested_reft.statistics import (
@@ -505,8 +517,9 @@ def efficiency_table(deltas: pd.DataFrame, per_run: pd.DataFrame) -> pd.DataFram
 
 def config_table(config: Mapping[str, Any]) -> pd.DataFrame:
     """Return every key in which the study differs from the paper's values (`config/README.md` says whose they are)."""
-    paper = {
+    paper: dict[str, dict[str, Any]] = {
         "grid": {name: field.default for name, field in Grid.model_fields.items() if not field.is_required()},
+        "decontamination": Decontamination().model_dump(),
         "prompt": Prompt().model_dump(),
         "nesting": Nesting().model_dump(),
         "sft": Sft().model_dump(),

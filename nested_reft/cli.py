@@ -21,6 +21,8 @@ from nested_reft.config import ConfigError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 prepare_app = typer.Typer(no_args_is_help=True, help="Fetch or generate models, training sets and benchmarks.")
 app.add_typer(prepare_app, name="prepare")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed.")
+app.add_typer(bench_app, name="bench")
 
 Settings = Annotated[str, typer.Option(help="The stage's settings, as JSON; `-` reads them from standard input.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
@@ -89,10 +91,11 @@ def prepare_model(settings: Settings, out: Out) -> None:
 
 @prepare_app.command("dataset")
 def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> None:
-    """Write a training set as JSON lines, without the problems that a benchmark holds."""
+    """Write a training set as JSON lines, without the problems that a benchmark holds, and what was dropped."""
+    parsed = read_settings(config.PrepareDataset, settings)
     from nested_reft import data
 
-    data.prepare_dataset(read_settings(config.DatasetSource, settings), benchmarks, out)
+    data.prepare_dataset(parsed.dataset, parsed.decontamination, benchmarks, out)
 
 
 @prepare_app.command("benchmarks")
@@ -268,6 +271,48 @@ def diagnose(
     by_ratio["num_skipped"] = by_ratio["num_skipped"].astype(str)
     typer.echo(by_ratio.to_markdown(index=False, floatfmt=".4f"))
     typer.echo(f"\nLayers, from the one that matters least: {diagnosis.ranking(by_layer)}\nTables and figure: {out}")
+
+
+@app.command()
+def grade(
+    file: Annotated[str, typer.Argument(help="JSON lines with `completion` and `answer`; `-` is standard input.")],
+    out: Annotated[str, typer.Option(help="Where to write the verdicts; `-` is standard output.")] = "-",
+) -> None:
+    """Grade completions: write each row with `correct`, `extracted`, `how` and `seconds`."""
+    from nested_reft import grading
+
+    if file != "-" and not Path(file).is_file():
+        raise ConfigError(f"{file} does not exist; give a file of JSON lines, or - for standard input")
+    rows = grading.read_completions(sys.stdin.read() if file == "-" else Path(file).read_text(), file)
+    graded = "".join(json.dumps(row) + "\n" for row in grading.grade_rows(rows))
+    if out == "-":
+        typer.echo(graded, nl=False)
+    else:
+        Path(f"{out}.part").write_text(graded)
+        Path(f"{out}.part").rename(out)
+
+
+@bench_app.command("grade")
+def bench_grade(
+    benchmarks: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A file of `prepare benchmarks`, to measure on too."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how many answers a second are graded, in one process."""
+    from nested_reft import bench
+
+    results = bench.bench_grade(benchmarks, repeats)
+    if as_json:
+        typer.echo(bench.as_json(results))
+        return
+    for name, rate in results.items():
+        typer.echo(
+            f"{name}: {rate['median']:,.0f} a second ({rate['lowest']:,.0f} to {rate['highest']:,.0f} "
+            f"in {repeats} repeats of {rate['rows']:,.0f})"
+        )
 
 
 @app.command("tracking-store")

@@ -15,6 +15,7 @@ RERUNS = {
     "models": "everything that starts from the model",
     "datasets": "everything trained on the dataset",
     "benchmarks": "everything but the models: no training set may hold a problem of a benchmark",
+    "decontamination": "the training sets, and what is trained on one that comes out different",
     "grid": "only new cells, the analysis",
     "prompt": "everything but the data",
     "nesting": "training runs, their evaluations, the analysis",

@@ -1,38 +1,86 @@
 r"""Answer extraction and verification: the reward in training and the score in evaluation.
 
-An answer is what the last `\boxed{...}` holds. Numbers are compared exactly, as fractions; what is
-not a number goes to math-verify, with the expected answer boxed too (bare LaTeX is misread by it).
+An answer is what the last `\boxed{...}` holds. Plain Python decides whether it equals the expected one
+where both are numbers, words, or lists of these (`answers.py`), exactly and at once; only what is left
+goes to computer algebra, in processes that can be killed (`symbolic.py`). An answer that the algebra
+cannot read, refuses, or does not finish in three seconds is wrong, and counted as such.
+
+What counts as equal, where there is a choice:
+
+- Only the last box counts, of the text after a last `</think>`; when it is not closed there is no answer.
+- Integers and fractions are equal exactly, reduced or not; a decimal within 1e-6 of its size.
+- `28%` equals `28` and `0.28`.
+- Units and currencies are dropped on both sides and not compared; a decimal comma is not a decimal point.
+- Lists without brackets, and sets, are unordered, and an element repeated is an element more; tuples,
+  intervals and matrices are ordered, and the kind of their brackets matters.
+- `x = 5` equals `5`, but not `y = 5`. `a = b = 5` and `\pi \approx 3.14` are their last values.
+- Words of three letters and more are compared without case. A letter from A to J may be a choice: `(C)`.
+- Of several accepted answers any one is right.
 """
 
+import json
 import re
-from fractions import Fraction
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from nested_reft import symbolic
+from nested_reft.answers import (
+    DEEPEST,
+    LONGEST_ANSWER,
+    Several,
+    clean,
+    deepest,
+    name_and_value,
+    same_number,
+    to_choice,
+    to_number,
+    to_several,
+    to_words,
+    without_approximation,
+    without_unit,
+)
+from nested_reft.config import ConfigError
 
 BOX = "\\boxed{"
-PLAIN_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
-PLAIN_FRACTION = re.compile(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
+RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
+BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 
 
-def boxes(text: str) -> list[tuple[int, str]]:
-    r"""Return (end, content) of every closed `\boxed{...}` of the text, outermost ones only."""
+class Verdict(NamedTuple):
+    """Whether a completion is right, and how that was found out."""
+
+    correct: bool
+    extracted: str | None
+    # `no answer`, `text`, `number`, `list`, or what the algebra said: `equal`, `different`, `unparsed`, `refused`,
+    # `timeout` or `died`
+    how: str
+
+
+def boxes(text: str) -> tuple[list[tuple[int, str]], bool]:
+    r"""Return (end, content) of every closed `\boxed{...}`, outermost only, and whether none is left open."""
     found: list[tuple[int, str]] = []
-    start = text.find(BOX)
-    while start >= 0:
-        depth, end = 1, start + len(BOX)
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if depth:
-            return found
-        found.append((end, text[start + len(BOX) : end - 1]))
-        start = text.find(BOX, end)
-    return found
+    depth = start = 0
+    for match in BOX_OR_BRACE.finditer(text):
+        if depth == 0:
+            if match[0][0] == "\\":
+                depth, start = 1, match.end()
+        elif match[0] == "}":
+            depth -= 1
+            if depth == 0:
+                found.append((match.end(), text[start : match.start()]))
+        else:
+            depth += 1
+    return found, depth == 0
 
 
 def extract_answer(completion: str) -> str | None:
-    """Return the content of the last closed box, or None without one."""
-    found = boxes(completion)
-    return found[-1][1].strip() if found else None
+    """Return the content of the last box, or None if there is none or if it is not closed."""
+    found, closed = boxes(completion.rpartition("</think>")[2])
+    return found[-1][1].strip() if found and closed else None
 
 
 def until_first_answer(completion: str) -> str:
@@ -41,57 +89,138 @@ def until_first_answer(completion: str) -> str:
     With the end token banned the model has to go on after its answer; what it then writes is noise,
     and no reward may come from it.
     """
-    found = boxes(completion)
+    found, _ = boxes(completion)
     return completion[: found[0][0]] if found else completion
 
 
-def normalize(answer: str) -> str:
-    """Return the answer without white space, dollar signs, thousands separators and size commands."""
-    answer = re.sub(r"\\(left|right|displaystyle|,|!|;|%|\$)|\s|\$", "", answer.strip().rstrip("."))
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
-    return answer.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", answer) else answer
-
-
-def to_number(answer: str) -> Fraction | None:
-    """Return a normalised integer, decimal or fraction exactly, or None for anything else."""
-    if len(answer) > 100:
-        return None
-    if PLAIN_NUMBER.fullmatch(answer):
-        return Fraction(answer)
-    if fraction := PLAIN_FRACTION.fullmatch(answer):
-        sign, *parts = fraction.groups()
-        numerator, denominator = (int(part) for part in parts if part)
-        return Fraction(-numerator if sign == "-" else numerator, denominator) if denominator else None
-    return None
-
-
-def equivalent(found: str, expected: str) -> bool:
-    """Whether two answers, without their boxes, are the same."""
-    found, expected = normalize(found), normalize(expected)
-    if found == expected:
-        return True
+def compare(found: str, expected: str, deadline: float) -> tuple[bool, str]:
+    """Return whether two answers, without their boxes, are the same, and how that was found out."""
+    if max(len(found), len(expected)) > LONGEST_ANSWER or max(deepest(found), deepest(expected)) > DEEPEST:
+        return found.strip() == expected.strip(), "text"
+    found, expected = clean(found), clean(expected)
+    if not found:
+        return False, "text"
+    choice = to_choice(expected)
+    if choice is not None and to_choice(found) == choice:
+        return True, "text"
+    found, expected = (without_unit(without_approximation(text)) for text in (found, expected))
     numbers = to_number(found), to_number(expected)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if len(found) > 400 or not found:
-        return False
-    from math_verify import LatexExtractionConfig, parse, verify
+    if numbers[0] is not None and numbers[1] is not None:
+        return same_number(numbers[0], numbers[1]), "number"
+    if to_words(found) == to_words(expected):
+        return True, "text"
+    several = to_several(found), to_several(expected)
+    if several[0] is not None and several[1] is not None:
+        if several[0].kind == several[1].kind or {several[0].kind, several[1].kind} == {"", "{}"}:
+            return compare_several(several[0], several[1], deadline)
+    elif (several[0] or several[1] or Several("()", [])).kind == "":
+        return False, "list"
 
-    how = [LatexExtractionConfig(boxed_match_priority=0)]
-    gold, answer = (parse(f"{BOX}{text}}}", extraction_config=how) for text in (expected, found))
-    return verify(gold, answer)
+    (name, value), (expected_name, expected_value) = name_and_value(found), name_and_value(expected)
+    # the other side must not be a relation of its own, as `y = 2x` is against `2x - y = 0`
+    one_sided = (name and not RELATION.search(expected)) or (expected_name and not RELATION.search(found))
+    if one_sided or (name and to_words(name) == to_words(expected_name)):
+        return compare(value, expected_value, deadline)
+    if time.monotonic() > deadline:
+        return False, "timeout"
+    how = symbolic.compare(expected.replace("\\cr", "\\\\"), found.replace("\\cr", "\\\\"))
+    return how == "equal", how
 
 
-def is_correct(completion: str, answer: str | list[str]) -> bool:
+def compare_several(found: Several, expected: Several, deadline: float) -> tuple[bool, str]:
+    """Return whether the elements are the same, in order or as a multiset."""
+    if len(found.elements) != len(expected.elements):
+        return False, "list"
+    left = list(found.elements)
+    for element in expected.elements:
+        candidates = left[:1] if expected.ordered else left
+        for position, candidate in enumerate(candidates):
+            same, how = compare(candidate, element, deadline)
+            if how in ("timeout", "died"):
+                return False, how
+            if same:
+                del left[position]
+                break
+        else:
+            return False, "list"
+    return True, "list"
+
+
+def grade(completion: str, answer: str | float | list[str]) -> Verdict:
+    """Return the verdict on a completion's last boxed answer against the expected answer, or any of a list.
+
+    Takes three seconds at most, and one more where children have to be replaced. Never raises for what
+    a model wrote, and executes none of it.
+    """
+    extracted = extract_answer(completion)
+    if extracted is None:
+        return Verdict(False, None, "no answer")
+    deadline = time.monotonic() + symbolic.LIMIT_S
+    how = "text"
+    for accepted in answer if isinstance(answer, list) else [answer]:
+        same, how = compare(extracted, str(accepted), deadline)
+        if same or how == "timeout":
+            return Verdict(same, extracted, how)
+    return Verdict(False, extracted, how)
+
+
+def is_correct(completion: str, answer: str | float | list[str]) -> bool:
     """Whether the completion's last boxed answer equals the expected answer, or any of a list."""
-    found = extract_answer(completion)
-    accepted = [answer] if isinstance(answer, str) else answer
-    return found is not None and any(equivalent(found, expected) for expected in accepted)
+    return grade(completion, answer).correct
 
 
-def correctness(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
-    """Reward 1 for a right answer and 0 for a wrong or missing one: an ordinary TRL reward function."""
-    return [
-        float(is_correct(until_first_answer(completion), expected))
+def correctness(
+    completions: list[str],
+    answer: list[str],
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """Reward 1 for a right answer and 0 for a wrong or missing one: an ordinary TRL reward function.
+
+    Args:
+        completions: what the model wrote.
+        answer: the column of expected answers.
+        log_metric: TRL's; gets `grading/timeouts`, how many answers were wrong for taking too long.
+        **kwargs: the other columns, and what else TRL passes.
+    """
+    verdicts = [
+        grade(until_first_answer(completion), expected)
         for completion, expected in zip(completions, answer, strict=True)
     ]
+    if log_metric is not None:
+        log_metric("grading/timeouts", float(sum(verdict.how in ("timeout", "died") for verdict in verdicts)))
+    return [float(verdict.correct) for verdict in verdicts]
+
+
+def read_completions(text: str, name: str) -> list[dict[str, Any]]:
+    """Return rows with `completion` and `answer` from JSON lines.
+
+    Raises:
+        ConfigError: naming the first line that is not JSON, or whose fields are missing or of another type.
+    """
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{name}: line {number} is not JSON ({error.msg}); correct it") from None
+        if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
+            raise ConfigError(f"{name}: line {number} has no text `completion`; give it one")
+        answer = row.get("answer")
+        many = isinstance(answer, list) and answer and all(isinstance(one, str | int | float) for one in answer)
+        if isinstance(answer, bool) or not (many or isinstance(answer, str | int | float)):
+            raise ConfigError(
+                f"{name}: line {number} has `answer` {answer!r}; give a text, a number or a list of them"
+            )
+        rows.append(row)
+    return rows
+
+
+def grade_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each row with `correct`, `extracted`, `how` and `seconds`; shows progress on a terminal."""
+    for row in tqdm(rows, unit="answer", disable=not sys.stderr.isatty()):
+        started = time.perf_counter()
+        verdict = grade(row["completion"], row["answer"])
+        yield row | verdict._asdict() | {"seconds": round(time.perf_counter() - started, 6)}

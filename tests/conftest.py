@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Real data, which users get from the hub; no row of them is in the repository.
+DATA = Path(os.environ.get("NESTED_REFT_DATA", "/nowhere"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="NESTED_REFT_DATA names no folder of real data")
 TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"
 
 # No test may reach a network: what would is a defect that this shows.

@@ -44,7 +44,7 @@ def test_paper_study_is_the_defaults_and_sixty_runs():
     needed = {name: written[name] for name in ("study", "models", "datasets", "benchmarks", "grid")}
     assert parse_settings(Study, needed) == study
     # "TRL's default" is no value: each key of the training sections is written out
-    for section in ("sft", "training", "evaluation"):
+    for section in ("decontamination", "sft", "training", "evaluation"):
         assert set(written[section]) == set(type(getattr(study, section)).model_fields)
 
 

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from nested_reft import rollout, trainer
 from nested_reft.config import Nesting
+from nested_reft.grading import correctness
 from nested_reft.models import NestingError, decoder_layers
 from nested_reft.nesting import draw_mask, nested, valid_layers
 from nested_reft.rollout import sample
@@ -245,6 +246,17 @@ def test_the_ratio_of_a_sequence_is_the_product_of_its_tokens(algorithm, small_m
 def test_lambda_scales_retrace(small_model, tmp_path, monkeypatch):
     half = gradient(ours(small_model, tmp_path, retrace_lambda=0.5), monkeypatch, 1.0)
     assert half == pytest.approx([0.05, 0.25, 0.45, 0.5, 0.5, 0.5], abs=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_the_reward_of_the_study_serves_stock_trl(algorithm, small_model, tmp_path):
+    """An ordinary reward function: its columns come from the dataset, its timeouts go to TRL's metrics."""
+    stock = make(STOCK[algorithm], small_model, tmp_path, algorithm, {"max_steps": 1, "logging_steps": 1})
+    stock.reward_funcs, stock.reward_func_names = [correctness], ["correctness"]
+    stock.train_dataset = stock.train_dataset.add_column("answer", ["7"] * len(PROMPTS))
+    stock.train()
+    logged = stock.state.log_history[0]
+    assert logged["rewards/correctness/mean"] == 0.0 and logged["grading/timeouts"] == 0.0
 
 
 # ---- sampling -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import yaml
 from nested_reft.config import Study, parse_settings, runs
 from nested_reft.tracking import open_store, read_json, read_rows
 
-from .conftest import ROOT, run, snakemake
+from .conftest import DATA, ROOT, needs_data, run, snakemake
 
 TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
 
@@ -71,6 +71,10 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
         ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "analyse": 1}),
         ({"training__epsilon": 0.3}, {"train": 4, "evaluate": 4, "analyse": 1}),
         ({"nesting__border": 2}, {"train": 4, "evaluate": 4, "analyse": 1}),
+        (
+            {"decontamination__ngram": 8},
+            {"prepare_dataset": 1, "sft": 1, "train": 4, "evaluate": 5, "analyse": 1},
+        ),
         ({"grid__seed": [0, 1]}, {"sft": 1, "train": 4, "evaluate": 5, "analyse": 1}),
         ({"grid__skip_ratio": [0.15, 0.2]}, {"train": 3, "evaluate": 3, "analyse": 1}),
         ({"tracking__uri": "sqlite:///elsewhere.db"}, {"tracking_store": 1}),
@@ -137,6 +141,40 @@ def test_reports_are_complete_and_tidy(smoke_study):
     for name in figures:
         assert (reports / f"{name}.png").stat().st_size > 10_000
         assert "<svg" in (reports / f"{name}.svg").read_text()
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_data_go_through_the_whole_study(tmp_path):
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study["datasets"] = {
+        "SVAMP": {"path": str(DATA / "svamp/SVAMP.json"), "size": 16},
+        "GSM8K": {"path": str(DATA / "gsm8k/train.jsonl"), "size": 16},
+    }
+    suite = {"AIME24": "aime", "AMC": "amc", "MATH500": "math", "Minerva": "minerva", "Olympiad": "olympiad_bench"}
+    study["benchmarks"] = {
+        name: {"path": str(DATA / "math-eval"), "split": split, "size": 2} for name, split in suite.items()
+    }
+    study["grid"] |= {"dataset": ["SVAMP", "GSM8K"], "mitigation": ["retrace"]}
+    study["training"]["max_steps"] = 3
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(study))
+    finished = snakemake(tmp_path, "--configfile", str(tmp_path / "real.yaml"))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    table = pd.read_csv(tmp_path / "reports/smoke/results.csv")
+    stages = [("pretrained", None, None)]
+    stages += [("sft", dataset, None) for dataset in ("SVAMP", "GSM8K")]
+    stages += [("train", dataset, ratio) for dataset in ("SVAMP", "GSM8K") for ratio in (0.0, 0.15)]
+    found = table[["stage", "dataset", "skip_ratio", "benchmark"]].astype(object)
+    expected = {(*stage, benchmark) for stage in stages for benchmark in suite}
+    assert set(found.where(found.notna(), None).itertuples(index=False, name=None)) == expected
+    assert len(table) == len(expected)
+    assert (table["n"] == 2).all()
+    for path in tmp_path.glob("results/smoke/train/**/metrics.jsonl"):
+        assert len(read_rows(path)) == 3
+    for dataset in ("SVAMP", "GSM8K"):
+        folder = tmp_path / f"results/smoke/data/dataset~{dataset}"
+        assert read_json(folder / "train.manifest.json")["rows"]["kept"] == 16
+        assert (folder / "train.dropped.jsonl").read_text() == ""
 
 
 @pytest.mark.slow

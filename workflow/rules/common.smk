@@ -70,8 +70,9 @@ def model_settings(wildcards):
 
 
 def dataset_settings(wildcards):
-    """What `prepare dataset` is told: the source of the training set."""
-    return canonical(STUDY.datasets[wildcards.dataset])
+    """What `prepare dataset` is told: the source of the training set, the section `decontamination`."""
+    source = STUDY.datasets[wildcards.dataset]
+    return canonical({"dataset": source, "decontamination": STUDY.decontamination})
 
 
 def sft_settings(wildcards):

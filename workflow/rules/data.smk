@@ -3,7 +3,7 @@
 REQUIRED INPUTS: models, datasets and benchmarks of the config: hub names, local paths, embedded ones
 OUTPUTS:         results/<study>/pretrained/model~M/model.json: where the model is, its depth and width
                  results/<study>/data/benchmarks.jsonl: all benchmarks
-                 results/<study>/data/dataset~D/train.jsonl: a training set, and its manifest
+                 results/<study>/data/dataset~D/train.jsonl: a training set, its manifest, and what was dropped
 STEPS:           fetch or generate, bring into one format, drop what a benchmark holds, checksum.
 """
 
@@ -56,6 +56,7 @@ rule prepare_dataset:
         benchmarks=rules.prepare_benchmarks.output.rows,
     output:
         rows=f"{RESULTS}/data/dataset~{{dataset}}/train.jsonl",
+        dropped=f"{RESULTS}/data/dataset~{{dataset}}/train.dropped.jsonl",
         manifest=f"{RESULTS}/data/dataset~{{dataset}}/train.manifest.json",
     log:
         f"logs/{STUDY.study}/prepare_dataset/dataset~{{dataset}}.log",
