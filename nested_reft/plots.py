@@ -79,6 +79,8 @@ def legend(figure: Figure) -> None:
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
+    if not entries:  # every panel is missing
+        return
     # in inches: what a label of 8 points and its handle take
     wanted = sum(0.07 * len(label) + 0.6 for label in entries)
     rows = math.ceil(wanted / figure.get_figwidth())
