@@ -69,8 +69,8 @@ def what_was_run(config: Mapping[str, Any], provenance: Mapping[str, Any], resul
     )
 
 
-def what_holds(accuracy: pd.DataFrame, level: float) -> str:
-    """Return the deltas of the accuracy that are resolved, one by one."""
+def what_holds(accuracy: pd.DataFrame, level: float, seeds: int) -> str:
+    """Return the deltas of the accuracy that are resolved, one by one, and what that means."""
     resolved = accuracy[accuracy["verdict"] == "resolved"]
     tested = accuracy[accuracy["verdict"] != "missing"]
     if resolved.empty:
@@ -79,10 +79,16 @@ def what_holds(accuracy: pd.DataFrame, level: float) -> str:
         f"{instance(row)}: {signed(row['absolute_delta'])} {interval(row)}, Holm p = {row['p_holm']:.2g}"
         for row in resolved.sort_values("absolute_delta").to_dict("records")
     ]
-    return (
+    text = (
         f"{len(resolved)} of {len(tested)} accuracy deltas to the baseline are resolved (p below {level:g} after "
         f"Holm's correction over the instances of their cell):\n\n{bullets(lines)}"
     )
+    if seeds == 1:
+        text += (
+            "\n\nWith one seed this says that two trained models differ, not that their mitigations do: two runs "
+            "of the same mitigation can differ as much. Run more seeds before you believe a mitigation to be better or worse."
+        )
+    return text
 
 
 def what_is_not_resolved(accuracy: pd.DataFrame, seeds: int, counts: pd.DataFrame) -> str:
@@ -165,7 +171,7 @@ def write_captions(
         "findings": "\n\n".join(
             [
                 section("What was run", what_was_run(config, provenance, results)),
-                section("What holds", what_holds(accuracy, level)),
+                section("What holds", what_holds(accuracy, level, seeds)),
                 section("What is not resolved", what_is_not_resolved(accuracy, seeds, counts)),
                 section(
                     "Where to look",

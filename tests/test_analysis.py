@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nested_reft import analysis, plots
+from nested_reft import analysis, captions, plots
 from nested_reft.analysis import (
     PAPER_TABLE_2,
     collect,
@@ -263,6 +263,8 @@ def test_one_seed_says_that_it_covers_problems_only(tmp_path):
     assert set(accuracy["covers"]) == {"problems"} and set(speed["covers"]) == {"nothing"}
     assert speed["p"].isna().all() and set(speed["verdict"]) == {"not resolved"}
     assert accuracy.set_index(["skip_ratio", "mitigation"]).loc[(0.15, "practical"), "verdict"] == "resolved"
+    assert "With one seed this says that two trained models differ" in captions.what_holds(accuracy, 0.05, seeds=1)
+    assert "With one seed" not in captions.what_holds(accuracy, 0.05, seeds=3)
 
 
 def test_config_table_lists_what_differs_from_the_paper():
