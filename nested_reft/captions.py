@@ -85,8 +85,8 @@ def what_holds(accuracy: pd.DataFrame, level: float, seeds: int) -> str:
     )
     if seeds == 1:
         text += (
-            "\n\nWith one seed this says that two trained models differ, not that their mitigations do: two runs "
-            "of the same mitigation can differ as much. Run more seeds before you believe a mitigation to be better or worse."
+            "\n\nWith one seed this says that two trained models differ, not that their mitigations do: two runs of "
+            "the same mitigation can differ as much. Run more seeds before you believe one to be better or worse."
         )
     return text
 
