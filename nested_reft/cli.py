@@ -39,11 +39,14 @@ Tracking = Annotated[
 
 def read_settings(section: type[config.Section], settings: str) -> Any:
     """Return the settings, JSON or (from standard input) YAML, as a section of the configuration."""
-    text = sys.stdin.read() if settings == "-" else settings
-    try:
+    try:  # every JSON text but for a few numbers is YAML too, which is why JSON is tried first
+        text = sys.stdin.read() if settings == "-" else settings
         loaded = json.loads(text)
     except json.JSONDecodeError as error:
-        loaded = yaml.safe_load(text) if settings == "-" else None
+        try:
+            loaded = yaml.safe_load(text) if settings == "-" else None
+        except yaml.YAMLError:
+            loaded = None
         if not isinstance(loaded, dict):
             raise ConfigError(f"--settings is not JSON ({error}); quote it for the shell or pass `-`") from None
     return config.parse_settings(section, loaded)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from nested_reft import analysis, captions, plots
@@ -251,6 +252,20 @@ def test_nothing_to_report_is_one_sentence(tmp_path):
     study = synthetic.study(models=1)
     with pytest.raises(ConfigError, match="holds no evaluated run"):
         collect(study, tmp_path)
+
+
+def test_the_yaml_of_a_study_is_settings_enough(tmp_path):
+    """As the README shows it for a study with missing runs, which Snakemake would not analyse."""
+    study = synthetic.study(seeds=1, models=1, datasets=1)
+    synthetic.write(study, tmp_path / "results")
+    program = [sys.executable, "-m", "nested_reft", "analyse", "--settings", "-"]
+    places = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "report")]
+    text = yaml.safe_dump(study.model_dump())
+    done = subprocess.run([*program, *places], input=text, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "of which 10 are here" in (tmp_path / "report/findings.rst").read_text()
+    done = subprocess.run([*program, *places], input="study: [", cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 def test_one_seed_says_that_it_covers_problems_only(tmp_path):
