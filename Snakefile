@@ -23,9 +23,6 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
-report: "workflow/report/workflow.rst"
-
-
 # In the order in which they run.
 include: "workflow/rules/common.smk"
 include: "workflow/rules/tracking.smk"

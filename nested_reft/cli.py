@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from nested_reft import config
 from nested_reft.config import ConfigError
@@ -37,11 +38,17 @@ Tracking = Annotated[
 
 
 def read_settings(section: type[config.Section], settings: str) -> Any:
-    """Return the JSON settings as a section of the configuration."""
-    try:
-        loaded = json.loads(sys.stdin.read() if settings == "-" else settings)
+    """Return the settings, JSON or (from standard input) YAML, as a section of the configuration."""
+    try:  # every JSON text but for a few numbers is YAML too, which is why JSON is tried first
+        text = sys.stdin.read() if settings == "-" else settings
+        loaded = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--settings is not JSON ({error}); quote it for the shell or pass `-`") from None
+        try:
+            loaded = yaml.safe_load(text) if settings == "-" else None
+        except yaml.YAMLError:
+            loaded = None
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"--settings is not JSON ({error}); quote it for the shell or pass `-`") from None
     return config.parse_settings(section, loaded)
 
 
@@ -127,17 +134,27 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
 
 @app.command()
 def evaluate(
-    settings: Settings,
-    model: ModelPath,
-    benchmarks: Benchmarks,
     out: Out,
+    settings: Annotated[str | None, typer.Option(help="The stage's settings, as JSON; `-` reads them.")] = None,
+    model: Annotated[Path | None, typer.Option(exists=True, help="A model folder, or its model.json.")] = None,
+    benchmarks: Annotated[Path | None, typer.Option(exists=True, help="What `prepare benchmarks` wrote.")] = None,
     tracking: Tracking = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the records in --out again: no model, no GPU, no generation.")
+    ] = False,
 ) -> None:
-    """Run every benchmark with one model."""
-    parsed = read_settings(config.EvaluateStage, settings)
-    use_what_is_granted()
+    """Run every benchmark with one model, or grade what it once answered again."""
     from nested_reft import evaluation
 
+    if regrade:
+        if settings is not None or model is not None or benchmarks is not None:
+            raise ConfigError("--regrade takes the records in --out and nothing else; leave the other options out")
+        typer.echo(f"{evaluation.regrade(out)} verdicts changed in {out}")
+        return
+    if settings is None or model is None or benchmarks is None:
+        raise ConfigError("`evaluate` needs --settings, --model and --benchmarks; only --regrade does without them")
+    parsed = read_settings(config.EvaluateStage, settings)
+    use_what_is_granted()
     inputs = {"model": model_folder(model), "benchmarks": benchmarks}
     record = open_record(out, "evaluate", parsed.cell, parsed, inputs, tracking)
     evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
@@ -145,15 +162,27 @@ def evaluate(
 
 @app.command()
 def analyse(
-    settings: Settings,
-    results: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The study's folder of results.")],
-    out: Out,
+    settings: Annotated[str | None, typer.Option(help="The study, as JSON; `-` reads it, or its YAML file.")] = None,
+    results: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The study's results.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
     tracking: Tracking = None,
+    report: Annotated[
+        Path | None, typer.Option("--from", exists=True, file_okay=False, help="A report to rebuild from its sources.")
+    ] = None,
 ) -> None:
-    """Write the long table, Tables 1 and 2, the strategy counts and the figures of a study."""
+    """Write every table and figure of a study, from its results or `--from` the report that they once gave."""
+    if report is not None:
+        if settings is not None or results is not None or tracking is not None:
+            raise ConfigError("--from takes all from the report; leave --settings, --results and --tracking out")
+        from nested_reft import analysis
+
+        analysis.rebuild(report, out or report)
+        return
+    if settings is None or results is None or out is None:
+        raise ConfigError("`analyse` needs --settings, --results and --out, or --from a report")
+    study = read_settings(config.Study, settings)
     from nested_reft import analysis
 
-    study = read_settings(config.Study, settings)
     analysis.report(study, results, out)
     if tracking:
         from nested_reft.tracking import mirror_report, read_json

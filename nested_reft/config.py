@@ -313,14 +313,33 @@ class Training(Optimization):
 
 
 class Evaluation(Section):
-    """The benchmark run: pass@1, one sample per problem."""
+    """The benchmark run: pass@1, and pass@k where several samples are taken per problem."""
 
+    num_samples: int = key(
+        1,
+        "n: completions per problem. With more than one, pass@k is told for k = 2, 4, ... up to n; that needs a "
+        "temperature above 0.",
+        "restored",
+        unit="completions",
+        ge=1,
+        le=1024,
+    )
     temperature: float = key(0.0, "0 is greedy decoding.", "restored", ge=0)
     top_p: float = key(1.0, "Nucleus of the sampling distribution; 1 is all of it.", "restored", gt=0, le=1)
     max_new_tokens: int = key(3000, "Longest completion.", "restored", unit="tokens", gt=0)
     batch_size: int = key(32, "Problems generated at once.", unit="problems", gt=0)
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "Type of the weights.")
     seed: Seed = key(0, "Seed of the sampling, if any.")
+
+    @model_validator(mode="after")
+    def samples_differ(self) -> "Evaluation":
+        """Refuse several samples of greedy decoding: they would be the same one."""
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"has num_samples {self.num_samples} at temperature 0, where all samples of a problem are the same; "
+                "set a temperature above 0, or num_samples to 1"
+            )
+        return self
 
 
 class Analysis(Section):

@@ -1,23 +1,33 @@
-"""Benchmarks: one completion per problem, graded, as per-problem records."""
+"""Benchmarks: completions of every problem, graded, as per-problem records; accuracies with intervals.
+
+The records hold all that a verdict comes from, so that grading can be repeated without the model
+(`nested-reft evaluate --regrade`): torch is imported where completions are generated, and only there.
+"""
 
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from nested_reft.config import Evaluation, Prompt
+from nested_reft.config import ConfigError, Evaluation, Prompt
 from nested_reft.grading import extract_answer, is_correct
 from nested_reft.prompts import format_prompt
-from nested_reft.tracking import StageRecord, read_rows
+from nested_reft.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
+from nested_reft.tracking import StageRecord, provenance, read_json, read_rows, write_json
+
+# Of the intervals among the metrics of a run; those of the report are at `analysis.confidence`.
+CONFIDENCE = 0.95
 
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
     """Return one completion per prompt and its length in tokens; the whole model, no layer skipped."""
+    import torch
+    from tqdm import tqdm
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
@@ -35,7 +45,7 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     # Neighbours of similar length waste the least padding; the order is undone at the end.
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     texts, lengths = [""] * len(prompts), [0] * len(prompts)
-    with tqdm(total=len(prompts), unit="problem", disable=not sys.stderr.isatty()) as progress:
+    with tqdm(total=len(prompts), unit="completion", disable=not sys.stderr.isatty()) as progress:
         for start in range(0, len(order), settings.batch_size):
             indices = order[start : start + settings.batch_size]
             batch = tokenizer([prompts[index] for index in indices], return_tensors="pt", padding=True).to(device)
@@ -48,26 +58,104 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     return texts, lengths
 
 
-def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: Path, record: StageRecord) -> None:
-    """Run all benchmarks; write `records.parquet` (a row per problem) and the accuracies."""
-    started = time.perf_counter()
-    records = pd.DataFrame(read_rows(benchmarks))
-    prompts = [format_prompt(problem, prompt.template) for problem in records["problem"]]
-    records["completion"], records["length"] = generate_completions(model_path, prompts, settings)
-    records["extracted"] = [extract_answer(text) for text in records["completion"]]
-    records["correct"] = [
-        is_correct(text, answer) for text, answer in zip(records["completion"], records["answer"], strict=True)
+def grade(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records with `extracted` and `correct`, from `completion` and `answer`."""
+    graded = records.copy()
+    graded["extracted"] = [extract_answer(text) for text in records["completion"]]
+    graded["correct"] = [
+        is_correct(text, list(answer)) for text, answer in zip(records["completion"], records["answer"], strict=True)
     ]
-    records["truncated"] = records["length"] >= settings.max_new_tokens
-    records.to_parquet(record.out / "records.parquet.part", index=False)
-    (record.out / "records.parquet.part").rename(record.out / "records.parquet")
+    return graded
 
+
+def problem_scores(records: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per problem: benchmark, problem_id, `correct` (how many samples are) and `samples`."""
+    grouped = records.groupby(["benchmark", "problem_id"], sort=False)["correct"]
+    return grouped.agg(correct="sum", samples="size").reset_index()
+
+
+def metrics_of(records: pd.DataFrame) -> dict[str, float]:
+    """Return what a run reports of each benchmark and, as their unweighted mean, overall.
+
+    `pass_at_1` is the share of correct completions, with Wilson's interval per benchmark and a bootstrap
+    over problems overall; `n` counts problems; `pass_at_k` is unbiased, for k = 2, 4, ... up to the samples
+    of a problem; `truncated` is the share that reached the longest length, `mean_length` in tokens.
+    """
+    problems = problem_scores(records)
+    samples = int(problems["samples"].max())
     metrics: dict[str, float] = {}
     for benchmark, rows in records.groupby("benchmark", sort=False):
-        metrics[f"eval/{benchmark}/pass_at_1"] = float(rows["correct"].mean())
-        metrics[f"eval/{benchmark}/n"] = len(rows)
-        metrics[f"eval/{benchmark}/mean_length"] = float(rows["length"].mean())
-        metrics[f"eval/{benchmark}/truncated"] = float(rows["truncated"].mean())
-    accuracies = [value for name, value in metrics.items() if name.endswith("/pass_at_1")]
-    metrics["eval/overall/pass_at_1"] = sum(accuracies) / len(accuracies)
-    record.finish(metrics | {"evaluation_runtime_s": time.perf_counter() - started})
+        of_benchmark = problems[problems["benchmark"] == benchmark]
+        scores = (of_benchmark["correct"] / samples).to_numpy()
+        low, high = wilson_interval(scores.mean(), effective_n(scores), CONFIDENCE)
+        prefix = f"eval/{benchmark}"
+        metrics[f"{prefix}/pass_at_1"] = float(scores.mean())
+        metrics[f"{prefix}/ci_low"], metrics[f"{prefix}/ci_high"] = low, high
+        metrics[f"{prefix}/n"] = len(of_benchmark)
+        for power in range(1, samples.bit_length()):
+            k = 2**power
+            estimates = pass_at_k(of_benchmark["correct"], samples, k)
+            metrics[f"{prefix}/pass_at_{k}"] = float(estimates.mean())
+        metrics[f"{prefix}/truncated"] = float(rows["truncated"].mean())
+        metrics[f"{prefix}/mean_length"] = float(rows["length"].mean())
+    benchmarks = list(records["benchmark"].unique())
+    of_one = [
+        name.removeprefix(f"eval/{benchmarks[0]}/") for name in metrics if name.startswith(f"eval/{benchmarks[0]}/")
+    ]
+    for name in of_one:
+        values = [metrics[f"eval/{benchmark}/{name}"] for benchmark in benchmarks]
+        metrics[f"eval/overall/{name}"] = sum(values) if name == "n" else sum(values) / len(values)
+    scores = (problems["correct"] / samples).to_numpy()
+    low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
+    metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
+    return metrics
+
+
+def write_records(records: pd.DataFrame, folder: Path) -> None:
+    """Write `records.parquet` in one piece."""
+    records.to_parquet(folder / "records.parquet.part", index=False)
+    (folder / "records.parquet.part").replace(folder / "records.parquet")
+
+
+def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: Path, record: StageRecord) -> None:
+    """Run all benchmarks; write `records.parquet` (a row per completion) and the metrics."""
+    started = time.perf_counter()
+    problems = pd.DataFrame(read_rows(benchmarks))
+    problems.insert(1, "problem_id", problems.groupby("benchmark", sort=False).cumcount())
+    problems["prompt"] = [format_prompt(problem, prompt.template) for problem in problems["problem"]]
+    records = problems.loc[problems.index.repeat(settings.num_samples)].reset_index(drop=True)
+    records.insert(2, "sample", records.groupby(["benchmark", "problem_id"], sort=False).cumcount())
+    records["completion"], records["length"] = generate_completions(model_path, list(records["prompt"]), settings)
+    records["truncated"] = records["length"] >= settings.max_new_tokens
+    records = grade(records)
+    write_records(records, record.out)
+    record.finish(metrics_of(records) | {"evaluation_runtime_s": time.perf_counter() - started})
+
+
+def regrade(folder: Path) -> int:
+    """Grade the records of a finished evaluation again; return how many verdicts changed.
+
+    `records.parquet` and `metrics.json` are written anew, and `run.json` notes by which code.
+
+    Raises:
+        ConfigError: if the folder holds no finished evaluation.
+    """
+    if not all((folder / name).exists() for name in ("records.parquet", "metrics.json", "run.json")):
+        raise ConfigError(
+            f"{folder} holds no finished evaluation (records.parquet, metrics.json, run.json); "
+            "give --out the folder of one, as results/<study>/evaluate/..."
+        )
+    before = pd.read_parquet(folder / "records.parquet")
+    records = grade(before)
+    old = read_json(folder / "metrics.json")
+    made_with = provenance()
+    note = {
+        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "git_commit": made_with["git_commit"],
+        "git_dirty": made_with["git_dirty"],
+        "packages": made_with["packages"],
+    }
+    write_records(records, folder)
+    write_json(folder / "metrics.json", metrics_of(records) | {"evaluation_runtime_s": old["evaluation_runtime_s"]})
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"regraded": note})
+    return int((records["correct"] != before["correct"]).sum())

@@ -84,6 +84,7 @@ MISTAKES = {
     "as many layers": ("grid.skip_ratio", [0.1, 0.11], "duplicate run: skip_ratio 0.11 skips 3 of the 28 layers"),
     "reserved name": ("benchmarks", {"overall": {"path": "embedded/algebra", "size": 1}}, "named `overall`"),
     "folder that is no model": ("models.tiny-28.path", str(ROOT / "config"), "holds no config.json"),
+    "greedy samples": ("evaluation.num_samples", 4, "has num_samples 4 at temperature 0"),
     "unknown mitigation": ("grid.mitigation", ["retrac"], "`grid.mitigation.0` is 'retrac'"),
     "filtered sampling": ("training.top_p", 0.9, "`training.top_p` is 0.9"),
     "batch does not divide": ("training.per_device_train_batch_size", 7, "7 does not divide"),

@@ -137,7 +137,8 @@ def test_reports_are_complete_and_tidy(smoke_study):
     assert not table.duplicated(keys).any()
     assert table["accuracy"].between(0, 1).all() and (table["ci_low"] <= table["accuracy"]).all()
     assert (reports / "table1.md").read_text().split("\n")[2].split("|")[1].strip() == "tiny-28"
-    for name in ("figure_mixed", "time_split", "reward"):
+    figures = ("figure_mixed", "frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward")
+    for name in figures:
         assert (reports / f"{name}.png").stat().st_size > 10_000
         assert "<svg" in (reports / f"{name}.svg").read_text()
 
@@ -202,5 +203,8 @@ def test_the_report_is_one_self_contained_file(smoke_study, configured):
     html = (smoke_study / "report.html").read_text()
     assert len(html) > 500_000
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', html)
-    for name in ("figure_mixed.svg", "time_split.svg", "reward.svg", "table1.csv", "table2.csv"):
+    for name in ("figure_mixed.svg", "heat_map.svg", "reward.svg", "table1.csv", "table2.csv", "provenance.csv"):
         assert name in html
+    # its first page and its captions state what came out
+    for words in ("What is not resolved", "There is one seed", "of 3 accuracy deltas are resolved"):
+        assert words in html

@@ -1,9 +1,12 @@
 """Tables and figures.
 
 REQUIRED INPUTS: the files of every run and of every evaluation
-OUTPUTS:         reports/<study>/: results.csv (one row per run and benchmark), Tables 1 and 2, strategy
-                 counts, deltas, a figure per dataset, the time split, the reward curves
-STEPS:           read, compare with the baseline, write. Neither torch nor TRL is needed.
+OUTPUTS:         reports/<study>/: five sources (results.csv, a row per model evaluated and benchmark;
+                 verdicts.parquet, a row per problem; steps.csv; config.json; provenance.json), and the
+                 tables, figures and captions that `nested-reft analyse --from reports/<study>` can
+                 rebuild from them alone
+STEPS:           read, compare with the baseline, write. Neither torch nor TRL is needed. The captions
+                 of the HTML report state this study's numbers, so they are outputs too.
 """
 
 
@@ -20,68 +23,44 @@ rule analyse:
         # cheap enough to follow its code
         code=[
             f"{workflow.basedir}/nested_reft/{module}.py"
-            for module in ("analysis", "plots")
+            for module in ("analysis", "captions", "plots", "statistics")
         ],
     output:
         results=f"{REPORTS}/results.csv",
-        config=f"{REPORTS}/config.json",
-        provenance=f"{REPORTS}/provenance.json",
-        deltas=f"{REPORTS}/deltas.csv",
-        steps=f"{REPORTS}/steps.csv",
-        stages=report(
-            f"{REPORTS}/stages.csv",
-            caption="../report/stages.rst",
-            category="Results",
-            labels={"what": "Accuracy after each stage"},
+        sources=expand(
+            f"{REPORTS}/{{source}}",
+            source=["verdicts.parquet", "steps.csv", "config.json", "provenance.json"],
         ),
-        table1=report(
-            f"{REPORTS}/table1.csv",
-            caption="../report/table1.rst",
-            category="Setup",
-            labels={"what": "Table 1: layers skipped"},
+        findings=f"{REPORTS}/findings.rst",
+        captions=expand(f"{REPORTS}/caption_{{name}}.rst", name=CAPTIONS),
+        table1=shown("table1.csv", "1 Setup", "Table 1: layers skipped"),
+        stages=shown("stages.csv", "1 Setup", "Accuracy after each stage"),
+        table2=shown("table2.csv", "2 Findings", "Table 2: best and worst delta"),
+        counts=shown("strategy_counts.csv", "2 Findings", "Strategy counts"),
+        heat_map=shown("heat_map.svg", "2 Findings", "The whole grid at a glance"),
+        frontier=shown("frontier.svg", "2 Findings", "Accuracy against speed"),
+        figures=[
+            shown(
+                f"figure_{dataset}.svg",
+                "3 Detail",
+                f"Accuracy, token speed, run time: {dataset}",
+                caption="figure",
+            )
+            for dataset in STUDY.grid.dataset
+        ],
+        deltas=shown("deltas.csv", "3 Detail", "All deltas"),
+        mcnemar=shown("mcnemar.csv", "3 Detail", "McNemar's exact tests"),
+        efficiency=shown("efficiency.csv", "3 Detail", "Efficiency of each instance"),
+        speed_up=shown("speed_up.svg", "3 Detail", "Speed-up against its bounds"),
+        time_split=shown("time_split.svg", "3 Detail", "Where the time goes"),
+        off_policy=shown("off_policy.svg", "3 Detail", "Off-policyness"),
+        reward=shown("reward.svg", "3 Detail", "Reward curves"),
+        provenance=shown("provenance.csv", "4 Provenance", "Code, versions, hardware"),
+        config=shown("config.csv", "4 Provenance", "Config against the paper's"),
+        others=expand(
+            f"{REPORTS}/{{table}}.{{suffix}}", table=TABLES, suffix=["md", "tex"]
         ),
-        table2=report(
-            f"{REPORTS}/table2.csv",
-            caption="../report/table2.rst",
-            category="Results",
-            labels={"what": "Table 2: best and worst delta"},
-        ),
-        counts=report(
-            f"{REPORTS}/strategy_counts.csv",
-            caption="../report/strategy_counts.rst",
-            category="Results",
-            labels={"what": "Strategy counts"},
-        ),
-        figures=report(
-            expand(f"{REPORTS}/figure_{{dataset}}.svg", dataset=STUDY.grid.dataset),
-            caption="../report/figure.rst",
-            category="Figures",
-            labels={"what": "Accuracy, token speed, run time"},
-        ),
-        time_split=report(
-            f"{REPORTS}/time_split.svg",
-            caption="../report/time_split.rst",
-            category="Figures",
-            labels={"what": "Where the time goes"},
-        ),
-        reward=report(
-            f"{REPORTS}/reward.svg",
-            caption="../report/reward.rst",
-            category="Figures",
-            labels={"what": "Reward curves"},
-        ),
-        markdown=expand(
-            f"{REPORTS}/{{table}}.md",
-            table=["stages", "table1", "table2", "strategy_counts"],
-        ),
-        png=expand(
-            f"{REPORTS}/{{figure}}.png",
-            figure=[
-                *(f"figure_{dataset}" for dataset in STUDY.grid.dataset),
-                "time_split",
-                "reward",
-            ],
-        ),
+        png=expand(f"{REPORTS}/{{figure}}.png", figure=FIGURES),
     log:
         f"logs/{STUDY.study}/analyse.log",
     benchmark:

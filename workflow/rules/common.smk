@@ -43,6 +43,17 @@ PRODUCTS = [
     *(f"train/{run}" for run in RUNS.instance_patterns),
 ]
 
+# The report: tables and figures by name, and captions that `analyse` writes beside them.
+TABLES = ["table1", "table2", "strategy_counts", "stages", "deltas"]
+TABLES += ["mcnemar", "efficiency", "config", "provenance"]
+PLOTS = ["frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward"]
+FIGURES = [*(f"figure_{dataset}" for dataset in STUDY.grid.dataset), *PLOTS]
+CAPTIONS = [*TABLES, *PLOTS, "figure"]
+
+
+# Its first page: what was run, what holds, what is not resolved.
+report: os.path.abspath(f"{REPORTS}/findings.rst")
+
 
 wildcard_constraints:
     model="[^/]+",
@@ -99,6 +110,14 @@ def get_model(wildcards):
     """The model of a product: a folder of weights, or the note that says where the pretrained one is."""
     stage = wildcards.product.split("/")[0]
     return f"{RESULTS}/{wildcards.product}/{'model.json' if stage == 'pretrained' else 'model'}"
+
+
+def shown(file, category, what, caption=None):
+    """A file of the HTML report; its caption is written with it, so that it states this study's numbers."""
+    caption = os.path.abspath(f"{REPORTS}/caption_{caption or Path(file).stem}.rst")
+    return report(
+        f"{REPORTS}/{file}", caption=caption, category=category, labels={"what": what}
+    )
 
 
 def summary():

@@ -1,0 +1,329 @@
+"""How sure a number is: intervals and paired tests for accuracies and their deltas.
+
+Pure functions of arrays. Scores are per problem and in [0, 1]: the share of a problem's samples that
+are right, so 0 or 1 with one sample. Accuracy is their mean over the problems of a benchmark, and the
+macro average the unweighted mean over benchmarks, whatever their sizes. `docs/statistics.md` says why
+each method was chosen, and how often its intervals hold the truth.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special, stats
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 10_000
+
+
+def wilson_interval(accuracy: float, n: float, confidence: float) -> tuple[float, float]:
+    """Return Wilson's score interval of a share of `n` independent trials; `n` need not be whole."""
+    z = stats.norm.ppf(0.5 + confidence / 2)
+    center = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
+    return max(0.0, float(center - half)), min(1.0, float(center + half))
+
+
+def effective_n(scores: Floats) -> float:
+    """Return the number of independent trials that would tell the mean of the scores (n,) as exactly.
+
+    With one sample per problem that is the number of problems. Several samples of a problem are not
+    independent of each other, and count for less than as many problems.
+    """
+    mean, variance = scores.mean(), scores.var()
+    return float(len(scores) * mean * (1 - mean) / variance) if variance > 0 else float(len(scores))
+
+
+def pass_at_k(correct: npt.ArrayLike, n: int, k: int) -> Floats:
+    """Return the unbiased estimate of pass@k per problem, 1 - C(n-c, k) / C(n, k) (Chen et al., 2021).
+
+    Args:
+        correct: c, how many of the samples of each problem are right, (problems,).
+        n: samples per problem.
+        k: how many of them are tried.
+
+    Raises:
+        ValueError: if k exceeds n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} cannot be told from {n} samples per problem; take k from 1 to {n}")
+    return 1 - special.comb(n - np.asarray(correct), k) / special.comb(n, k)
+
+
+def macro_average(scores: Floats, benchmarks: npt.NDArray[np.str_]) -> Floats:
+    """Return the unweighted mean over benchmarks of the means of the scores (..., n) over their problems."""
+    means = [scores[..., benchmarks == name].mean(axis=-1) for name in np.unique(benchmarks)]
+    return np.mean(means, axis=0)
+
+
+def bootstrap_macro_averages(
+    scores: Floats, benchmarks: npt.NDArray[np.str_], resamples: int = RESAMPLES, seed: int = 0
+) -> Floats:
+    """Return macro averages (resamples, m) of problems drawn with replacement within each benchmark.
+
+    Few scores are distinct, so how often each was drawn is drawn from a multinomial, which is the same.
+
+    Args:
+        scores: (n, m): m scores of each problem, which stay together.
+        benchmarks: the benchmark of each problem, (n,).
+        resamples: how many.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(benchmarks)
+    total = np.zeros((resamples, scores.shape[1]))
+    for name in names:
+        distinct, counts = np.unique(scores[benchmarks == name], axis=0, return_counts=True)
+        n = counts.sum()
+        total += rng.multinomial(n, counts / n, size=resamples) @ distinct / n
+    return total / len(names)
+
+
+def problem_interval(
+    scores: Floats, benchmarks: npt.NDArray[np.str_], confidence: float, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Return the percentile interval of the macro average of scores (n,), over the sampling of problems alone."""
+    drawn = bootstrap_macro_averages(scores[:, None], benchmarks, resamples)[:, 0]
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
+def mcnemar_test(only_instance: int, only_baseline: int) -> float:
+    """Return the two-sided p of McNemar's exact test, from the counts of problems that only one of two solves."""
+    discordant = only_instance + only_baseline
+    return float(stats.binomtest(only_instance, discordant).pvalue) if discordant else 1.0
+
+
+def sign_flip_test(
+    differences: Floats, benchmarks: npt.NDArray[np.str_], resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Return the two-sided p of the macro average of paired differences (n,).
+
+    If the instance were the baseline under another name, each difference would be as likely to have the
+    other sign: the p is the share of sign changes that reach the macro average observed. With one
+    benchmark and one sample this is McNemar's exact test.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(benchmarks)
+    flipped = np.zeros(resamples)
+    for name in names:
+        of_benchmark = differences[benchmarks == name]
+        sizes, counts = np.unique(np.abs(of_benchmark[of_benchmark != 0]), return_counts=True)
+        for size, count in zip(sizes, counts, strict=True):
+            flipped += size * (2 * rng.binomial(count, 0.5, size=resamples) - count) / len(of_benchmark) / len(names)
+    observed = abs(float(macro_average(differences, benchmarks)))
+    return float((1 + (np.abs(flipped) >= observed - 1e-12).sum()) / (1 + resamples))
+
+
+def holm(p: npt.ArrayLike) -> Floats:
+    """Return p (m,) adjusted by Holm (1979) for the m tests that were made; NaN is a test that was not."""
+    p = np.asarray(p, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    made = np.flatnonzero(~np.isnan(p))
+    order = made[np.argsort(p[made], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return adjusted
+
+
+class SeedVariance(NamedTuple):
+    """What one run differs from another by its seed alone, pooled over the instances of a cell."""
+
+    variance: float
+    degrees_of_freedom: int  # 0: there is but one seed, and nothing to tell
+
+
+def seed_variance(values: Floats) -> SeedVariance:
+    """Return the residual mean square of the two-way layout value = instance + seed + residual.
+
+    A seed moves all runs of a cell together, as they share a warm-up; that cancels in a delta, and the
+    residual is what remains. Pooling it over instances takes for granted that it is alike in all.
+
+    Args:
+        values: one number per run, (instances, seeds); NaN is a run that is missing.
+    """
+    instances, seeds = np.nonzero(~np.isnan(values))
+    design = np.concatenate([np.eye(values.shape[0])[instances], np.eye(values.shape[1])[seeds]], axis=1)
+    y = values[instances, seeds]
+    fit, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    left = len(y) - int(rank)
+    return SeedVariance(float(((y - design @ fit) ** 2).sum() / left) if left else float("nan"), left)
+
+
+def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> float:
+    """Return the part of the variance of a delta's macro average that more seeds would not remove.
+
+    Problems are the same for all seeds. In the two-way layout difference = seed + problem + residual
+    it is the component of the problems, without the residual, which `seed_variance` holds already.
+
+    Args:
+        differences: paired, (seeds, n).
+        benchmarks: of each problem, (n,).
+    """
+    num_seeds, names = len(differences), np.unique(benchmarks)
+    total = 0.0
+    for name in names:
+        of_benchmark = differences[:, benchmarks == name]
+        n = of_benchmark.shape[1]
+        if n < 2:
+            continue
+        of_problem = of_benchmark.mean(axis=0, keepdims=True)
+        variance = of_problem.var(ddof=1)
+        if num_seeds > 1:  # with one seed the residual cannot be told apart, and stays in
+            residual = of_benchmark - of_problem - of_benchmark.mean(axis=1, keepdims=True) + of_benchmark.mean()
+            variance -= (residual**2).sum() / ((num_seeds - 1) * (n - 1)) / num_seeds
+        total += variance / n / len(names) ** 2
+    return max(0.0, float(total))
+
+
+class Delta(NamedTuple):
+    """A metric of an instance against its baseline's, on the same seeds and, for accuracy, the same problems."""
+
+    seeds: int = 0
+    baseline: float = float("nan")
+    instance: float = float("nan")
+    absolute: float = float("nan")  # instance - baseline
+    ci_low: float = float("nan")
+    ci_high: float = float("nan")
+    relative: float = float("nan")  # absolute / baseline
+    relative_ci_low: float = float("nan")
+    relative_ci_high: float = float("nan")
+    standard_error: float = float("nan")  # of `absolute`
+    p: float = float("nan")
+
+
+def over_seeds(
+    baseline: float,
+    instance: float,
+    seeds: int,
+    spread: SeedVariance,
+    of_problems: tuple[float, float],
+    num_problems: int,
+    confidence: float,
+) -> Delta:
+    """Return a delta with Student's intervals, whose degrees of freedom are Satterthwaite's.
+
+    Args:
+        baseline: mean over the seeds of the baseline's metric.
+        instance: the same of the instance's.
+        seeds: how many both have.
+        spread: the seed variance of the cell.
+        of_problems: the variances that problems add to the absolute and to the relative delta.
+        num_problems: the degrees of freedom of that.
+        confidence: level of the intervals.
+    """
+    absolute, scale = instance - baseline, baseline or float("nan")  # no share of a baseline of zero
+    ratio = instance / scale
+
+    def half_width(of_seeds: float, problems: float) -> tuple[float, float, float]:
+        variance = of_seeds + problems
+        parts = of_seeds**2 / spread.degrees_of_freedom + problems**2 / max(1, num_problems)
+        freedom = variance**2 / parts if parts > 0 else spread.degrees_of_freedom
+        return stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(variance), np.sqrt(variance), freedom
+
+    half, error, freedom = half_width(2 * spread.variance / seeds, of_problems[0])
+    # the derivative of instance / baseline: an error of the baseline counts `ratio` times
+    relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, of_problems[1])
+    p = 2 * stats.t.sf(abs(absolute) / error, freedom) if error > 0 else float(absolute == 0)
+    relative = ratio - 1
+    return Delta(
+        seeds, baseline, instance, absolute, absolute - half, absolute + half,
+        relative, relative - relative_half, relative + relative_half, float(error), float(p),
+    )  # fmt: skip
+
+
+def metric_deltas(values: Floats, confidence: float) -> list[Delta]:
+    """Return the delta of each instance's metric that has one number per run, as a token speed.
+
+    With one seed there is no interval and no p: nothing tells how much a second run would differ.
+
+    Args:
+        values: (1 + instances, seeds), the baseline first; NaN is a run that is missing.
+        confidence: level of the intervals.
+    """
+    spread = seed_variance(values)
+    deltas = []
+    for row in values[1:]:
+        paired = ~np.isnan(row) & ~np.isnan(values[0])
+        if not paired.any():
+            deltas.append(Delta())
+            continue
+        baseline, instance = float(values[0, paired].mean()), float(row[paired].mean())
+        if spread.degrees_of_freedom:
+            deltas.append(over_seeds(baseline, instance, int(paired.sum()), spread, (0.0, 0.0), 1, confidence))
+        else:
+            absolute = instance - baseline
+            relative = absolute / baseline if baseline else float("nan")
+            deltas.append(Delta(int(paired.sum()), baseline, instance, absolute=absolute, relative=relative))
+    return deltas
+
+
+def accuracy_deltas(
+    scores: Floats, benchmarks: npt.NDArray[np.str_], confidence: float, resamples: int = RESAMPLES
+) -> list[Delta]:
+    """Return the delta of each instance's macro-average accuracy, paired per problem and seed.
+
+    With one seed: the percentile interval of a bootstrap over problems within benchmarks, and the p of
+    `sign_flip_test`; both are about these two trained models and about problems, not about training.
+    With several: Student's interval, whose variance is the cell's pooled `seed_variance` and this
+    delta's `problem_variance`. A bootstrap over three seeds would hold the truth too seldom.
+
+    Args:
+        scores: per problem, (1 + instances, seeds, n), the baseline first; NaN is a run that is missing.
+        benchmarks: the benchmark of each problem, (n,).
+        confidence: level of the intervals.
+        resamples: of the bootstrap and of the sign flips.
+    """
+    averages = macro_average(scores, benchmarks)  # (1 + instances, seeds)
+    spread = seed_variance(averages)
+    freedom = len(benchmarks) - len(np.unique(benchmarks))
+    deltas = []
+    for row, average in zip(scores[1:], averages[1:], strict=True):
+        paired = ~np.isnan(average) & ~np.isnan(averages[0])
+        seeds = int(paired.sum())
+        if not seeds:
+            deltas.append(Delta())
+            continue
+        baseline, instance = float(averages[0, paired].mean()), float(average[paired].mean())
+        differences = row[paired] - scores[0, paired]  # (seeds, n)
+        if spread.degrees_of_freedom:
+            scale = baseline or float("nan")
+            linear = (row[paired] - instance / scale * scores[0, paired]) / scale  # what makes the relative delta
+            of_problems = problem_variance(differences, benchmarks), problem_variance(linear, benchmarks)
+            deltas.append(over_seeds(baseline, instance, seeds, spread, of_problems, freedom, confidence))
+            continue
+        both = np.stack([row[paired][0], scores[0, paired][0]], axis=1)  # (n, 2)
+        drawn = bootstrap_macro_averages(both, benchmarks, resamples)
+        tails = [0.5 - confidence / 2, 0.5 + confidence / 2]
+        low, high = np.quantile(drawn[:, 0] - drawn[:, 1], tails)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative_low, relative_high = np.quantile(drawn[:, 0] / drawn[:, 1] - 1, tails)
+            relative = float(np.divide(instance - baseline, baseline))
+        deltas.append(
+            Delta(
+                seeds, baseline, instance, instance - baseline, float(low), float(high),
+                relative, float(relative_low), float(relative_high),
+                float((drawn[:, 0] - drawn[:, 1]).std()), sign_flip_test(differences[0], benchmarks, resamples),
+            )
+        )  # fmt: skip
+    return deltas
+
+
+def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Return the best delta to expect if no instance differed from the baseline; the worst is its negative.
+
+    The best of several noisy zeros is above zero. Deltas to one baseline share its noise, hence a
+    correlation of one half.
+
+    Args:
+        standard_errors: of the deltas, (instances,).
+        resamples: how many draws the mean is taken over.
+        seed: of the draw.
+    """
+    errors = np.asarray(standard_errors, dtype=float)
+    errors = errors[~np.isnan(errors)]
+    if not len(errors):
+        return float("nan")
+    normal = np.random.default_rng(seed).normal(size=(resamples, len(errors) + 1))
+    return float(((normal[:, 1:] - normal[:, :1]) / np.sqrt(2) * errors).max(axis=1).mean())

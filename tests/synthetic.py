@@ -1,0 +1,92 @@
+"""The files that a study leaves, made up: what an analysis reads, without a single training."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nested_reft.analysis import PHASES, products, train_folder
+from nested_reft.config import Study, parse_settings, runs
+from nested_reft.evaluation import metrics_of, write_records
+from nested_reft.tracking import write_json, write_rows
+
+SIZES = {"one-step": 60, "multi-step": 40, "algebra": 50}
+PROVENANCE = {
+    "git_commit": "0" * 40,
+    "git_dirty": False,
+    "python": "3.11.0",
+    "packages": {"torch": "2.13.0", "trl": "1.16.0"},
+    "hardware": {"machine": "x86_64", "cpu_count": 2, "gpus": []},
+}
+
+
+def study(seeds: int = 2, models: int = 2, datasets: int = 3) -> Study:
+    """Return the configuration of a made-up study."""
+    named = {f"{width}-28": {"path": "embedded/tiny-28"} for width in ("small", "wide")[:models]}
+    sets = ["one-step", "multi-step", "algebra"][:datasets]
+    return parse_settings(
+        Study,
+        {
+            "study": "synthetic",
+            "models": named,
+            "datasets": {name: {"path": f"embedded/{name}", "size": 100} for name in sets},
+            "benchmarks": {name: {"path": f"embedded/{name}", "size": size} for name, size in SIZES.items()},
+            "grid": {"model": list(named), "dataset": sets, "seed": list(range(seeds))},
+            "training": {"max_steps": 40},
+        },
+    )
+
+
+def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -> None:
+    """Write results in which only `practical` at 15 % differs from the baseline: by `effect` (probit)."""
+    rng = np.random.default_rng(0)
+    problems = [(name, index) for name, size in SIZES.items() for index in range(size)]
+    difficulty = rng.normal(size=len(problems)) - 0.7
+    for model in config.grid.model:
+        write_json_at(results / f"pretrained/model~{model}/model.json", {"path": "x", "num_layers": 28, "width": 64})
+    for path, cell in products(config):
+        shift = {"pretrained": -0.6, "sft": -0.3, "train": 0.0}[cell["stage"]]
+        shift += 0.05 * rng.normal() if cell["stage"] == "train" else 0.0
+        if cell.get("mitigation") == "practical" and cell["skip_ratio"] == 0.15:
+            shift += effect
+        correct = 0.4 * rng.normal(size=len(problems)) + shift > difficulty
+        records = pd.DataFrame(problems, columns=["benchmark", "problem_id"])
+        records = records.assign(sample=0, correct=correct, length=20, truncated=False)
+        (results / "evaluate" / path).mkdir(parents=True)
+        write_records(records, results / "evaluate" / path)
+        write_json(results / "evaluate" / path / "metrics.json", metrics_of(records))
+    for run in runs(config):
+        folder = results / "train" / train_folder(run)
+        folder.mkdir(parents=True)
+        k = round(28 * run.skip_ratio)
+        speed = 1000 * 28 / (28 - 0.8 * k) * (1 + 0.01 * rng.normal())
+        generate = 40 * 1000 / speed
+        rewards = 0.4 + 0.3 * np.arange(steps) / steps - 2 * run.skip_ratio * 0.3 + 0.05 * rng.normal(size=steps)
+        noise = np.abs(rng.normal(size=steps))
+        write_rows(
+            folder / "metrics.jsonl",
+            [
+                {
+                    "step": step + 1,
+                    "reward": rewards[step],
+                    "sampling/kl": 0.002 + 4 * run.skip_ratio**1.5 * noise[step],
+                    "sampling/acceptance_rate": 1 - run.skip_ratio * noise[step] / 2,
+                    "sampling/ess": 1 - run.skip_ratio * noise[step],
+                    "perf/generated_tok_s": speed,
+                }
+                for step in range(steps)
+            ],
+        )
+        phases = dict(zip(PHASES, (generate, 1.0, 30.0, 2.0), strict=True))
+        seconds = sum(phases.values()) * (1 + 0.01 * rng.normal())
+        totals = {"mean_reward": rewards.mean(), "token_speed_tok_s": 60_000 / seconds, "train_runtime_s": seconds}
+        write_json(folder / "metrics.json", totals | phases)
+        facts = {"num_layers": 28, "num_skipped": k, "layer_parameters": 50_000, "lm_head_parameters": 250_000}
+        times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00"}
+        write_json(folder / "run.json", facts | times | {"provenance": PROVENANCE})
+
+
+def write_json_at(path: Path, content: dict) -> None:
+    """Write a JSON file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
