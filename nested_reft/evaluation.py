@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from nested_reft import grading
 from nested_reft.config import ConfigError, Evaluation, Prompt
-from nested_reft.grading import extract_answer, is_correct
 from nested_reft.prompts import format_prompt
 from nested_reft.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
 from nested_reft.tracking import StageRecord, provenance, read_json, read_rows, write_json
@@ -59,12 +59,14 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
 
 
 def grade(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records with `extracted` and `correct`, from `completion` and `answer`."""
-    graded = records.copy()
-    graded["extracted"] = [extract_answer(text) for text in records["completion"]]
-    graded["correct"] = [
-        is_correct(text, list(answer)) for text, answer in zip(records["completion"], records["answer"], strict=True)
+    """Return the records with `extracted`, `correct` and `how`, from `completion` and `answer`."""
+    verdicts = [
+        grading.grade(text, list(answer))
+        for text, answer in zip(records["completion"], records["answer"], strict=True)
     ]
+    graded = records.copy()
+    for field in ("extracted", "correct", "how"):
+        graded[field] = [getattr(verdict, field) for verdict in verdicts]
     return graded
 
 
@@ -79,7 +81,8 @@ def metrics_of(records: pd.DataFrame) -> dict[str, float]:
 
     `pass_at_1` is the share of correct completions, with Wilson's interval per benchmark and a bootstrap
     over problems overall; `n` counts problems; `pass_at_k` is unbiased, for k = 2, 4, ... up to the samples
-    of a problem; `truncated` is the share that reached the longest length, `mean_length` in tokens.
+    of a problem; `truncated` is the share that reached the longest length, `mean_length` in tokens, and
+    `grading_timeouts` counts the answers that are wrong for taking the grader too long.
     """
     problems = problem_scores(records)
     samples = int(problems["samples"].max())
@@ -98,13 +101,16 @@ def metrics_of(records: pd.DataFrame) -> dict[str, float]:
             metrics[f"{prefix}/pass_at_{k}"] = float(estimates.mean())
         metrics[f"{prefix}/truncated"] = float(rows["truncated"].mean())
         metrics[f"{prefix}/mean_length"] = float(rows["length"].mean())
+        metrics[f"{prefix}/grading_timeouts"] = int(rows["how"].isin(["timeout", "died"]).sum())
     benchmarks = list(records["benchmark"].unique())
     of_one = [
         name.removeprefix(f"eval/{benchmarks[0]}/") for name in metrics if name.startswith(f"eval/{benchmarks[0]}/")
     ]
     for name in of_one:
         values = [metrics[f"eval/{benchmark}/{name}"] for benchmark in benchmarks]
-        metrics[f"eval/overall/{name}"] = sum(values) if name == "n" else sum(values) / len(values)
+        metrics[f"eval/overall/{name}"] = (
+            sum(values) if name in ("n", "grading_timeouts") else sum(values) / len(values)
+        )
     scores = (problems["correct"] / samples).to_numpy()
     low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
     metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
