@@ -21,7 +21,7 @@ SUPERSCRIPTS = str.maketrans({sign: f"^{{{digit}}}" for digit, sign in enumerate
 SIGNS = str.maketrans({
     "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ",
     "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
-    "°": "^\\circ ", "⁄": "/", "′": "'", "√": "\\sqrt", "θ": "\\theta ", "⟨": "(", "⟩": ")",
+    "°": "^\\circ ", "⁄": "/", "′": "'", "√": "\\sqrt", "θ": "\\theta ", "∅": "\\varnothing ", "⟨": "(", "⟩": ")",
 })  # fmt: skip
 
 # Spacing, sizes and styles carry no meaning, and thin ones between digits group thousands.
@@ -412,6 +412,8 @@ def to_several(text: str) -> Several | None:
         if ":" in text or "\\mid" in text or "|" in text:
             return None  # a set by its property
         return Several("{}", split(text[2:-2]))
+    if text.startswith("{") and text.endswith("}") and len(split(text[1:-1])) > 1:
+        return Several("{}", split(text[1:-1]))
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and closes_at_the_end(text):
         parts = split(text[1:-1])
         return Several(text[0] + text[-1], parts) if len(parts) > 1 else None

@@ -63,6 +63,8 @@ def use_what_is_granted() -> None:
     With several GPUs in sight transformers would replicate the model, which TRL refuses: take the
     first one unless the user or the cluster has chosen.
     """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(f"WORLD_SIZE is {processes}, but a job is one process on one GPU; start it without torchrun")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import torch
 

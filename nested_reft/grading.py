@@ -97,7 +97,11 @@ def matched(text: str, escapes: bool) -> tuple[list[tuple[int, str]], bool]:
 def extract_answer(completion: str) -> str | None:
     """Return the content of the last box, or None if there is none or if it is not closed."""
     found, closed = boxes(completion.rpartition("</think>")[2])
-    return found[-1][1].strip() if found and closed else None
+    if not found or not closed:
+        return None
+    content = found[-1][1].strip()
+    inner = boxes(content)[0] if BOX in content else []  # a box in a box
+    return inner[-1][1].strip() if inner else content
 
 
 def until_first_answer(completion: str) -> str:

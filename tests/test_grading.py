@@ -42,6 +42,7 @@ def test_the_last_box_is_the_answer():
     assert extract_answer(r"\boxed {7}") == "7"
     assert extract_answer("no box") is None
     assert extract_answer(r"\boxed 7") is None
+    assert extract_answer(r"\boxed{\boxed{5}}") == "5"
     assert extract_answer(r"\boxed{ 7 } and \boxed{8") is None  # the last one has no end
     assert extract_answer(r"<think>\boxed{1}</think> so 2") is None
     assert extract_answer(r"<think>\boxed{1}</think> so \boxed{2}") == "2"
@@ -141,6 +142,12 @@ EQUAL = [
     ("2>x>1", "(1,2)"),
     (r"x\in\{1,2\}", "1,2"),
     (r"\emptyset", r"\varnothing"),
+    ("∅", r"\varnothing"),
+    ("{1, 2, 3}", "3,2,1"),
+    (r"+\infty", r"\infty"),
+    ("y = 2x + 3", "2x+3"),
+    (r"a_n = 2n+1", "2n+1"),
+    (r"(1, 2), (3, 4)", "(3,4),(1,2)"),
     (r"9.8\ \mathrm{m}/\mathrm{s}^2", "9.8"),
     (r"3 \times 10^{8} \mathrm{~m} / \mathrm{s}", "3e8"),
     (r"5\text{ N}\cdot\text{m}", "5"),

@@ -144,3 +144,11 @@ def test_the_embedded_tokenizer_round_trips_and_its_chat_template_is_the_prompt(
     messages = [{"role": "user", "content": "What is 1+1?"}]
     templated = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert templated == format_prompt("What is 1+1?", "qwen-math")
+
+
+def test_a_second_process_is_refused_and_not_half_supported(monkeypatch):
+    from nested_reft.cli import use_what_is_granted
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but a job is one process on one GPU"):
+        use_what_is_granted()
