@@ -140,8 +140,13 @@ _final: dict[tuple[str, str], Comparison] = {}
 
 
 def forget() -> None:
-    """Forget what was compared."""
+    """Forget what was compared, here and in the children, which are replaced."""
+    global _workers
     _final.clear()
+    if _workers is not None and _workers.owner == os.getpid():
+        _workers.at_work.kill()
+        _workers.waiting.kill()
+    _workers = None
 
 
 def compare(expected: str, found: str, limit_s: float = LIMIT_S) -> Comparison:
@@ -156,6 +161,6 @@ def compare(expected: str, found: str, limit_s: float = LIMIT_S) -> Comparison:
     answer = workers().compare(expected, found, limit_s)
     if answer in ("equal", "different", "unparsed"):
         if len(_final) >= REMEMBERED:
-            forget()
+            _final.clear()
         _final[expected, found] = answer
     return answer
