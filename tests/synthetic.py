@@ -51,7 +51,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
             shift += effect
         correct = 0.4 * rng.normal(size=len(problems)) + shift > difficulty
         records = pd.DataFrame(problems, columns=["benchmark", "problem_id"])
-        records = records.assign(sample=0, correct=correct, length=20, truncated=False)
+        records = records.assign(sample=0, correct=correct, how="number", length=20, truncated=False)
         (results / "evaluate" / path).mkdir(parents=True)
         write_records(records, results / "evaluate" / path)
         write_json(results / "evaluate" / path / "metrics.json", metrics_of(records))

@@ -278,6 +278,7 @@ def test_wrong_answers(found, expected):
 )
 def test_no_answer_fits_everything(universal):
     answers = [pair[1] for pair in EQUAL if isinstance(pair[1], str)] + [row[0] for row in MIXED]
+    answers = [answer for answer in answers if answer != universal]
     assert not [answer for answer in answers if is_correct(boxed(universal), answer)]
 
 
