@@ -636,7 +636,7 @@ def test_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
 @pytest.mark.slow
 def test_more_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
     others = [pair for pair in numeric(gold) if not is_numeric(pair[1])]
-    for answer, accepted in random.Random(1).sample(others, 20_000):
+    for answer, accepted in random.Random(1).sample(others, 5_000):
         assert not is_correct(f"\\boxed{{{answer}}}", accepted), (answer, accepted)
 
 
