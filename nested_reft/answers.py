@@ -123,7 +123,8 @@ def clean(answer: str) -> str:
     text = answer
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(SUPERSCRIPTS).translate(SIGNS)).translate(SIGNS)
-    text = " ".join(text.split(" ")) if "\n" not in text and "\t" not in text else " ".join(text.split())
+    if "\n" in text or "\t" in text:
+        text = " ".join(text.split())
     text = GROUPING.sub("", strip_delimiters(text.strip()))
     if "\\" in text:
         if "\\begin" not in text:

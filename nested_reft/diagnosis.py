@@ -18,8 +18,8 @@ from nested_reft import plots
 from nested_reft.config import ConfigError
 from nested_reft.grading import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
-from nested_reft.models import check_nestable, load_model
-from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
+from nested_reft.models import check_nestable, load_model, skippable_layers
+from nested_reft.nesting import draw_mask, nested, num_skipped
 from nested_reft.prompts import format_prompt
 from nested_reft.rollout import sample
 from nested_reft.tracking import read_rows
@@ -140,7 +140,7 @@ def diagnose(
     # what a model's own generation settings hold beside its end tokens is not asked for here
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     config = model.config.get_text_config()
-    valid = valid_layers(config.num_hidden_layers, settings.border, getattr(config, "layer_types", None))
+    valid = skippable_layers(model, settings.border)
     counts = {ratio: num_skipped(config.num_hidden_layers, ratio) for ratio in [0.0, *settings.skip_ratios]}
     try:
         check_nestable(model)

@@ -56,6 +56,19 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     )
 
 
+def skippable_layers(model: torch.nn.Module, border: int) -> list[int]:
+    """Return the indices of the model's layers that may be skipped at border b."""
+    config = language_model(model).config.get_text_config()
+    return valid_layers(config.num_hidden_layers, border, getattr(config, "layer_types", None))
+
+
+def parameter_counts(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the parameters of one layer, in the mean, and of the output projection."""
+    layers = decoder_layers(model)
+    of_layer = sum(parameter.numel() for parameter in layers.parameters()) // len(layers)
+    return of_layer, model.get_output_embeddings().weight.numel()
+
+
 def layers_return_tuples(model: torch.nn.Module) -> bool:
     """Whether layers return (hidden_states, ...), as Falcon's, or hidden_states; one token tells, once per model."""
     layers = decoder_layers(model)
@@ -174,10 +187,8 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
         check_structure(whole)
     except NestingError as error:
         raise ConfigError(str(error)) from None
-    text_config, layers = config.get_text_config(), decoder_layers(whole)
-    valid = valid_layers(len(layers), border, getattr(text_config, "layer_types", None))
-    layer_parameters = sum(parameter.numel() for parameter in layers.parameters()) // len(layers)
-    lm_head_parameters = whole.get_output_embeddings().weight.numel()
+    layers, valid = decoder_layers(whole), skippable_layers(whole, border)
+    layer_parameters, lm_head_parameters = parameter_counts(whole)
     skipping = []
     for skip_ratio in skip_ratios:
         k = num_skipped(len(layers), skip_ratio)

@@ -28,8 +28,8 @@ from trl.trainer.utils import RepeatSampler, pad
 
 from nested_reft.config import Nesting
 from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
-from nested_reft.models import NestingError, check_nestable, language_model
-from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
+from nested_reft.models import NestingError, check_nestable, decoder_layers, language_model, skippable_layers
+from nested_reft.nesting import draw_mask, nested, num_skipped
 from nested_reft.rollout import refuse_filters, sample
 
 TrainerToBe: Any = object  # the hooks below find the rest of themselves in the TRL trainer they are mixed with
@@ -56,11 +56,9 @@ class NestedRollouts(TrainerToBe):
         check_nestable(self.model)
         model = language_model(self.model)
         refuse_filters(self.generation_config, model.generation_config)
-        config = model.config.get_text_config()
-        num_layers, layer_types = config.num_hidden_layers, getattr(config, "layer_types", None)
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting
-        self.num_skipped = num_skipped(num_layers, skip_ratio)
-        self.valid_layers = valid_layers(num_layers, nesting.border, layer_types)
+        self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
+        self.valid_layers = skippable_layers(model, nesting.border)
         # of the current generation batch
         self.skipped, self.mask_step, self.prompts_sha256 = list[int](), 0, ""
         self._sampled_logps: list[list[float]] = []  # log mu

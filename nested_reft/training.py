@@ -29,7 +29,7 @@ from trl import GRPOConfig, RLOOConfig, SFTConfig, SFTTrainer
 
 from nested_reft.config import ConfigError, Nesting, Optimization, Prompt, Run, Sft, Training, check_skip_ratios
 from nested_reft.grading import correctness, first_answer_correctness
-from nested_reft.models import NestingError, decoder_layers, load_model
+from nested_reft.models import NestingError, load_model, parameter_counts
 from nested_reft.prompts import format_prompt
 from nested_reft.tracking import StageRecord, read_rows, write_rows
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
@@ -271,11 +271,12 @@ def train(
         for phase in ("generate", "score", "fwd_bwd", "optimizer")
     }
     order = [row["data/prompts_sha256"] for row in record.rows]
+    layer_parameters, lm_head_parameters = parameter_counts(model)
     record.finish(
         totals,
         num_layers=config.num_hidden_layers,
-        layer_parameters=sum(p.numel() for p in decoder_layers(model).parameters()) // config.num_hidden_layers,
-        lm_head_parameters=model.get_output_embeddings().weight.numel(),
+        layer_parameters=layer_parameters,
+        lm_head_parameters=lm_head_parameters,
         num_skipped=trainer.num_skipped,
         valid_layers=trainer.valid_layers,
         data_order_sha256=hashlib.sha256(json.dumps(order).encode()).hexdigest(),
