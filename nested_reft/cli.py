@@ -366,13 +366,16 @@ def schema(
 
 @app.command()
 def pretrain(
+    name: Annotated[str, typer.Argument(help="tiny-28 or wide-20.")],
     out: Out,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and slips.")] = 0,
 ) -> None:
-    """Make the embedded model `tiny-28` from nothing: its tokenizer, its pretraining, its model card."""
-    from nested_reft.embedded.pretrain import make_model
+    """Make an embedded model from nothing: its tokenizer, its pretraining, its model card."""
+    from nested_reft.embedded.pretrain import SHAPES, make_model
 
-    make_model(out, seed)
+    if name not in SHAPES:
+        raise ConfigError(f"{name} is not an embedded model; choose one of {', '.join(SHAPES)}.")
+    make_model(name, out, seed)
 
 
 def main() -> None:

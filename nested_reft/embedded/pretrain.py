@@ -1,6 +1,7 @@
-"""Makes the embedded model: tokenizer, random weights, and three phases of pretraining.
+"""Makes the embedded models: tokenizer, random weights, and three phases of pretraining.
 
-    nested-reft pretrain --out nested_reft/embedded/tiny-28
+    nested-reft pretrain tiny-28 --out nested_reft/embedded/tiny-28
+    nested-reft pretrain wide-20 --out nested_reft/embedded/wide-20
 
 Reinforcement needs a model that can do better than it does. An under-trained model does not improve;
 a model that knows its arithmetic and was then shown solutions of which many end in a slip does, like
@@ -12,7 +13,7 @@ phases: to mastery on right solutions, the same with layer dropout, and then on 
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,29 +49,50 @@ THREADS = 2
 
 
 @dataclass(frozen=True)
+class Shape:
+    """How deep and how wide an embedded model is."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+
+
+SHAPES = {
+    # As deep as Qwen2.5-1.5B and 7B: 1, 3 and 4 layers at 5, 10 and 15 %.
+    "tiny-28": Shape(num_hidden_layers=28, hidden_size=64, intermediate_size=240),
+    # Half as wide again, and as shallow as leaves three different counts: 1, 2 and 3 layers.
+    "wide-20": Shape(num_hidden_layers=20, hidden_size=96, intermediate_size=288),
+}
+
+
+@dataclass(frozen=True)
 class Phase:
     """One phase of pretraining.
 
     `slip_rates` is the share of solutions of a kind whose last result is wrong. With `most_skipped`,
-    0, 1, 2, ... up to so many random layers are skipped in turn.
+    0, 1, 2, ... up to that share of the layers are skipped in turn, drawn anew for each step.
     """
 
     name: str
     steps: int
     learning_rate: float
     slip_rates: dict[str, float] | None
-    most_skipped: int
+    most_skipped: float
+
+    def most_layers(self, num_layers: int) -> int:
+        """Return the greatest number of layers that a step of this phase skips."""
+        return int(self.most_skipped * num_layers)
 
 
 PHASES = (
     Phase("mastery", steps=1500, learning_rate=2e-3, slip_rates=None, most_skipped=0),
-    Phase("robustness", steps=500, learning_rate=1e-3, slip_rates=None, most_skipped=8),
+    Phase("robustness", steps=500, learning_rate=1e-3, slip_rates=None, most_skipped=0.3),
     Phase(
         "slips",
         steps=200,
         learning_rate=5e-4,
         slip_rates={"one-step": 0.55, "multi-step": 0.65, "algebra": 0.7},
-        most_skipped=6,
+        most_skipped=0.22,
     ),
 )
 
@@ -104,13 +126,11 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Return the randomly initialised model: as deep as Qwen2.5-1.5B and 7B, so that Table 1 holds."""
+def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """Return the randomly initialised model."""
     config = Qwen2Config(
+        **asdict(shape),
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=240,
-        num_hidden_layers=28,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -118,8 +138,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # The default of 0.02 suits widths of thousands; at 64 it starts too close to zero.
-        initializer_range=0.08,
+        # The default of 0.02 suits widths of thousands; at 64, where this is 0.08, it starts too close to zero.
+        initializer_range=0.64 / math.sqrt(shape.hidden_size),
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -179,14 +199,15 @@ def run_phase(
     model.train()
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    valid = valid_layers(model.config.num_hidden_layers, border=1)
+    num_layers = model.config.num_hidden_layers
+    valid, most_layers = valid_layers(num_layers, border=1), phase.most_layers(num_layers)
     started = time.perf_counter()
     for step in range(phase.steps):
         warmup = min(1.0, (step + 1) / (0.05 * phase.steps))
         rate = phase.learning_rate * warmup * (0.55 + 0.45 * math.cos(math.pi * step / phase.steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with nested(model, draw_mask(valid, step % (phase.most_skipped + 1), seed, step)):
+        with nested(model, draw_mask(valid, step % (most_layers + 1), seed, step)):
             loss = model(**collate(list(islice(problems, BATCH_SIZE)), tokenizer)).loss
         optimizer.zero_grad()
         loss.backward()
@@ -199,12 +220,13 @@ def run_phase(
     model.config.use_cache = True
 
 
-def card(model: Qwen2ForCausalLM, accuracies: dict[str, dict[str, float]], seed: int) -> str:
+def card(name: str, model: Qwen2ForCausalLM, accuracies: dict[str, dict[str, float]], seed: int) -> str:
     """Return the text of the model card."""
+    num_layers = model.config.num_hidden_layers
     phases = "\n".join(
         f"| {phase.name} | {phase.steps} | {phase.learning_rate:g} | "
         + (", ".join(f"{kind} {rate:.0%}" for kind, rate in phase.slip_rates.items()) if phase.slip_rates else "none")
-        + f" | {f'0 to {phase.most_skipped}' if phase.most_skipped else 'none'} |"
+        + f" | {f'0 to {phase.most_layers(num_layers)}' if phase.most_skipped else 'none'} |"
         for phase in PHASES
     )
     measured = "\n".join(
@@ -218,16 +240,16 @@ library_name: transformers
 ---
 
 <!-- Generated by `nested-reft pretrain`. -->
-# tiny-28
+# {name}
 
-A Qwen2 model of {sum(p.numel() for p in model.parameters()):,} parameters with {model.config.num_hidden_layers} layers
-of width {model.config.hidden_size}, made for the default study of Nested-ReFT: deep enough that the paper's skip
-ratios mean the same number of layers, small enough for a CPU. It solves generated arithmetic word problems of three
-kinds, in English, and nothing else. Its accuracies say nothing about other models.
+A Qwen2 model of {sum(p.numel() for p in model.parameters()):,} parameters with {num_layers} layers of width
+{model.config.hidden_size}, made for the embedded studies of Nested-ReFT: deep enough that the paper's skip ratios mean
+different numbers of layers, small enough for a CPU. It solves generated arithmetic word problems of three kinds, in
+English, and nothing else. Its accuracies say nothing about other models.
 
 ## How it was made
 
-    nested-reft pretrain --out nested_reft/embedded/tiny-28 --seed {seed}
+    nested-reft pretrain {name} --out nested_reft/embedded/{name} --seed {seed}
 
 AdamW, batches of {BATCH_SIZE}, loss on solutions only, {THREADS} threads. First to mastery on right solutions. Then
 with random layers skipped (layer dropout), because a model this small, unlike large ones, breaks without one of its
@@ -252,7 +274,7 @@ of the text decides the split.
 
 
 def draw_history(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw the loss of both phases."""
+    """Draw the loss of each phase."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -268,12 +290,12 @@ def draw_history(history: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def make_model(out: Path, seed: int) -> None:
-    """Make the model from nothing and write it to `out`, with tokenizer, loss curve and model card."""
+def make_model(name: str, out: Path, seed: int) -> None:
+    """Make the model of this name from nothing and write it to `out`, with tokenizer, loss curve and model card."""
     torch.manual_seed(seed)
     torch.set_num_threads(THREADS)
     tokenizer = train_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(SHAPES[name], tokenizer)
     for layer in model.model.layers:
         layer.compile()  # a third faster on a CPU; only while no layer is skipped
     history: list[dict[str, Any]] = []
@@ -288,4 +310,4 @@ def make_model(out: Path, seed: int) -> None:
             accuracies[f"{phase.name}, {way}"] = measure(model, tokenizer, 300, temperature)
             print(phase.name, way, accuracies[f"{phase.name}, {way}"], flush=True)
     draw_history(history, out / "loss.svg")
-    (out / "README.md").write_text(card(model, accuracies, seed))
+    (out / "README.md").write_text(card(name, model, accuracies, seed))
