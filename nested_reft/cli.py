@@ -189,7 +189,7 @@ def analyse(
     if tracking:
         from nested_reft.tracking import mirror_report, read_json
 
-        mirror_report(out, study.study, read_json(tracking)["uri"])
+        mirror_report(out, results, study.study, read_json(tracking)["uri"])
 
 
 SkipRatios = Annotated[str, typer.Option(help="Skip ratios, separated by commas.")]
@@ -326,12 +326,12 @@ def tracking_store(
     study: Annotated[str, typer.Option(help="The experiment.")],
     out: Out,
 ) -> None:
-    """Create the MLflow store and the study's experiment, once, before several jobs track into it."""
-    from nested_reft.tracking import open_store, write_json
+    """Create the MLflow store, the study's experiment and its parent run, once, before jobs track into them."""
+    from nested_reft.tracking import open_study, write_json
 
     if uri:
         try:
-            open_store(uri, study)
+            open_study(uri, study)
         except Exception as error:
             typer.echo(f"MLflow at {uri} cannot be opened ({error}); the study runs without it", err=True)
     write_json(out, {"uri": uri or None, "study": study})
@@ -340,14 +340,15 @@ def tracking_store(
 @app.command()
 def track(
     results: Annotated[Path, typer.Argument(help="Folder that holds finished stage products.")] = Path("results"),
+    reports: Annotated[Path, typer.Option(help="Folder that holds the studies' reports.")] = Path("reports"),
     uri: Annotated[str, typer.Option(help="The MLflow store to rebuild.")] = "sqlite:///results/mlflow.db",
 ) -> None:
-    """Rebuild the MLflow store from the files under `results`."""
+    """Rebuild the MLflow store from the files under `results`, and from the reports if they are there."""
     if not results.is_dir():
         raise ConfigError(f"results folder {str(results)!r} does not exist; give the folder of a study")
     from nested_reft.tracking import rebuild
 
-    records, taken = rebuild(results, uri)
+    records, taken = rebuild(results, reports, uri)
     typer.echo(f"{taken} of {records} runs are in {uri}")
     if taken < records:
         raise typer.Exit(1)

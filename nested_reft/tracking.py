@@ -23,12 +23,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nested_reft.browsing import deltas_of, experiment_tags
+
 log = logging.getLogger(__name__)
 
 # Rows are sent to MLflow at most this often: each send is a transaction of the SQLite store.
 SECONDS_BETWEEN_SENDS = 10.0
 # At the end of a stage a locked database gets this much patience.
 SECONDS_AT_THE_END = 60.0
+# Of a cell, as a run's name has them.
+AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "math-verify", "mlflow", "snakemake")
 
 
@@ -237,9 +241,28 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
     if experiment is not None:
         return client, experiment.experiment_id
     try:
-        return client, client.create_experiment(study, artifact_location=artifacts)
+        return client, client.create_experiment(study, artifact_location=artifacts, tags=experiment_tags())
     except MlflowException:  # another process was faster
         return client, client.get_experiment_by_name(study).experiment_id
+
+
+def find_run(client: Any, experiment: str, uid: str) -> Any:
+    """Return the run of this `uid`, or None."""
+    found = client.search_runs([experiment], f"tags.uid = '{uid}'")
+    return found[0] if found else None
+
+
+def open_study(uri: str, study: str) -> tuple[Any, str, str]:
+    """Return the client, the study's experiment and its parent run, created if they do not exist.
+
+    All runs of stages are children of the parent run, which gets the tables and figures in the end.
+    """
+    client, experiment = open_store(uri, study)
+    parent = find_run(client, experiment, f"study/{study}")
+    if parent is None:
+        tags = {"uid": f"study/{study}", "study": study, "stage": "study"}
+        parent = client.create_run(experiment, tags=tags, run_name=f"study {study}")
+    return client, experiment, parent.info.run_id
 
 
 class Mirror:
@@ -259,15 +282,17 @@ class Mirror:
         """Find the run of this record by its `uid`, so that a resumed stage continues it, or create it."""
         from mlflow.entities import Param
 
-        client, experiment = open_store(self.uri, self.run["study"])
-        found = client.search_runs([experiment], f"tags.uid = '{self.run['uid']}'")
-        if found:
-            self.run_id = found[0].info.run_id
+        client, experiment, parent = open_study(self.uri, self.run["study"])
+        found = find_run(client, experiment, self.run["uid"])
+        if found is not None:
+            self.run_id = found.info.run_id
         else:
             tags = {name: str(value) for name, value in self.run["cell"].items()}
             tags |= {name: self.run[name] for name in ("study", "stage", "uid")}
             tags["git_commit"] = self.run["provenance"]["git_commit"]
-            name = " ".join([self.run["stage"], *(str(value) for value in self.run["cell"].values())])
+            tags["mlflow.parentRunId"] = parent
+            cell = [str(self.run["cell"][axis]) for axis in AXES if axis in self.run["cell"]]
+            name = " ".join([self.run["stage"], *cell])
             started = milliseconds(self.run["started"])
             self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
         params = [Param(name, value[:6000]) for name, value in flatten(self.run["settings"]).items()]
@@ -304,22 +329,20 @@ class Mirror:
         if time.monotonic() > self.next_attempt:
             self.attempt()
 
-    def close(self, artifacts: Path | None) -> bool:
-        """Try to send the artifacts and to mark the run as finished; return whether it is done."""
+    def close(self) -> bool:
+        """Try to mark the run as finished; return whether it is done."""
         try:
-            if artifacts:
-                self.client.log_artifacts(self.run_id, str(artifacts))
             self.client.set_terminated(self.run_id, "FINISHED", milliseconds(self.run["finished"]))
         except Exception as error:
             log.warning("MLflow did not close the run, will try again: %s", without_secrets(str(error)))
             return False
         return True
 
-    def finish(self, row: dict[str, Any], artifacts: Path | None = None) -> bool:
+    def finish(self, row: dict[str, Any]) -> bool:
         """Send the rest and the final row, with patience for a locked database; return whether all is there."""
         self.waiting.append(row)
         deadline, pause = time.monotonic() + SECONDS_AT_THE_END, 0.25
-        while not (self.attempt() and self.close(artifacts)):
+        while not (self.attempt() and self.close()):
             if time.monotonic() + pause > deadline:
                 log.warning("MLflow has not got everything of %s; `nested-reft track` sends it", self.run["uid"])
                 return False
@@ -328,11 +351,14 @@ class Mirror:
         return True
 
 
-def rebuild(results: Path, uri: str) -> tuple[int, int]:
-    """Send every finished record under `results` to the store; return how many there are and how many it took.
+def rebuild(results: Path, reports: Path, uri: str) -> tuple[int, int]:
+    """Send every finished record under `results`, and the reports, to the store.
 
     Sending a record twice changes nothing: runs are found by their `uid`, and MLflow ignores a
     metric that it has already got.
+
+    Returns:
+        How many records there are, and how many of them the store took.
     """
     paths = sorted(results.rglob("run.json"))
     taken = 0
@@ -342,22 +368,47 @@ def rebuild(results: Path, uri: str) -> tuple[int, int]:
         steps = path.with_name("metrics.jsonl")
         mirror.waiting = read_rows(steps) if steps.exists() else []
         taken += mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
+    for study in {read_json(path)["study"] for path in paths}:
+        if (reports / study / "deltas.csv").exists():
+            mirror_report(reports / study, results, study, uri)
     return len(paths), taken
 
 
-def mirror_report(report: Path, study: str, uri: str | None) -> None:
-    """Put the tables and figures of a study into a run of its own in MLflow."""
+# ---- the results of a study in MLflow ------------------------------------------------------------------
+
+
+def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> None:
+    """Put a finished study's results where a browser of runs looks for them; never raises.
+
+    The study's parent run gets the tables, the figures and the findings in words. Each training run gets
+    the accuracies of its evaluation and the deltas of its instance, over all seeds, as columns to sort
+    and filter by: `delta/accuracy` with its interval and p, the relative deltas of speed, and the tag `verdict`.
+    """
     if uri is None:
         return
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
-    run = {
-        "uid": f"{report}@{now}",
-        "study": study,
-        "stage": "analyse",
-        "cell": {},
-        "settings": {},
-        "provenance": provenance(),
-        "started": now,
-        "finished": now,
-    }
-    Mirror(run, uri).finish(final_row(run, {}, 0), artifacts=report)
+    try:
+        from mlflow.entities import Metric, RunTag
+
+        client, experiment, parent = open_study(uri, study)
+        folders = {".csv": "tables", ".md": "tables", ".tex": "tables", ".svg": "figures", ".png": "figures"}
+        for file in sorted(report.iterdir()):
+            client.log_artifact(parent, str(file), folders.get(file.suffix, "sources"))
+        client.set_tag(parent, "mlflow.note.content", (report / "findings.rst").read_text())
+        client.set_terminated(parent, "FINISHED")
+
+        deltas = deltas_of(report)
+        for path in sorted(results.rglob("train/model~*/**/run.json")):
+            run = read_json(path)
+            mirrored = find_run(client, experiment, run["uid"])
+            if mirrored is None:  # of another study, or never sent; `nested-reft track` sends it
+                continue
+            cell = run["cell"]
+            values = dict(deltas.get((cell["model"], cell["dataset"], cell["skip_ratio"], cell["mitigation"]), {}))
+            verdict = values.pop("verdict", "baseline" if cell["skip_ratio"] == 0 else "no baseline")
+            evaluation = Path(str(path.parent).replace("/train/", "/evaluate/train/")) / "metrics.json"
+            values |= read_json(evaluation) if evaluation.exists() else {}
+            now = int(time.time() * 1000)
+            metrics = [Metric(name, float(value), now, 0) for name, value in values.items() if value != ""]
+            client.log_batch(mirrored.info.run_id, metrics=metrics, tags=[RunTag("verdict", verdict)])
+    except Exception as error:
+        log.warning("MLflow did not take the report; run analyse again: %s", without_secrets(str(error)))

@@ -68,6 +68,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
             [
                 {
                     "step": step + 1,
+                    "time": 1767225600.0 + step,
                     "reward": rewards[step],
                     "sampling/kl": 0.002 + 4 * run.skip_ratio**1.5 * noise[step],
                     "sampling/acceptance_rate": 1 - run.skip_ratio * noise[step] / 2,
@@ -83,7 +84,14 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         write_json(folder / "metrics.json", totals | phases)
         facts = {"num_layers": 28, "num_skipped": k, "layer_parameters": 50_000, "lm_head_parameters": 250_000}
         times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00"}
-        write_json(folder / "run.json", facts | times | {"provenance": PROVENANCE})
+        who = {
+            "uid": f"{folder}@2026",
+            "study": config.study,
+            "stage": "train",
+            "cell": run.model_dump(),
+            "settings": {},
+        }
+        write_json(folder / "run.json", who | facts | times | {"provenance": PROVENANCE})
 
 
 def write_json_at(path: Path, content: dict) -> None:

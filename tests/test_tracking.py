@@ -1,14 +1,30 @@
 """The record of a stage, and its mirror in MLflow."""
 
+import base64
 import json
 import multiprocessing
+import re
+import shutil
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
-from nested_reft import tracking
-from nested_reft.tracking import StageRecord, checksum, open_store, read_json, read_rows, rebuild
+from nested_reft import analysis, browsing, tracking
+from nested_reft.browsing import deltas_of
+from nested_reft.tracking import (
+    StageRecord,
+    checksum,
+    mirror_report,
+    open_store,
+    open_study,
+    read_json,
+    read_rows,
+    rebuild,
+)
+
+from . import synthetic
 
 STEPS = 30
 
@@ -36,7 +52,7 @@ def history(uri: str) -> dict[str, dict]:
             "status": run.info.status,
             "reward": [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "reward")],
         }
-        for run in client.search_runs([experiment])
+        for run in client.search_runs([experiment], "tags.stage != 'study'")
     }
 
 
@@ -47,7 +63,7 @@ def test_four_cells_at_once_lose_no_run_and_no_metric(tmp_path, monkeypatch):
     """On a fresh store, created once before; each process sends often, so that they do collide."""
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN_SENDS", 0.01)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    open_store(uri, "study")
+    open_study(uri, "study")
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=work, args=(tmp_path, f"cell{i}", uri)) for i in range(4)]
     for worker in workers:
@@ -67,10 +83,10 @@ def test_the_store_can_be_rebuilt_from_the_files_and_rebuilding_twice_changes_no
     work(tmp_path / "results", "cell", None)
     assert not (tmp_path / "mlflow.db").exists()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert rebuild(tmp_path / "results", uri) == (1, 1)
+    assert rebuild(tmp_path / "results", tmp_path / "reports", uri) == (1, 1)
     once = history(uri)
     assert once["cell"]["reward"] == EXPECTED
-    assert rebuild(tmp_path / "results", uri) == (1, 1)
+    assert rebuild(tmp_path / "results", tmp_path / "reports", uri) == (1, 1)
     assert history(uri) == once
 
 
@@ -148,3 +164,94 @@ def test_run_json_says_what_was_run_on_what(tmp_path):
     assert run["provenance"]["packages"]["trl"].startswith("1.16.")
     assert run["provenance"]["git_commit"]
     assert json.dumps(run).count("secret") == 0
+
+
+@pytest.fixture(scope="module")
+def browsed(tmp_path_factory):
+    """A made-up study of 20 trainings in a store: the client, its experiment, and the report."""
+    folder = tmp_path_factory.mktemp("browsed")
+    config = synthetic.study(seeds=2, models=1, datasets=1)
+    synthetic.write(config, folder / "results/synthetic", steps=3)
+    analysis.report(config, folder / "results/synthetic", folder / "reports/synthetic")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert rebuild(folder / "results", folder / "reports", uri) == (20, 20)
+    client, experiment = open_store(uri, "synthetic")
+    return client, experiment, folder / "reports/synthetic"
+
+
+def test_runs_can_be_sorted_by_their_delta(browsed):
+    client, experiment, report = browsed
+    rows = client.search_runs([experiment], "tags.stage = 'train'", order_by=["metrics.`delta/accuracy` ASC"])
+    worst = rows[0].data
+    assert (worst.tags["mitigation"], worst.tags["skip_ratio"]) == ("practical", "0.15")  # as it was made
+    assert worst.tags["verdict"] == "resolved"
+    with_delta = [row.data.metrics["delta/accuracy"] for row in rows if "delta/accuracy" in row.data.metrics]
+    assert len(with_delta) == 18 and with_delta == sorted(with_delta)
+    assert [row.data.tags["verdict"] for row in rows].count("baseline") == 2
+    of_worst = deltas_of(report)["small-28", "one-step", 0.15, "practical"]
+    assert worst.metrics["delta/accuracy"] == float(of_worst["delta/accuracy"]) < 0
+    assert (
+        worst.metrics["delta/accuracy_ci_low"]
+        < worst.metrics["delta/accuracy"]
+        < worst.metrics["delta/accuracy_ci_high"]
+    )
+    assert worst.metrics["delta/token_speed_tok_s_relative"] > 0
+    assert 0 < worst.metrics["eval/overall/pass_at_1"] < 1
+
+
+def test_the_parent_run_holds_tables_figures_and_findings(browsed):
+    client, experiment, report = browsed
+    (parent,) = client.search_runs([experiment], "tags.stage = 'study'")
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert len(children) == 20 and parent.info.status == "FINISHED"
+    names = {
+        file.path for folder in ("tables", "figures") for file in client.list_artifacts(parent.info.run_id, folder)
+    }
+    assert {"tables/table2.csv", "tables/deltas.md", "figures/heat_map.svg", "figures/reward.png"} <= names
+    assert parent.data.tags["mlflow.note.content"] == (report / "findings.rst").read_text()
+
+
+def test_the_filters_that_the_store_and_the_docs_propose_find_what_they_say(browsed):
+    client, experiment, _ = browsed
+    filters = re.findall(r"`(tags\..+?)`[,:;\n]", browsing.HOW_TO_BROWSE)
+    found = {text: len(client.search_runs([experiment], text)) for text in filters}
+    positive = sum(float(of["delta/accuracy"]) > 0 for of in deltas_of(browsed[2]).values()) * 2
+    resolved = sum(of["verdict"] == "resolved" for of in deltas_of(browsed[2]).values()) * 2
+    assert list(found.values()) == [1, 20, 6, resolved, positive, 0]
+    assert resolved > 0
+    docs = (Path(__file__).parent.parent / "docs/mlflow.md").read_text()
+    assert all(text in docs for text in filters)
+    assert client.get_experiment(experiment).tags["mlflow.note.content"] == browsing.HOW_TO_BROWSE
+
+
+def test_saved_views_ask_for_what_is_there(browsed):
+    """A mistyped column or filter would show an empty table, and nobody would know why."""
+    client, experiment, _ = browsed
+    there = {"attributes.start_time"}
+    for run in client.search_runs([experiment]):
+        there |= {f"tags.`{name}`" for name in run.data.tags} | {f"metrics.`{name}`" for name in run.data.metrics}
+    for name, (text, order, columns) in browsing.VIEWS.items():
+        found = client.search_runs([experiment], text, order_by=[f"{order} DESC"])
+        if "evaluate" not in text:  # the made-up study has no runs of this stage
+            assert found, name
+            assert {order, *columns} <= there, name
+    saved = client.get_experiment(experiment).tags["mlflow.sharedViewState.trainings-by-delta"]
+    state = json.loads(saved)["state"].removeprefix("deflate;")
+    assert json.loads(zlib.decompress(base64.b64decode(state)))["searchFilter"] == "tags.stage = 'train'"
+
+
+def test_a_second_report_replaces_what_the_first_one_said(browsed, tmp_path):
+    client, experiment, report = browsed
+    changed = shutil.copytree(report, tmp_path / "report")
+    deltas = (changed / "deltas.csv").read_text().replace(",resolved", ",not resolved")
+    (changed / "deltas.csv").write_text(deltas)
+    mirror_report(changed, report.parent.parent / "results", "synthetic", client.tracking_uri)
+    assert not client.search_runs([experiment], "tags.verdict = 'resolved'")
+    assert len(client.search_runs([experiment], "tags.stage = 'study'")) == 1
+    mirror_report(report, report.parent.parent / "results", "synthetic", client.tracking_uri)
+    assert client.search_runs([experiment], "tags.verdict = 'resolved'")
+
+
+def test_a_report_never_fails_because_mlflow_does(browsed, caplog):
+    mirror_report(browsed[2], browsed[2], "synthetic", "sqlite:////proc/no/such.db")
+    assert "MLflow did not take the report" in caplog.text

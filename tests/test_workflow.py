@@ -68,7 +68,7 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "analyse": 1}),
+        ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "study": 1}),
         ({"training__epsilon": 0.3}, {"train": 4, "evaluate": 4, "analyse": 1}),
         ({"nesting__border": 2}, {"train": 4, "evaluate": 4, "analyse": 1}),
         (
@@ -107,7 +107,7 @@ def test_instances_of_a_ratio_sample_with_the_same_masks(smoke_study):
 def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study):
     client, experiment = open_store(f"sqlite:///{smoke_study}/results/mlflow.db", "smoke")
     tracked = client.search_runs([experiment])
-    assert Counter(run.data.tags["stage"] for run in tracked) == {"sft": 1, "train": 4, "evaluate": 6, "analyse": 1}
+    assert Counter(run.data.tags["stage"] for run in tracked) == {"sft": 1, "train": 4, "evaluate": 6, "study": 1}
     assert all(run.info.status == "FINISHED" for run in tracked)
     by_uid = {run.data.tags["uid"]: run for run in tracked}
     files = list(smoke_study.glob("results/smoke/**/run.json"))
@@ -122,9 +122,13 @@ def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smok
             kept = client.get_metric_history(mirrored.info.run_id, "sampling/kl")
             assert [(m.step, m.value) for m in kept] == [(row["step"], row["sampling/kl"]) for row in rows]
             assert mirrored.data.tags["skip_ratio"] == str(record["cell"]["skip_ratio"])
-    (report,) = [run for run in tracked if run.data.tags["stage"] == "analyse"]
-    artifacts = {artifact.path for artifact in client.list_artifacts(report.info.run_id)}
-    assert {"results.csv", "table2.csv", "figure_mixed.svg", "time_split.png"} <= artifacts
+    (parent,) = [run for run in tracked if run.data.tags["stage"] == "study"]
+    folders = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert folders == {"figures", "sources", "tables"}
+    children = [run for run in tracked if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 11
+    verdicts = Counter(run.data.tags["verdict"] for run in children if run.data.tags["stage"] == "train")
+    assert verdicts["baseline"] == 1 and sum(verdicts.values()) == 4
 
 
 def test_reports_are_complete_and_tidy(smoke_study):

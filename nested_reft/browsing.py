@@ -1,0 +1,76 @@
+"""What a person who opens a study in MLflow finds: a description, saved views, and columns to sort by.
+
+Pure functions; `tracking.py` sends what they return.
+"""
+
+import base64
+import csv
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+# Shown above the runs of a study; docs/mlflow.md says the same at length.
+HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or paste a filter into the search field:
+
+- `tags.stage = 'study'`: the run that holds the tables and figures of the whole study
+- `tags.stage = 'train'`: the trainings; sort by `delta/accuracy`, select some and compare `reward`
+- `tags.stage = 'train' and tags.mitigation = 'retrace'`
+- `tags.stage = 'train' and tags.verdict = 'resolved'`: deltas that are more than noise
+- `tags.stage = 'train' and metrics."delta/accuracy" > 0`
+- `tags.stage = 'evaluate' and tags.product = 'train'`
+"""
+
+CELL = ["tags.`model`", "tags.`dataset`", "tags.`skip_ratio`", "tags.`mitigation`", "tags.`seed`"]
+DELTA = [f"metrics.`delta/accuracy{suffix}`" for suffix in ("", "_ci_low", "_ci_high", "_p_holm")] + ["tags.`verdict`"]
+SCORE = "metrics.`eval/overall/pass_at_1`"
+
+# name -> filter, what to sort by, columns
+VIEWS = {
+    "Trainings by delta": ("tags.stage = 'train'", DELTA[0], [*CELL, *DELTA, SCORE]),
+    "Resolved deltas": ("tags.stage = 'train' and tags.verdict = 'resolved'", DELTA[0], [*CELL, *DELTA, SCORE]),
+    "Evaluations by accuracy": ("tags.stage = 'evaluate'", SCORE, ["tags.`product`", *CELL, SCORE]),
+    "Tables and figures": ("tags.stage = 'study'", "attributes.start_time", []),
+}
+
+
+def experiment_tags() -> dict[str, str]:
+    """Return the tags of a study's experiment: its kind, its description, its saved views.
+
+    A saved view is what the UI itself writes when a person saves one, a compressed JSON. Should a later
+    MLflow not read it, the view is missing from its menu, and nothing else.
+    """
+    tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": HOW_TO_BROWSE}
+    for number, (name, (text, order, columns)) in enumerate(VIEWS.items()):
+        state = {
+            "searchFilter": text,
+            "orderByKey": order,
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": columns,
+            "runsHiddenMode": "FIRST_10_RUNS",
+            "hideEmptyCharts": True,
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        view = {"name": name, "createdAt": number, "updatedAt": number, "state": f"deflate;{packed}"}
+        tags[f"mlflow.sharedViewState.{name.lower().replace(' ', '-')}"] = json.dumps(view)
+    return tags
+
+
+def deltas_of(report: Path) -> dict[tuple[str, str, float, str], dict[str, Any]]:
+    """Return (model, dataset, skip_ratio, mitigation) -> what the report says of that instance, as MLflow columns."""
+    columns: dict[tuple[str, str, float, str], dict[str, Any]] = {}
+    with (report / "deltas.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            cell = (row["model"], row["dataset"], float(row["skip_ratio"]), row["mitigation"])
+            of_cell = columns.setdefault(cell, {})
+            if row["metric"] == "accuracy":
+                of_cell["verdict"] = row["verdict"]
+                of_cell["delta/accuracy"] = row["absolute_delta"]
+                of_cell |= {f"delta/accuracy_{name}": row[name] for name in ("ci_low", "ci_high", "p_holm")}
+            else:
+                of_cell[f"delta/{row['metric']}_relative"] = row["relative_delta"]
+    return columns
