@@ -68,7 +68,7 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "study": 1}),
+        ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "analyse": 1}),
         ({"training__epsilon": 0.3}, {"train": 4, "evaluate": 4, "analyse": 1}),
         ({"nesting__border": 2}, {"train": 4, "evaluate": 4, "analyse": 1}),
         (
