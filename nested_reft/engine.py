@@ -61,9 +61,8 @@ class Place:
         self.every_row = torch.arange(num_rows, device=device)
         self.positions = torch.zeros(num_rows, dtype=torch.long, device=device)  # (B,), the column of the next token
         self.end = 0  # attention reads columns [0, end)
-        self.prompts_of: tuple[torch.Tensor, torch.Tensor] | None = (
-            None  # rows and their prompts, while prompts are read
-        )
+        # while prompts are read: the rows that are filled, and the prompt of each
+        self.prompts_of: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class RowsLayer(CacheLayerMixin):

@@ -8,6 +8,7 @@ import copy
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from nested_reft.engine import until_end
 from nested_reft.models import NestingError
 
 # What bends the distribution that tokens are drawn from, and the value that turns it off.
@@ -136,11 +137,4 @@ def sample(
     completions = output[:, width:]  # (B, T)
     recorder.note(completions[:, -1])
     logps = torch.stack(recorder.logps, dim=1)  # (B, T)
-
-    is_eos = torch.isin(completions, torch.tensor(eos_token_ids, device=device))
-    before_end = is_eos.cumsum(dim=1) - is_eos.int()  # ends seen strictly before each token
-    lengths = (before_end == 0).sum(dim=1).tolist()
-    return (
-        [row[:length] for row, length in zip(completions.tolist(), lengths, strict=True)],
-        [row[:length] for row, length in zip(logps.tolist(), lengths, strict=True)],
-    )
+    return until_end(completions, logps, torch.tensor(eos_token_ids, device=device))

@@ -361,14 +361,15 @@ def rebuild(results: Path, reports: Path, uri: str) -> tuple[int, int]:
         How many records there are, and how many of them the store took.
     """
     paths = sorted(results.rglob("run.json"))
-    taken = 0
+    taken, studies = 0, set()
     for path in paths:
         run = read_json(path)
+        studies.add(run["study"])
         mirror = Mirror(run, uri)
         steps = path.with_name("metrics.jsonl")
         mirror.waiting = read_rows(steps) if steps.exists() else []
         taken += mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
-    for study in {read_json(path)["study"] for path in paths}:
+    for study in sorted(studies):
         if (reports / study / "deltas.csv").exists():
             mirror_report(reports / study, results, study, uri)
     return len(paths), taken
@@ -397,18 +398,20 @@ def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> N
         client.set_terminated(parent, "FINISHED")
 
         deltas = deltas_of(report)
+        trainings = client.search_runs([experiment], "tags.stage = 'train'", max_results=50_000)
+        run_ids = {training.data.tags["uid"]: training.info.run_id for training in trainings}
         for path in sorted(results.rglob("train/model~*/**/run.json")):
             run = read_json(path)
-            mirrored = find_run(client, experiment, run["uid"])
-            if mirrored is None:  # of another study, or never sent; `nested-reft track` sends it
+            if run["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
                 continue
             cell = run["cell"]
             values = dict(deltas.get((cell["model"], cell["dataset"], cell["skip_ratio"], cell["mitigation"]), {}))
             verdict = values.pop("verdict", "baseline" if cell["skip_ratio"] == 0 else "no baseline")
-            evaluation = Path(str(path.parent).replace("/train/", "/evaluate/train/")) / "metrics.json"
+            root = next(folder for folder in path.parents if folder.name == "train").parent
+            evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
             values |= read_json(evaluation) if evaluation.exists() else {}
             now = int(time.time() * 1000)
             metrics = [Metric(name, float(value), now, 0) for name, value in values.items() if value != ""]
-            client.log_batch(mirrored.info.run_id, metrics=metrics, tags=[RunTag("verdict", verdict)])
+            client.log_batch(run_ids[run["uid"]], metrics=metrics, tags=[RunTag("verdict", verdict)])
     except Exception as error:
         log.warning("MLflow did not take the report; run analyse again: %s", without_secrets(str(error)))

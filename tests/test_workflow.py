@@ -129,6 +129,7 @@ def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smok
     assert len(children) == 11
     verdicts = Counter(run.data.tags["verdict"] for run in children if run.data.tags["stage"] == "train")
     assert verdicts["baseline"] == 1 and sum(verdicts.values()) == 4
+    assert {run.data.tags["stage"] for run in tracked if "verdict" in run.data.tags} == {"train"}
 
 
 def test_reports_are_complete_and_tidy(smoke_study):
