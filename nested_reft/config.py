@@ -249,6 +249,17 @@ class Training(Optimization):
     max_completion_length: int = key(256, "Length of a completion.", "restored", unit="tokens", gt=0)
     fixed_length: bool = key(True, "Ban the end token, so that all completions have equal length.", "paper")
     temperature: float = key(1.0, "Sampling temperature; log-probs are taken at it.", "TRL", gt=0)
+    sampler: Literal["generate", "eager", "compiled"] = key(
+        "eager",
+        "Who draws completions: transformers' `generate` as in stock TRL, the roll-out engine, or the engine with "
+        "compiled layers (some seconds of compilation per job; on a GPU CUDA graphs, not yet measured). The same "
+        "distribution, other draws. Where a model is not covered, a plainer one is taken and the log says why.",
+    )
+    sampling_dtype: Literal["float32", "bfloat16"] | None = key(
+        None,
+        "Type of a copy of the weights that completions are drawn from, renewed before each batch; null draws from the "
+        "weights. Its rounding is part of the behavior policy. Not with sampler `generate`.",
+    )
     top_p: float = key(
         1.0, "Must be 1: a filtered sampler's log-probs are not the behavior policy's.", "TRL", ge=1, le=1
     )
@@ -290,6 +301,16 @@ class Training(Optimization):
         return micro_batches * self.num_iterations // self.gradient_accumulation_steps
 
     @model_validator(mode="after")
+    def copy_has_a_reader(self) -> "Training":
+        """Refuse a copy of the weights for a sampler that draws from the weights."""
+        if self.sampling_dtype and self.sampler == "generate":
+            raise ValueError(
+                f"has sampling_dtype {self.sampling_dtype} with sampler generate, which draws from the weights "
+                "themselves; set sampling_dtype to null, or sampler to eager or compiled"
+            )
+        return self
+
+    @model_validator(mode="after")
     def batch_divides(self) -> "Training":
         """Refuse steps and generations that micro-batches cannot fill, and checkpoints between generations."""
         step = self.prompts_per_step * self.num_generations
@@ -327,7 +348,12 @@ class Evaluation(Section):
     temperature: float = key(0.0, "0 is greedy decoding.", "restored", ge=0)
     top_p: float = key(1.0, "Nucleus of the sampling distribution; 1 is all of it.", "restored", gt=0, le=1)
     max_new_tokens: int = key(3000, "Longest completion.", "restored", unit="tokens", gt=0)
-    batch_size: int = key(32, "Problems generated at once.", unit="problems", gt=0)
+    batch_size: int = key(32, "Completions generated at once.", unit="completions", gt=0)
+    sampler: Literal["generate", "eager", "compiled", "vllm"] = key(
+        "eager",
+        "Who draws completions: as in `training`, or vLLM where it is installed (`pip install .[vllm]`; not tested on "
+        "a GPU yet).",
+    )
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "Type of the weights.")
     seed: Seed = key(0, "Seed of the sampling, if any.")
 

@@ -9,23 +9,26 @@ random state. Here the model's own forward runs over static memory:
 - log mu(a_t) is taken from the logits that a_t is drawn from: no second pass, nothing of size (B, T, V);
 - a row's random numbers are a function of (seed, step, row), whatever the batch is split into.
 
-It is the reference path, in plain PyTorch; training and evaluation still sample by `generate` (`rollout.py`).
+As it stands it is plain PyTorch, the reference path; with `compiled` the steps of layers are compiled pieces
+(`compiled.py`). `rollout.py` chooses between them and `generate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel, TopPLogitsWarper
 from transformers.cache_utils import CacheLayerMixin
-from transformers.generation.logits_process import TopPLogitsWarper
 
+from nested_reft.compiled import Pieces, store_token
 from nested_reft.models import decoder_layers, language_model
 from nested_reft.nesting import nested
 
-# Buffers, and the part of them that attention reads, grow by so many columns at a time.
-COLUMNS = 64
+# Buffers, and the part of them that attention reads, grow by so many columns at a time. On a GPU more, since each
+# size has its own CUDA graph.
+COLUMNS = {"cpu": 16, "cuda": 64}
 
 
 class Sampling(NamedTuple):
@@ -58,7 +61,6 @@ class Place:
 
     def __init__(self, num_rows: int, num_columns: int, device: torch.device) -> None:
         self.num_rows, self.num_columns = num_rows, num_columns
-        self.every_row = torch.arange(num_rows, device=device)
         self.positions = torch.zeros(num_rows, dtype=torch.long, device=device)  # (B,), the column of the next token
         self.end = 0  # attention reads columns [0, end)
         # while prompts are read: the rows that are filled, and the prompt of each
@@ -66,7 +68,10 @@ class Place:
 
 
 class RowsLayer(CacheLayerMixin):
-    """Keys and values of one layer: row b holds its tokens in columns 0, 1, 2, ... without padding."""
+    """Keys and values of one layer: row b holds its tokens in columns 0, 1, 2, ... without padding.
+
+    Keys lie with their columns innermost, (B, K, D, T): scores of a token are sums over D for all columns at once.
+    """
 
     is_compileable = True
     is_sliding = False
@@ -77,26 +82,25 @@ class RowsLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate on first use; a layer that never runs has no buffers."""
-        for name, states in (("keys", key_states), ("values", value_states)):
-            shape = (self.place.num_rows, states.shape[1], self.place.num_columns, states.shape[3])
-            setattr(self, name, states.new_zeros(shape))
+        rows, columns = self.place.num_rows, self.place.num_columns
+        self.keys = key_states.new_zeros((rows, key_states.shape[1], key_states.shape[3], columns))
+        self.values = value_states.new_zeros((rows, value_states.shape[1], columns, value_states.shape[3]))
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store what is new and return what attention reads, both (B, H, T, D)."""
+        """Store what is new and return what attention reads, both (B, K, T, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         place = self.place
         if place.prompts_of is not None:
             rows, prompts = place.prompts_of
-            self.keys[rows, :, : key_states.shape[2]] = key_states[prompts]
+            self.keys[rows, :, :, : key_states.shape[2]] = key_states[prompts].transpose(2, 3)
             self.values[rows, :, : value_states.shape[2]] = value_states[prompts]
             return key_states, value_states
-        self.keys[place.every_row, :, place.positions] = key_states[:, :, 0]
-        self.values[place.every_row, :, place.positions] = value_states[:, :, 0]
-        return self.keys[:, :, : place.end], self.values[:, :, : place.end]
+        store_token(self.keys, self.values, place.positions, key_states, value_states)
+        return self.keys[..., : place.end].transpose(2, 3), self.values[:, :, : place.end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return length and offset of the keys: only a prompt's mask is made by the model."""
@@ -122,27 +126,35 @@ def draw(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> tuple
     Returns:
         The tokens (B,), and log mu(a_t) (B,) of the unbanned, unfiltered softmax(logits / temperature).
     """
-    logits = logits.float() / (sampling.temperature or 1.0)
-    log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)  # (B, V)
-    choices = log_probs
+    logits = logits.float()
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    probs = choices = logits.softmax(dim=-1)  # (B, V)
     if sampling.fixed_length:
         banned = torch.tensor(sampling.eos_token_ids, dtype=torch.long, device=logits.device)
-        choices = choices.index_fill(1, banned, -torch.inf)
+        choices = choices.index_fill(1, banned, 0)
     if sampling.temperature == 0:
         tokens = choices.argmax(dim=1)
     else:
         if sampling.top_p < 1:
-            choices = TopPLogitsWarper(sampling.top_p)(None, choices)
+            choices = TopPLogitsWarper(sampling.top_p, filter_value=-torch.inf)(None, choices.log()).exp()
         # Double precision: over 150,000 tokens single precision would misplace what is rarer than 1e-5.
-        cumulative = choices.exp().cumsum(dim=1, dtype=torch.float64)
+        cumulative = choices.cumsum(dim=1, dtype=torch.float64)
         thresholds = draws.unsqueeze(1) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-    return tokens, log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return tokens, probs.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
 
 
-def round_up(size: int) -> int:
-    """Return the number of columns to provide for `size` tokens."""
-    return -(-size // COLUMNS) * COLUMNS
+def copy_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model of the same build with room for its weights in another type."""
+    with torch.device("meta"):
+        twin = type(model)(model.config)
+    twin = twin.to(dtype).to_empty(device=model.device).eval()
+    twin.tie_weights()
+    for name, buffer in model.named_buffers():  # such as rotary frequencies, which stay as precise as they are
+        module, _, attribute = name.rpartition(".")
+        setattr(twin.get_submodule(module), attribute, buffer)
+    return twin.requires_grad_(False)
 
 
 class RolloutEngine:
@@ -150,24 +162,49 @@ class RolloutEngine:
 
     Args:
         model: a decoder-only language model to which `why_not` has no objection.
+        compiled: whether the steps of layers are compiled pieces (`compiled.py`).
+        dtype: of a copy of the weights to sample from, renewed before each roll-out; None takes the weights.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = language_model(model)
+    def __init__(self, model: PreTrainedModel, compiled: bool = False, dtype: torch.dtype | None = None) -> None:
+        self.source = language_model(model)
+        self.model = self.source if dtype in (None, self.source.dtype) else copy_in(self.source, dtype)
+        self.compiled = compiled
         self.place: Place | None = None
         self.cache: Cache | None = None
+        self.pieces: Pieces | None = None
+        self.zero = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
+        self.least = torch.full_like(self.zero, torch.finfo(self.model.dtype).min)
         config = self.model.config.get_text_config()
         self.sliding_window = getattr(config, "sliding_window", None)
         # Where a config does not tell layers apart, all of them slide or none does.
         of_all = "sliding_attention" if self.sliding_window else "full_attention"
         self.attention_types = set(getattr(config, "layer_types", None) or [of_all])
 
-    def provide(self, num_rows: int, num_columns: int) -> Place:
-        """Return buffers of at least this size, those of the last roll-out if they are large enough."""
+    def round_up(self, size: int) -> int:
+        """Return the number of columns to provide for `size` tokens."""
+        columns = COLUMNS[self.model.device.type]
+        return -(-size // columns) * columns
+
+    def stride(self, sampling: Sampling) -> int:
+        """Return after how many tokens it is looked whether rows have ended.
+
+        Reading a flag from a GPU waits for it, so there it is done once in a while; a fixed length needs none.
+        """
+        return sampling.max_new_tokens if sampling.fixed_length else {"cpu": 1, "cuda": 16}[self.model.device.type]
+
+    def provide(self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, num_rows: int | None = None) -> Place:
+        """Return buffers that such a roll-out needs, those of the last one if they are large enough."""
+        num_rows = min(num_rows or len(prompt_ids), len(prompt_ids))
+        num_columns = max(map(len, prompt_ids)) + sampling.max_new_tokens
+        num_columns += -sampling.max_new_tokens % self.stride(sampling)  # rows may run on until it is looked
         if self.place is None or self.place.num_rows != num_rows or self.place.num_columns < num_columns:
-            self.cache = None  # let go of the old buffers first
-            self.place = Place(num_rows, round_up(num_columns), self.model.device)
+            self.cache = self.pieces = None  # let go of the old buffers first
+            self.place = Place(num_rows, self.round_up(num_columns), self.model.device)
+            self.columns = torch.arange(self.place.num_columns, device=self.model.device)
             self.cache = Cache(layers=[RowsLayer(self.place) for _ in decoder_layers(self.model)])
+            if self.compiled:
+                self.pieces = Pieces(self.model, self.cache, self.place)
         return self.place
 
     def read_prompts(self, place: Place, prompts: list[tuple[int, ...]], rows: list[int]) -> None:
@@ -194,18 +231,15 @@ class RolloutEngine:
 
     def masks(self, place: Place) -> torch.Tensor | dict[str, torch.Tensor]:
         """Return what each row may attend to, (B, 1, 1, T), by attention type where a model tells types apart."""
-        columns = torch.arange(place.end, device=self.model.device)
         positions = place.positions.unsqueeze(1)
+        columns = self.columns[: place.end]
         allowed = {"full_attention": columns <= positions}  # (B, T)
         if self.sliding_window:
             allowed["sliding_attention"] = allowed["full_attention"] & (columns > positions - self.sliding_window)
         for kind, mask in allowed.items():
-            mask = mask[:, None, None]
-            if self.model.config._attn_implementation == "eager":  # which adds it
-                mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(
-                    ~mask, torch.finfo(self.model.dtype).min
-                )
-            allowed[kind] = mask
+            if self.compiled or self.model.config._attn_implementation == "eager":  # which add it
+                mask = torch.where(mask, self.zero, self.least)
+            allowed[kind] = mask[:, None, None]
         return allowed if len(self.attention_types) > 1 else allowed[next(iter(self.attention_types))]
 
     def next_logits(self, place: Place, tokens: torch.Tensor) -> torch.Tensor:
@@ -229,6 +263,8 @@ class RolloutEngine:
         step: int = 0,
         skipped: Sequence[int] = (),
         num_rows: int | None = None,
+        first_row: int = 0,
+        on_finished: Callable[[int], object] = lambda completions: None,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sample one completion for each prompt.
 
@@ -239,17 +275,20 @@ class RolloutEngine:
             step: of the run; the mask's.
             skipped: the layers that are skipped.
             num_rows: the most rows of a batch (memory grows with it); all of them by default.
+            first_row: the number of the first prompt among those of all processes.
+            on_finished: told how many completions have ended, each time some do.
 
         Returns:
             The completions, each up to and including its first end token, and log mu(a_t) of their tokens.
         """
         device, length, nobody = self.model.device, sampling.max_new_tokens, len(prompt_ids)
-        num_rows = min(num_rows or nobody, nobody)
-        # Reading a flag from a GPU waits for it, so there it is done once in a while; a fixed length needs none.
-        stride = length if sampling.fixed_length else 16 if device.type == "cuda" else 1
-        place = self.provide(num_rows, max(map(len, prompt_ids)) + length + stride)
+        stride = self.stride(sampling)
+        place = self.provide(prompt_ids, sampling, num_rows)
+        num_rows = place.num_rows
+        if self.model is not self.source:
+            torch._foreach_copy_(list(self.model.parameters()), list(self.source.parameters()))
         eos_token_ids = torch.tensor(sampling.eos_token_ids, dtype=torch.long, device=device)
-        draws = np.stack([uniforms(seed, step, row, length + stride) for row in range(nobody + 1)])
+        draws = np.stack([uniforms(seed, step, first_row + row, length + stride) for row in range(nobody + 1)])
         draws = torch.from_numpy(draws).to(device)  # (prompts + 1, length + stride); the last row is nobody's
         tokens = torch.zeros(draws.shape, dtype=torch.long, device=device)
         logps = torch.zeros(draws.shape, device=device)
@@ -260,7 +299,7 @@ class RolloutEngine:
         owner = torch.tensor(owners, device=device)
         drawn = torch.zeros_like(owner)  # how many tokens of its completion a row has
         last = torch.zeros_like(owner)  # the token that it reads next
-        with nested(self.model, skipped):
+        with nested(self.model, skipped), self.pieces.in_place(skipped) if self.pieces else nullcontext():
             while waiting or min(owners) < nobody:
                 free = [row for row in range(num_rows) if owners[row] == nobody][: len(waiting)]
                 if free:
@@ -273,7 +312,7 @@ class RolloutEngine:
                     place.positions[free] = torch.tensor([columns[row] for row in free], device=device)
                     owner, drawn[free] = torch.tensor(owners, device=device), 0
                 for _ in range(stride):
-                    place.end = min(round_up(max(columns) + 1), place.num_columns)
+                    place.end = min(self.round_up(max(columns) + 1), place.num_columns)
                     last, last_logps = draw(self.next_logits(place, last), draws[owner, drawn], sampling)
                     tokens[owner, drawn], logps[owner, drawn] = last, last_logps
                     place.positions += 1
@@ -281,9 +320,10 @@ class RolloutEngine:
                     columns = [column + 1 for column in columns]
                 recent = tokens[owner].gather(1, drawn.unsqueeze(1) - torch.arange(1, stride + 1, device=device))
                 ended = (drawn >= length) | torch.isin(recent, eos_token_ids).any(dim=1)
-                for row, over in enumerate(ended.tolist()):
-                    if over:
-                        owners[row], columns[row] = nobody, 0
+                over = [row for row, is_over in enumerate(ended.tolist()) if is_over]
+                on_finished(sum(owners[row] < nobody for row in over))
+                for row in over:
+                    owners[row], columns[row] = nobody, 0
                 owner = owner.masked_fill(ended, nobody)
                 place.positions.masked_fill_(ended, 0)
                 drawn.masked_fill_(ended, 0)
@@ -305,24 +345,29 @@ def until_end(
 
 
 @torch.no_grad()
-def why_not(model: PreTrainedModel) -> str | None:
-    """Return why the engine cannot sample from this model, or None: it is tried, on two prompts of any tokens.
+def why_not(
+    engine: RolloutEngine, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, num_rows: int | None = None
+) -> str | None:
+    """Return why the engine cannot be used for such a roll-out, or None: it draws a few tokens, which are scored.
 
-    A model is covered if the engine's log-probs are those of a scoring forward.
+    A model is covered if the engine's log-probs are those of a forward over the whole sequence.
     """
-    engine, name = RolloutEngine(model), type(language_model(model)).__name__
+    name = type(engine.model).__name__
     if unknown := engine.attention_types - {"full_attention", "sliding_attention"}:
         return f"{name} has layers of {', '.join(sorted(unknown))}"
-    prompts = [[5, 6, 7, 8], [9]]
+    num_rows = engine.provide(prompt_ids, sampling, num_rows).num_rows  # what is tried is what will run
+    prompt_ids = prompt_ids[:num_rows]
     try:
-        completions, logps = engine.sample(prompts, Sampling(max_new_tokens=3, temperature=0.0), seed=0)
+        few = Sampling(max_new_tokens=min(3, sampling.max_new_tokens), temperature=0.0, fixed_length=True)
+        completions, logps = engine.sample(prompt_ids, few, seed=0)
     except Exception as error:  # whatever a family does differently ends here
-        return f"{name} does not run over it ({error})"
-    for prompt, completion, sampled in zip(prompts, completions, logps, strict=True):
-        tokens = torch.tensor([prompt + completion], device=engine.model.device)
+        return f"{name} does not run over it ({type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]})"
+    distinct = {tuple(prompt): index for index, prompt in enumerate(prompt_ids)}
+    for prompt, index in list(distinct.items())[:4]:
+        tokens = torch.tensor([[*prompt, *completions[index]]], device=engine.model.device)
         logits = engine.model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
         scored = logits.log_softmax(dim=-1).gather(1, tokens[0, len(prompt) :].unsqueeze(1)).squeeze(1)
         # Rounding is 1e-6 in float32 and some hundredths in bfloat16; another position or mask is more than one.
-        if (scored - torch.tensor(sampled, device=scored.device)).abs().max() > 0.3:
+        if (scored - torch.tensor(logps[index], device=scored.device)).abs().max() > 0.3:
             return f"{name} gives other log-probabilities over it"
     return None

@@ -6,6 +6,7 @@ The records hold all that a verdict comes from, so that grading can be repeated 
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,38 +25,66 @@ CONFIDENCE = 0.95
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
     """Return one completion per prompt and its length in tokens; the whole model, no layer skipped."""
+    if settings.sampler == "vllm":
+        from nested_reft.vllm import complete
+
+        return complete(model_path, prompts, settings)
     import torch
     from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
-    ).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left", trust_remote_code=False)
-    # Nothing of a model's own generation settings but its tokens: some ship a repetition penalty.
-    model.generation_config = GenerationConfig(
-        eos_token_id=model.generation_config.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    from nested_reft.engine import Sampling
+    from nested_reft.models import load_model
+    from nested_reft.rollout import engine_for
+
+    model, tokenizer = load_model(Path(model_path), settings.dtype)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    ends = model.generation_config.eos_token_id
+    sampling = Sampling(
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.top_p if settings.temperature > 0 else 1.0,
+        eos_token_ids=tuple(ends if isinstance(ends, list) else [ends]),
     )
-    sampling: dict[str, Any] = {"do_sample": False}
+    with tqdm(total=len(prompts), unit="completion", disable=not sys.stderr.isatty()) as progress:
+        engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size)
+        if engine is None:
+            completions = complete_by_generate(model, tokenizer, prompt_ids, settings, progress.update)
+        else:
+            completions, _ = engine.sample(
+                prompt_ids, sampling, settings.seed, num_rows=settings.batch_size, on_finished=progress.update
+            )
+    return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
+
+
+def complete_by_generate(
+    model: Any, tokenizer: Any, prompt_ids: list[list[int]], settings: Evaluation, on_finished: Callable[[int], object]
+) -> list[list[int]]:
+    """Return the completions that transformers' `generate` draws, up to and including their end tokens."""
+    import torch
+    from transformers import GenerationConfig
+
+    # Nothing of a model's own generation settings but its tokens: some ship a repetition penalty.
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    drawing: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        drawing = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     torch.manual_seed(settings.seed)
 
-    # Neighbours of similar length waste the least padding; the order is undone at the end.
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    texts, lengths = [""] * len(prompts), [0] * len(prompts)
-    with tqdm(total=len(prompts), unit="completion", disable=not sys.stderr.isatty()) as progress:
-        for start in range(0, len(order), settings.batch_size):
-            indices = order[start : start + settings.batch_size]
-            batch = tokenizer([prompts[index] for index in indices], return_tensors="pt", padding=True).to(device)
-            with torch.no_grad():
-                output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **sampling)
-            for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :], strict=True):
-                texts[index] = tokenizer.decode(row, skip_special_tokens=True)
-                lengths[index] = int((row != tokenizer.pad_token_id).sum())
-            progress.update(len(indices))
-    return texts, lengths
+    # Neighbours of similar length waste the least padding; the order is undone by what is filled in.
+    order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), index))
+    completions: list[list[int]] = [[]] * len(prompt_ids)
+    for start in range(0, len(order), settings.batch_size):
+        indices = order[start : start + settings.batch_size]
+        rows = {"input_ids": [prompt_ids[index] for index in indices]}
+        batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **drawing)
+        for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            completions[index] = [token for token in row if token != tokenizer.pad_token_id]
+        on_finished(len(indices))
+    return completions
 
 
 def grade(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """What nesting has to know of a model: its stack of layers, whether nesting it is sound, what it can gain."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +83,25 @@ def layers_return_tuples(model: torch.nn.Module) -> bool:
         hook.remove()
         layers.return_tuples = isinstance(seen[0], tuple)
     return layers.return_tuples
+
+
+@contextmanager
+def forwards(layers: torch.nn.ModuleList, stand_ins: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+    """Exchange the forward of some layers for the duration of the block.
+
+    An instance attribute shadows the class's forward, and with it gradient checkpointing; what was there
+    before, such as the hook of a device map, comes back.
+    """
+    before = {index: vars(layers[index]).get("forward") for index in stand_ins}
+    try:
+        for index, stand_in in stand_ins.items():
+            layers[index].forward = stand_in
+        yield
+    finally:
+        for index, forward in before.items():
+            vars(layers[index]).pop("forward", None)
+            if forward is not None:
+                layers[index].forward = forward
 
 
 def check_structure(model: torch.nn.Module) -> None:

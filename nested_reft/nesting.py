@@ -59,21 +59,10 @@ def identity_in_tuple(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) 
 def nested(model: "torch.nn.Module", skipped: Sequence[int]) -> Iterator[None]:
     """Make `model` its own nested behavior policy for the duration of the block.
 
-    The weights stay shared and the modules in place; the cache of a skipped layer stays empty. An
-    instance attribute shadows the class's forward, and with it gradient checkpointing; what was there
-    before, such as the hook of a device map, comes back.
+    The weights stay shared and the modules in place; the cache of a skipped layer stays empty.
     """
-    from nested_reft.models import decoder_layers, layers_return_tuples
+    from nested_reft.models import decoder_layers, forwards, layers_return_tuples
 
-    layers = decoder_layers(model)
     stand_in = identity_in_tuple if skipped and layers_return_tuples(model) else identity
-    before = {index: vars(layers[index]).get("forward") for index in skipped}
-    try:
-        for index in skipped:
-            layers[index].forward = stand_in
+    with forwards(decoder_layers(model), dict.fromkeys(skipped, stand_in)):
         yield
-    finally:
-        for index, forward in before.items():
-            vars(layers[index]).pop("forward", None)
-            if forward is not None:
-                layers[index].forward = forward

@@ -1,14 +1,13 @@
 """Nested-ReFT as hooks on TRL 1.16: the same few for GRPOTrainer and RLOOTrainer.
 
-- `_generate_single_turn`: sample inside `nested(...)` and keep log mu(a_t).
+- `_generate_single_turn`: sample from the nested model and keep log mu(a_t).
 - `_generate_and_score_completions`: put log mu, and log pi where TRL scores it, into the batch; TRL
   shuffles and splits them with the rest.
 - `_compute_loss` and `_get_per_token_logps_and_entropies`: apply the mitigation to the log-probs of the
-  training forward itself. No forward is added to TRL's.
-- the rest is bookkeeping: data order as a function of (seed, epoch), and seconds.
+  training forward itself. No forward is added to TRL's. The rest is bookkeeping.
 
-With no layer skipped the behavior policy *is* the target policy: the samples are then on-policy, bit for
-bit as in stock TRL, and the measured ratio is only logged, as the noise floor of the metrics.
+With no layer skipped the behavior policy *is* the target policy: the samples are then on-policy (bit for bit
+as in stock TRL where `generate` draws them) and the measured ratio is only logged, as the noise floor.
 """
 
 import hashlib
@@ -29,8 +28,8 @@ from trl.trainer.utils import RepeatSampler, pad
 from nested_reft.config import Nesting
 from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
 from nested_reft.models import NestingError, check_nestable, decoder_layers, language_model, skippable_layers
-from nested_reft.nesting import draw_mask, nested, num_skipped
-from nested_reft.rollout import refuse_filters, sample
+from nested_reft.nesting import draw_mask, num_skipped
+from nested_reft.rollout import Sampler, refuse_filters
 
 TrainerToBe: Any = object  # the hooks below find the rest of themselves in the TRL trainer they are mixed with
 
@@ -43,13 +42,22 @@ class NestedRollouts(TrainerToBe):
         skip_ratio: x, the share of the layers that a roll-out skips.
         mitigation: `base`, `practical`, `retrace`, `is` or `truncated` (`nested_reft.mitigation`).
         nesting: border, ratio level, and the parameters of the mitigations.
+        sampler: who draws the completions; with `generate`, x = 0 is stock TRL bit for bit.
         **kwargs: TRL's.
 
     Raises:
         NestingError: for a model, or a sampling filter, with which the ratio would be silently wrong.
     """
 
-    def __init__(self, *args: Any, skip_ratio: float, mitigation: str, nesting: Nesting, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        skip_ratio: float,
+        mitigation: str,
+        nesting: Nesting,
+        sampler: Sampler | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if self.beta:
             raise NestingError(f"beta = {self.beta} asks for a reference model, which is not supported; set beta to 0")
@@ -57,6 +65,7 @@ class NestedRollouts(TrainerToBe):
         model = language_model(self.model)
         refuse_filters(self.generation_config, model.generation_config)
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting
+        self.sampler = sampler or Sampler("generate")
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
         self.valid_layers = skippable_layers(model, nesting.border)
         # of the current generation batch
@@ -87,6 +96,7 @@ class NestedRollouts(TrainerToBe):
         self.mask_step = self.state.global_step
         self.skipped = draw_mask(self.valid_layers, self.num_skipped, self.args.seed, self.mask_step)
         self.prompts_sha256 = hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
+        draws_of = (self.args.seed, self.mask_step, self.accelerator.process_index * len(prompt_ids))
         with (
             self.timed("generate"),
             unwrap_model_for_generation(
@@ -95,10 +105,10 @@ class NestedRollouts(TrainerToBe):
                 generation_kwargs=self.generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            torch.no_grad(),
-            nested(model, self.skipped),
         ):
-            completion_ids, self._sampled_logps = sample(model, prompt_ids, self.generation_config, self.eos_token_ids)
+            completion_ids, self._sampled_logps = self.sampler.sample(
+                model, self.skipped, prompt_ids, self.generation_config, self.eos_token_ids, *draws_of
+            )
         self.generated_tokens += sum(map(len, completion_ids))
         return (completion_ids, None) if isinstance(self, GRPOTrainer) else completion_ids
 

@@ -31,6 +31,7 @@ from nested_reft.config import ConfigError, Nesting, Optimization, Prompt, Run, 
 from nested_reft.grading import correctness, first_answer_correctness
 from nested_reft.models import NestingError, load_model, parameter_counts
 from nested_reft.prompts import format_prompt
+from nested_reft.rollout import Sampler
 from nested_reft.tracking import StageRecord, read_rows, write_rows
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
@@ -213,6 +214,7 @@ def rl_trainer(
         "skip_ratio": run.skip_ratio,
         "mitigation": run.mitigation,
         "nesting": nesting,
+        "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None)),
     }
     if settings.algorithm == "rloo":
         rloo = RLOOConfig(**arguments, normalize_advantages=False, reward_clip_range=None)

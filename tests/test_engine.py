@@ -49,8 +49,8 @@ def scored(model, skipped, completions):
 @pytest.mark.parametrize("family", COVERED)
 def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_scoring_forward(family):
     model = build(family)
-    assert why_not(model) is None
     engine, allowed = RolloutEngine(model), valid(model)
+    assert why_not(engine, PROMPTS, GREEDY) is None
     for skipped in ([], allowed[:1], draw_mask(allowed, 2, seed=0, step=0), allowed):
         completions, logps = engine.sample(PROMPTS, GREEDY, seed=0, skipped=skipped)
         assert completions == by_generate(model, skipped), skipped
@@ -61,13 +61,14 @@ def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_scoring_fo
 
 
 def test_what_it_does_not_cover_is_said():
-    assert why_not(build("bloom")).startswith("BloomForCausalLM does not run over it")
+    assert why_not(RolloutEngine(build("bloom")), PROMPTS, GREEDY).startswith("BloomForCausalLM does not run over it")
 
 
 def test_a_wrong_mask_would_be_noticed(monkeypatch):
     """The proof that `why_not` can fail: attention to one column too many."""
     monkeypatch.setattr(RolloutEngine, "masks", lambda self, place: torch.zeros(1, 1, 1, place.end))
-    assert why_not(build("llama")) == "LlamaForCausalLM gives other log-probabilities over it"
+    engine = RolloutEngine(build("llama"))
+    assert why_not(engine, PROMPTS, GREEDY) == "LlamaForCausalLM gives other log-probabilities over it"
 
 
 def test_completions_depend_on_seed_step_and_row_and_not_on_the_batch(small_model):

@@ -300,7 +300,7 @@ def test_evaluation_never_skips(algorithm, small_model, tmp_path, monkeypatch):
         raise AssertionError("nested in evaluation")
         yield
 
-    monkeypatch.setattr(trainer, "nested", forbidden)
+    monkeypatch.setattr(rollout, "nested", forbidden)
     assert "eval_reward" in some_trainer.evaluate()
     with pytest.raises(AssertionError, match="nested in evaluation"):
         some_trainer.train()
