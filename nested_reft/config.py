@@ -257,7 +257,7 @@ class Training(Optimization):
     )
     sampling_dtype: Literal["float32", "bfloat16"] | None = key(
         None,
-        "Type of a copy of the weights that completions are drawn from, renewed before each batch; null draws from the "
+        "Type of a copy of the weights that completions are drawn from, renewed for each batch; null draws from the "
         "weights. Its rounding is part of the behavior policy. Not with sampler `generate`.",
     )
     top_p: float = key(

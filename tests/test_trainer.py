@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from nested_reft import rollout, trainer
+from nested_reft import rollout
 from nested_reft.config import Nesting
 from nested_reft.grading import correctness
 from nested_reft.mitigation import off_policy_metrics
