@@ -133,6 +133,7 @@ class Step(torch.nn.Module):
                 module.config._attn_implementation = ATTENTION
         self.of_layer = (template,)  # in a tuple: no submodule, whose weights would be exported
         self.names, self.kwargs = names, kwargs
+        self.cache_name = next(name for name, value in kwargs.items() if isinstance(value, Cache))
 
     def forward(self, *arguments: torch.Tensor) -> Any:
         """Return the layer's output for (*weights, keys, values, positions, hidden_states, *tensors of kwargs)."""
@@ -147,8 +148,8 @@ class Step(torch.nn.Module):
                 kwargs[name] = tuple(next(remaining) for _ in value)
             else:
                 kwargs[name] = value
-        slot = Slot(keys, values, positions, kwargs["attention_mask"].shape[-1])
-        return functional_call(self.of_layer[0], tensors, (hidden_states,), kwargs | {"past_key_values": slot})
+        kwargs[self.cache_name] = Slot(keys, values, positions, kwargs["attention_mask"].shape[-1])
+        return functional_call(self.of_layer[0], tensors, (hidden_states,), kwargs)
 
 
 def tensors_of(kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -270,7 +271,6 @@ class Pieces:
         def forward(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
             if self.place.prompts_of is not None or not of_cache.is_initialized:
                 return read_prompt(hidden_states, **kwargs)
-            del kwargs["past_key_values"]
             mask = kwargs["attention_mask"]
             buffers = (of_cache.keys, of_cache.values, self.place.positions)
             changing = [hidden_states, *tensors_of(kwargs)]

@@ -198,9 +198,11 @@ class RolloutEngine:
         num_rows = min(num_rows or len(prompt_ids), len(prompt_ids))
         num_columns = max(map(len, prompt_ids)) + sampling.max_new_tokens
         num_columns += -sampling.max_new_tokens % self.stride(sampling)  # rows may run on until it is looked
+        # More than is ever read: a compiler would take the case that all of a buffer is for another one.
+        num_columns = self.round_up(num_columns) + self.round_up(1)
         if self.place is None or self.place.num_rows != num_rows or self.place.num_columns < num_columns:
             self.cache = self.pieces = None  # let go of the old buffers first
-            self.place = Place(num_rows, self.round_up(num_columns), self.model.device)
+            self.place = Place(num_rows, num_columns, self.model.device)
             self.columns = torch.arange(self.place.num_columns, device=self.model.device)
             self.cache = Cache(layers=[RowsLayer(self.place) for _ in decoder_layers(self.model)])
             if self.compiled:
@@ -312,7 +314,7 @@ class RolloutEngine:
                     place.positions[free] = torch.tensor([columns[row] for row in free], device=device)
                     owner, drawn[free] = torch.tensor(owners, device=device), 0
                 for _ in range(stride):
-                    place.end = min(self.round_up(max(columns) + 1), place.num_columns)
+                    place.end = self.round_up(max(columns) + 1)
                     last, last_logps = draw(self.next_logits(place, last), draws[owner, drawn], sampling)
                     tokens[owner, drawn], logps[owner, drawn] = last, last_logps
                     place.positions += 1

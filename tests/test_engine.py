@@ -7,11 +7,14 @@ from scipy import stats
 
 from nested_reft.engine import RolloutEngine, Sampling, draw, uniforms, why_not
 from nested_reft.nesting import draw_mask, nested
+from nested_reft.rollout import engine_for
 
 from .test_families import FAMILIES, PROMPTS, build, valid
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, eos_token_ids=(2, 3))
 COVERED = [family for family in FAMILIES if family != "bloom"]
+# Experts are chosen by the data, and the sinks of gpt_oss are unknown to the attention of compiled layers.
+COMPILED = [family for family in COVERED if family not in ("qwen3_moe", "mixtral", "gpt_oss")]
 
 
 @torch.no_grad()
@@ -46,18 +49,92 @@ def scored(model, skipped, completions):
     return logps
 
 
-@pytest.mark.parametrize("family", COVERED)
-def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_scoring_forward(family):
-    model = build(family)
-    engine, allowed = RolloutEngine(model), valid(model)
+def check_against_generate(model, compiled):
+    """Greedy tokens are those of `generate`, log-probs those of a scoring forward, whatever the mask."""
+    engine, allowed = RolloutEngine(model, compiled), valid(model)
     assert why_not(engine, PROMPTS, GREEDY) is None
     for skipped in ([], allowed[:1], draw_mask(allowed, 2, seed=0, step=0), allowed):
         completions, logps = engine.sample(PROMPTS, GREEDY, seed=0, skipped=skipped)
         assert completions == by_generate(model, skipped), skipped
         for mine, theirs in zip(logps, scored(model, skipped, completions), strict=True):
             assert mine == pytest.approx(theirs, abs=1e-5)
-        two_rows = engine.sample(PROMPTS, GREEDY, seed=0, skipped=skipped, num_rows=2)[0]
-        assert two_rows == completions, "a place that is taken over forgets who had it"
+    return engine
+
+
+@pytest.mark.parametrize("family", COVERED)
+def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_scoring_forward(family):
+    model = build(family)
+    check_against_generate(model, compiled=False)
+    for skipped in ([], valid(model)[:1]):
+        two_rows = RolloutEngine(model).sample(PROMPTS, GREEDY, seed=0, skipped=skipped, num_rows=2)[0]
+        assert two_rows == by_generate(model, skipped), "a place that is taken over forgets who had it"
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_compiled_layers_are_the_same_function_and_no_mask_compiles_anything(family):
+    engine = check_against_generate(build(family), compiled=True)
+    assert len(engine.pieces.steps) == {"qwen2": 1, "gemma2": 2}[family]  # gemma2 has layers of two builds
+    assert not any("forward" in vars(layer) for layer in engine.pieces.layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", COMPILED)
+def test_compiled_layers_are_the_same_function_for_every_family(family):
+    check_against_generate(build(family), compiled=True)
+
+
+def test_compiled_layers_see_the_weights_of_now(small_model):
+    """A compiler that took weights for constants would go on with those of the first step."""
+    engine = RolloutEngine(small_model, compiled=True)
+    before = engine.sample(PROMPTS, GREEDY, seed=0)
+    with torch.no_grad():
+        for layer in engine.pieces.layers:
+            layer.mlp.down_proj.weight.mul_(-2)
+    completions, logps = engine.sample(PROMPTS, GREEDY, seed=0)
+    assert completions == by_generate(small_model, []) != before[0]
+    assert logps[0] == pytest.approx(scored(small_model, [], completions)[0], abs=1e-5)
+
+
+def test_samples_of_a_model_have_its_distribution(small_model):
+    """Chi-square over the vocabulary: 20,000 rows of one prompt, read once."""
+    num_rows = 20_000
+    sampling = Sampling(max_new_tokens=1, temperature=0.8)
+    for compiled in (False, True):
+        engine = RolloutEngine(small_model, compiled)
+        completions, _ = engine.sample([PROMPTS[0]] * num_rows, sampling, seed=3, skipped=[2], num_rows=500)
+        with torch.no_grad(), nested(small_model, [2]):
+            logits = small_model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+        expected = num_rows * torch.softmax(logits / 0.8, dim=-1).double().numpy()
+        counts = np.bincount([tokens[0] for tokens in completions], minlength=len(expected))
+        common = expected > 5  # what is rarer is one bin
+        observed = [*counts[common], counts[~common].sum()]
+        wanted = np.array([*expected[common], expected[~common].sum()])
+        assert stats.chisquare(observed, wanted * num_rows / wanted.sum()).pvalue > 1e-3
+        tilted = wanted * np.linspace(0.9, 1.1, len(wanted))
+        assert stats.chisquare(observed, tilted * num_rows / tilted.sum()).pvalue < 1e-3, "the test has power"
+
+
+def test_a_copy_in_another_type_follows_the_weights(small_model):
+    engine = RolloutEngine(small_model, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.bfloat16}
+    assert small_model.dtype == torch.float32
+    _, logps = engine.sample(PROMPTS, GREEDY, seed=0)
+    with torch.no_grad():
+        small_model.lm_head.weight.mul_(3)
+    completions, renewed = engine.sample(PROMPTS, GREEDY, seed=0)
+    assert renewed != logps
+    whole = torch.tensor([logp for row in scored(small_model, [], completions) for logp in row])
+    error = (torch.tensor([logp for row in renewed for logp in row]) - whole).abs()
+    assert 0 < error.mean() < 0.05
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt_oss", "eager"), ("bloom", "generate")])
+def test_where_a_model_is_not_covered_a_plainer_sampler_is_taken_and_the_log_says_why(family, kind, caplog):
+    model = build(family)
+    engine = engine_for(model, "compiled", PROMPTS, GREEDY)
+    assert (engine is None) == (kind == "generate") and (engine is None or not engine.compiled)
+    last = caplog.messages[-1]
+    assert last.startswith(f"sampler {'compiled' if engine else 'eager'} cannot be used, {kind} is instead: {type(model).__name__}")
 
 
 def test_what_it_does_not_cover_is_said():
