@@ -18,7 +18,7 @@ from nested_reft.grading import correctness
 from nested_reft.mitigation import off_policy_metrics
 from nested_reft.models import NestingError, decoder_layers, load_model
 from nested_reft.nesting import draw_mask, nested, valid_layers
-from nested_reft.rollout import sample
+from nested_reft.rollout import Sampler, sample
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 from .conftest import ROOT, TINY
@@ -61,9 +61,11 @@ def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **nesting):
     return kind(model, vowels, config, data, processing_class=tokenizer, **nesting)
 
 
-def ours(model, tmp_path, algorithm="grpo", skip_ratio=0.5, mitigation="retrace", arguments=None, **nesting):
+def ours(
+    model, tmp_path, algorithm="grpo", skip_ratio=0.5, mitigation="retrace", arguments=None, sampler=None, **nesting
+):
     """Return our trainer; the model has six layers, so that half of them are three."""
-    nesting = {"skip_ratio": skip_ratio, "mitigation": mitigation, "nesting": Nesting(**nesting)}
+    nesting = {"skip_ratio": skip_ratio, "mitigation": mitigation, "nesting": Nesting(**nesting), "sampler": sampler}
     return make(NESTED[algorithm], model, tmp_path, algorithm, arguments, **nesting)
 
 
@@ -99,6 +101,60 @@ def test_the_same_where_a_batch_outlives_an_optimizer_step(algorithm, small_mode
     for mitigation in ("base", "retrace"):
         model = copy.deepcopy(small_model)
         assert equal(trained(ours(model, tmp_path, algorithm, 0.0, mitigation, REUSE)), stock), mitigation
+
+
+# ---- other samplers -----------------------------------------------------------------------------
+
+
+def ratios(some_trainer):
+    """Return the extreme ratios pi / mu of all steps while training."""
+    seen = []
+    step_metrics = some_trainer._mitigate
+
+    def mitigate(per_token_logps, inputs):
+        mask = inputs["completion_mask"].bool()
+        seen.append((per_token_logps.detach() - inputs["sampling_per_token_logps"])[mask].exp())
+        return step_metrics(per_token_logps, inputs)
+
+    some_trainer._mitigate = mitigate
+    some_trainer.train()
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+@pytest.mark.parametrize("kind", ["generate", "eager", "compiled"])
+def test_with_no_layer_skipped_every_sampler_is_the_target_policy(kind, algorithm, small_model, tmp_path):
+    seen = ratios(ours(small_model, tmp_path, algorithm, 0.0, "base", sampler=Sampler(kind)))
+    assert len(seen) > 100 and (seen - 1).abs().max() < 2e-5
+
+
+def test_with_layers_skipped_the_engine_is_off_policy_by_as_much_as_generate(small_model, tmp_path):
+    """Mean KL(mu || pi) over some hundred tokens; the samples differ, their distribution does not."""
+    kls = {}
+    for kind in ("generate", "eager", "compiled"):
+        still = {"learning_rate": 0.0, "max_steps": 12}
+        seen = ratios(ours(copy.deepcopy(small_model), tmp_path, arguments=still, sampler=Sampler(kind)))
+        kls[kind] = -seen.log().mean(), seen.log().std() / len(seen) ** 0.5
+    assert kls["generate"][0] > 4 * kls["generate"][1]
+    for kind in ("eager", "compiled"):
+        assert abs(kls[kind][0] - kls["generate"][0]) < 3 * (kls[kind][1] + kls["generate"][1]), kls
+
+
+def test_what_the_engine_draws_does_not_depend_on_the_global_random_state(small_model, tmp_path):
+    seen = []
+    for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
+        arguments = {"max_steps": 1, "seed": seed, "data_seed": 0}
+        some_trainer = ours(copy.deepcopy(small_model), tmp_path, arguments=arguments, sampler=Sampler("eager"))
+        torch.manual_seed(global_seed)
+        some_trainer.train()
+        seen.append(some_trainer._sampled_logps)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_an_end_that_is_banned_for_a_while_is_the_business_of_generate(small_model, tmp_path):
+    arguments = {"generation_kwargs": {"min_new_tokens": 3}}
+    with pytest.raises(NestingError, match=r"min_new_tokens = 3 is less than max_new_tokens = 6.*sampler generate"):
+        ours(small_model, tmp_path, arguments=arguments, sampler=Sampler("eager")).train()
 
 
 def nested_sampler(algorithm):
