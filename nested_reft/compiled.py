@@ -105,8 +105,14 @@ def build_of(layer: torch.nn.Module) -> tuple[Any, ...]:
         (name, type(module), [item for item in sorted(vars(module).items()) if is_setting(*item)])
         for name, module in layer.named_modules()
     ]
-    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in layer.state_dict(keep_vars=True).items()]
+    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in weights_of(layer).items()]
     return repr(settings), repr(tensors)
+
+
+def weights_of(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of a layer by name."""
+    named = [*layer.named_parameters(), *layer.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named}
 
 
 def is_setting(name: str, value: Any) -> bool:
@@ -172,7 +178,7 @@ def compile_step(step: Step, arguments: list[torch.Tensor], mask: torch.Tensor) 
         mask: the attention mask, which is one of the arguments.
     """
     if mask.device.type == "cuda":  # what it costs to call does not matter: the calls are captured in a CUDA graph
-        compiled = torch.compile(step, fullgraph=True, dynamic=False)
+        compiled = torch.compile(step, fullgraph=True)
         return lambda given: first(compiled(*given))
     columns = torch.export.Dim("columns", min=2, max=arguments[len(step.names)].shape[3] - 1)
     shapes = tuple({3: columns} if argument is mask else None for argument in arguments)
@@ -265,8 +271,7 @@ class Pieces:
         """Return what runs in the place of a layer: the compiled step for a token, the layer itself for a prompt."""
         layer, of_cache, build = self.layers[index], self.cache.layers[index], self.builds[index]
         read_prompt = layer.forward
-        state = layer.state_dict(keep_vars=True)
-        names, weights = list(state), [tensor.detach() for tensor in state.values()]
+        names, weights = list(weights_of(layer)), list(weights_of(layer).values())
 
         def forward(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
             if self.place.prompts_of is not None or not of_cache.is_initialized:

@@ -90,7 +90,8 @@ def legend(figure: Figure) -> None:
 
 def missing(axis: Any) -> None:
     """Say in a panel that there is nothing to draw."""
-    axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=BASELINE)
+    behind = {"facecolor": "white", "edgecolor": "none"}  # what a panel without data still shows, such as bounds
+    axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=BASELINE, bbox=behind)
 
 
 def errors(rows: pd.DataFrame, center: str, low: str, high: str) -> list[pd.Series]:

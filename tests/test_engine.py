@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from nested_reft.compiled import Graphs
 from nested_reft.engine import RolloutEngine, Sampling, draw, uniforms, why_not
 from nested_reft.nesting import draw_mask, nested
 from nested_reft.rollout import engine_for
@@ -81,6 +82,17 @@ def test_compiled_layers_are_the_same_function_and_no_mask_compiles_anything(fam
 @pytest.mark.parametrize("family", COMPILED)
 def test_compiled_layers_are_the_same_function_for_every_family(family):
     check_against_generate(build(family), compiled=True)
+
+
+def test_what_graphs_read_is_copied_once_to_an_address_that_stays():
+    graphs = Graphs()
+    first, second = torch.ones(2), torch.full((2,), 2.0)
+    kept = graphs.keep(("mask",), first)
+    assert kept is not first and torch.equal(kept, first)
+    kept.zero_()
+    assert graphs.keep(("mask",), first) is kept and kept.sum() == 0, "the same source is not copied again"
+    assert graphs.keep(("mask",), second) is kept and torch.equal(kept, second)
+    assert graphs.keep(("mask",), torch.ones(3)) is not kept
 
 
 def test_compiled_layers_see_the_weights_of_now(small_model):
