@@ -320,6 +320,150 @@ def bench_grade(
         )
 
 
+Measured = Annotated[
+    str, typer.Argument(help="A model folder, embedded/<name>, or, with random weights, qwen2.5-1.5b or qwen2.5-7b.")
+]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts sampled at once.")]
+Generations = Annotated[int, typer.Option(min=2, help="Completions of each prompt.")]
+NewTokens = Annotated[int, typer.Option(min=2, help="Tokens of a completion.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default what it takes.")]
+Pairs = Annotated[int, typer.Option(min=1, help="Rounds, in each of which every variant runs once.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Where to write everything, raw samples too.")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")]
+
+
+def bench_with(threads: int | None) -> None:
+    """Prepare the process for a measurement."""
+    use_what_is_granted()
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def tell(results: dict[str, Any], table: str, path: Path | None) -> None:
+    """Print a measurement and, if a path is given, write it."""
+    from nested_reft.tracking import write_json
+
+    typer.echo(table)
+    if path is not None:
+        write_json(path, results)
+
+
+@bench_app.command("rollout")
+def bench_rollout(
+    model: Measured,
+    prompts: Prompts = 4,
+    generations: Generations = 8,
+    prompt_length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 32,
+    new_tokens: NewTokens = 64,
+    skip_ratios: SkipRatios = "0.05,0.10,0.15",
+    threads: Threads = None,
+    dtype: Dtype = "float32",
+    pairs: Pairs = 20,
+    sampler: Annotated[str, typer.Option(help="The engine: eager or compiled.")] = "compiled",
+    json_path: Json = None,
+) -> None:
+    """Measure roll-outs: the engine against `generate`, and what skipping layers gains."""
+    ratios = read_ratios(skip_ratios)
+    if dtype not in ("float32", "bfloat16") or sampler not in ("eager", "compiled"):
+        raise ConfigError(
+            f"--dtype is {dtype!r} and --sampler {sampler!r}; give float32 or bfloat16, and eager or compiled"
+        )
+    bench_with(threads)
+    from nested_reft import bench_report, bench_rollout
+
+    settings = bench_rollout.Settings(
+        model, ratios, prompts, generations, prompt_length, new_tokens, dtype, sampler, pairs
+    )
+    results = bench_rollout.measure_rollout(settings)
+    tell(results, bench_report.rollout_table(results), json_path)
+
+
+@bench_app.command("train")
+def bench_train(
+    model: Measured,
+    prompts: Prompts = 4,
+    generations: Generations = 8,
+    new_tokens: NewTokens = 64,
+    skip_ratios: SkipRatios = "0.05,0.10,0.15",
+    threads: Threads = None,
+    dtype: Dtype = "float32",
+    pairs: Pairs = 20,
+    peak_memory: Annotated[
+        bool, typer.Option("--peak-memory", help="Run each variant once more, in a process of its own.")
+    ] = False,
+    json_path: Json = None,
+) -> None:
+    """Measure whole optimizer steps: stock TRL, and Nested-ReFT by sampler and skip ratio."""
+    ratios = read_ratios(skip_ratios)
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"--dtype is {dtype!r}; give float32 or bfloat16")
+    bench_with(threads)
+    from nested_reft import bench_report, bench_rollout, bench_train
+
+    settings = bench_rollout.Settings(
+        model, ratios, prompts=prompts, generations=generations, new_tokens=new_tokens, dtype=dtype, pairs=pairs
+    )
+    results = bench_train.measure_train(settings, peak_memory)
+    tell(results, bench_report.train_table(results), json_path)
+
+
+@bench_app.command("eval")
+def bench_eval(
+    model: Measured,
+    problems: Annotated[int, typer.Option(min=1, help="Problems of an evaluation.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Problems answered at once.")] = 100,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a completion, at most.")] = 64,
+    threads: Threads = None,
+    pairs: Pairs = 20,
+    json_path: Json = None,
+) -> None:
+    """Measure evaluation, by sampler: generated problems, answered greedily until they end."""
+    bench_with(threads)
+    from nested_reft import bench_eval, bench_report
+
+    settings = bench_eval.Settings(model, problems, batch_size, new_tokens, pairs=pairs)
+    results = bench_eval.measure_eval(settings)
+    tell(results, bench_report.eval_table(results), json_path)
+
+
+@bench_app.command("figure")
+def bench_figure(
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="What `bench rollout` wrote.")],
+    out: Annotated[Path, typer.Option(help="The figure, without its ending; SVG and PNG are written.")],
+) -> None:
+    """Draw measurements of roll-outs, one row for each file."""
+    from nested_reft import bench_report, plots
+    from nested_reft.tracking import read_json
+
+    results = []
+    for path in files:
+        try:
+            results.append(read_json(path))
+            is_one = results[-1]["bench"] == "rollout"
+        except (ValueError, KeyError, TypeError):
+            is_one = False
+        if not is_one:
+            raise ConfigError(f"{path} was not written by `bench rollout`; give such files alone")
+    plots.save(bench_report.speed_figure(results), out)
+
+
+@bench_app.command("overhead")
+def bench_overhead(
+    resources: Annotated[Path, typer.Argument(help="benchmarks/<study>: Snakemake's resource table of each job.")],
+    cores: Annotated[int, typer.Option(min=1, help="Cores that the study ran on.")],
+) -> None:
+    """Tell how much of the machine a finished study of one-thread jobs left idle."""
+    from nested_reft import bench
+
+    measured = bench.overhead(resources, cores)
+    typer.echo(
+        f"{measured['jobs']} jobs of {measured['stage_s']:,.0f} s together in {measured['wall_s']:,.0f} s on "
+        f"{measured['cores']} cores: overhead {measured['overhead']:.1%}"
+    )
+
+
 @app.command("tracking-store")
 def tracking_store(
     uri: Annotated[str, typer.Option(help="The MLflow store; empty for none.")],

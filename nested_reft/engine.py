@@ -209,6 +209,11 @@ class RolloutEngine:
                 self.pieces = Pieces(self.model, self.cache, self.place)
         return self.place
 
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Bring the copy of the weights up to date."""
+        torch._foreach_copy_(list(self.model.parameters()), list(self.source.parameters()))
+
     def read_prompts(self, place: Place, prompts: list[tuple[int, ...]], rows: list[int]) -> None:
         """Put all but the last token of each row's prompt into the cache; equal prompts are read once."""
         distinct = list(dict.fromkeys(prompts))
@@ -288,7 +293,7 @@ class RolloutEngine:
         place = self.provide(prompt_ids, sampling, num_rows)
         num_rows = place.num_rows
         if self.model is not self.source:
-            torch._foreach_copy_(list(self.model.parameters()), list(self.source.parameters()))
+            self.renew()
         eos_token_ids = torch.tensor(sampling.eos_token_ids, dtype=torch.long, device=device)
         draws = np.stack([uniforms(seed, step, first_row + row, length + stride) for row in range(nobody + 1)])
         draws = torch.from_numpy(draws).to(device)  # (prompts + 1, length + stride); the last row is nobody's

@@ -168,6 +168,12 @@ class Skipping(NamedTuple):
     bound_with_lm_head: float  # where reading weights does: the output projection is read for every token too
 
 
+def bounds(num_layers: int, k: int, layer_parameters: int, lm_head_parameters: int) -> tuple[float, float]:
+    """Return how much faster a token can become at most by skipping k of N layers, as in `Skipping`."""
+    left = (num_layers - k) * layer_parameters + lm_head_parameters
+    return num_layers / (num_layers - k), (num_layers * layer_parameters + lm_head_parameters) / left
+
+
 class Stack(NamedTuple):
     """The layers of a model, and what may be skipped of them."""
 
@@ -218,7 +224,5 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
                 f"skip ratio {skip_ratio} skips {k} of {len(layers)} layers, of which {len(valid)} may be skipped at "
                 f"border {border}; choose a smaller one"
             )
-        left = (len(layers) - k) * layer_parameters + lm_head_parameters
-        bound = (len(layers) * layer_parameters + lm_head_parameters) / left
-        skipping.append(Skipping(skip_ratio, k, len(layers) / (len(layers) - k), bound))
+        skipping.append(Skipping(skip_ratio, k, *bounds(len(layers), k, layer_parameters, lm_head_parameters)))
     return Stack(type(whole).__name__, len(layers), valid, layer_parameters, lm_head_parameters, skipping)

@@ -89,6 +89,16 @@ def problem_interval(
     return float(low), float(high)
 
 
+def median_interval(
+    values: npt.ArrayLike, confidence: float, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile interval of the median of values (n,), by resampling them."""
+    values = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.median(values[drawn], axis=1), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
 def mcnemar_test(only_instance: int, only_baseline: int) -> float:
     """Return the two-sided p of McNemar's exact test, from the counts of problems that only one of two solves."""
     discordant = only_instance + only_baseline

@@ -85,6 +85,14 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None without it: speed is measured where not all of them are."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def provenance() -> dict[str, Any]:
     """Return the code, the packages and the machine that a result comes from."""
 
@@ -100,7 +108,7 @@ def provenance() -> dict[str, Any]:
         "git_commit": git("rev-parse", "HEAD") or "unknown",
         "git_dirty": bool(git("status", "--porcelain", "--", ":/nested_reft", ":/workflow", ":/Snakefile")),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "hardware": hardware,
     }
 
