@@ -195,8 +195,8 @@ def peak_memory(calls: Mapping[str, Callable[[], object]], device: "torch.device
 def overhead(resources: Path, cores: int) -> dict[str, float]:
     """Return how much of the machine a finished study left idle, from the resource tables that Snakemake writes.
 
-    overhead = 1 - (sum of the seconds of all stages) / (wall time x cores), for stages of one thread. A stage's seconds
-    are those of its process, start-up included; its end is when its table was written.
+    overhead = 1 - (sum of the seconds of all stages) / (wall time x cores), for stages of one thread. The seconds
+    of a stage are those of its process, start-up included; its end is when its table was written.
 
     Args:
         resources: `benchmarks/<study>`, with one table per job.
