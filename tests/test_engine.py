@@ -71,7 +71,7 @@ def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_scoring_fo
         assert two_rows == by_generate(model, skipped), "a place that is taken over forgets who had it"
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_compiled_layers_are_the_same_function_and_no_mask_compiles_anything(family):
     engine = check_against_generate(build(family), compiled=True)
     assert len(engine.pieces.steps) == {"qwen2": 1, "gemma2": 2}[family]  # gemma2 has layers of two builds
@@ -107,23 +107,23 @@ def test_compiled_layers_see_the_weights_of_now(small_model):
     assert logps[0] == pytest.approx(scored(small_model, [], completions)[0], abs=1e-5)
 
 
-def test_samples_of_a_model_have_its_distribution(small_model):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_samples_of_a_model_have_its_distribution(compiled, small_model):
     """Chi-square over the vocabulary: 20,000 rows of one prompt, read once."""
     num_rows = 20_000
     sampling = Sampling(max_new_tokens=1, temperature=0.8)
-    for compiled in (False, True):
-        engine = RolloutEngine(small_model, compiled)
-        completions, _ = engine.sample([PROMPTS[0]] * num_rows, sampling, seed=3, skipped=[2], num_rows=500)
-        with torch.no_grad(), nested(small_model, [2]):
-            logits = small_model(torch.tensor([PROMPTS[0]])).logits[0, -1]
-        expected = num_rows * torch.softmax(logits / 0.8, dim=-1).double().numpy()
-        counts = np.bincount([tokens[0] for tokens in completions], minlength=len(expected))
-        common = expected > 5  # what is rarer is one bin
-        observed = [*counts[common], counts[~common].sum()]
-        wanted = np.array([*expected[common], expected[~common].sum()])
-        assert stats.chisquare(observed, wanted * num_rows / wanted.sum()).pvalue > 1e-3
-        tilted = wanted * np.linspace(0.9, 1.1, len(wanted))
-        assert stats.chisquare(observed, tilted * num_rows / tilted.sum()).pvalue < 1e-3, "the test has power"
+    engine = RolloutEngine(small_model, compiled)
+    completions, _ = engine.sample([PROMPTS[0]] * num_rows, sampling, seed=3, skipped=[2], num_rows=500)
+    with torch.no_grad(), nested(small_model, [2]):
+        logits = small_model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    expected = num_rows * torch.softmax(logits / 0.8, dim=-1).double().numpy()
+    counts = np.bincount([tokens[0] for tokens in completions], minlength=len(expected))
+    common = expected > 5  # what is rarer is one bin
+    observed = [*counts[common], counts[~common].sum()]
+    wanted = np.array([*expected[common], expected[~common].sum()])
+    assert stats.chisquare(observed, wanted * num_rows / wanted.sum()).pvalue > 1e-3
+    tilted = wanted * np.linspace(0.9, 1.1, len(wanted))
+    assert stats.chisquare(observed, tilted * num_rows / tilted.sum()).pvalue < 1e-3, "the test has power"
 
 
 def test_a_copy_in_another_type_follows_the_weights(small_model):

@@ -122,12 +122,13 @@ def ratios(some_trainer):
 
 
 @pytest.mark.parametrize("algorithm", STOCK)
-@pytest.mark.parametrize("kind", ["generate", "eager", "compiled"])
+@pytest.mark.parametrize("kind", ["generate", "eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_with_no_layer_skipped_every_sampler_is_the_target_policy(kind, algorithm, small_model, tmp_path):
     seen = ratios(ours(small_model, tmp_path, algorithm, 0.0, "base", sampler=Sampler(kind)))
     assert len(seen) > 100 and (seen - 1).abs().max() < 2e-5
 
 
+@pytest.mark.slow
 def test_with_layers_skipped_the_engine_is_off_policy_by_as_much_as_generate(small_model, tmp_path):
     """Mean KL(mu || pi) over some hundred tokens; the samples differ, their distribution does not."""
     kls = {}
