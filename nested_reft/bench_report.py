@@ -126,7 +126,9 @@ def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
         size = (6.0, 0.4 + 2.2 * len(results))
         figure, axes = plt.subplots(len(results), 2, figsize=size, squeeze=False, layout="constrained")
         for (against, skip), result in zip(axes, results, strict=True):
-            against.set_title(result["settings"]["model"])
+            settings = result["settings"]
+            threads = f", {result['threads']} threads" if result.get("device") == "cpu" else ""
+            against.set_title(f"{settings['model']}\n{settings['prompts']} x {settings['generations']}{threads}")
             speed_ups = result["generate"]["speed_up"]
             against.bar(
                 list(speed_ups),

@@ -8,6 +8,7 @@ freedom: a mask is a choice among graphs.
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -183,7 +184,8 @@ def compile_step(step: Step, arguments: list[torch.Tensor], mask: torch.Tensor) 
     columns = torch.export.Dim("columns", min=2, max=arguments[len(step.names)].shape[3] - 1)
     shapes = tuple({3: columns} if argument is mask else None for argument in arguments)
     program = torch.export.export(step, tuple(arguments), dynamic_shapes=(shapes,))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch against itself
         package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/step.pt2")
         loader = torch._inductor.aoti_load_package(package).loader
     return lambda given: loader.boxed_run(given)[0]
