@@ -159,7 +159,9 @@ def main() -> None:
         budget.not_measured["train"] = "trl is not installed"
     write()
 
-    whole = [of_shape for of_shape in results["rollouts"] if of_shape["generate"] and of_shape["mask"]]
+    whole = [
+        of_shape for of_shape in results["rollouts"] if all(of_shape[part] for part in ("generate", "skip", "mask"))
+    ]
     for of_shape in whole:
         print(f"\n{of_shape['settings']['model']}\n\n{rollout_table(of_shape)}")
     if results["train"]:

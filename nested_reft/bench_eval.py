@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from nested_reft.bench import interleave, quartiles, seconds, summarize, surroundings
-from nested_reft.bench_rollout import SHAPES, bench_device, ends_of, load
+from nested_reft.bench_rollout import SHAPES, bench_device, load
 from nested_reft.config import ConfigError, Evaluation
 from nested_reft.embedded.problems import generate
 from nested_reft.engine import RolloutEngine, Sampling, why_not
 from nested_reft.evaluation import complete_by_generate
+from nested_reft.models import end_token_ids
 from nested_reft.prompts import format_prompt
 
 
@@ -38,7 +39,7 @@ def measure_eval(settings: Settings) -> dict[str, Any]:
         raise ConfigError(f"model {settings.model!r} has random weights and ends no answer; give a trained model")
     device = bench_device()
     model, tokenizer = load(settings.model, settings.dtype, device)
-    sampling = Sampling(settings.new_tokens, temperature=0.0, eos_token_ids=ends_of(model, tokenizer))
+    sampling = Sampling(settings.new_tokens, temperature=0.0, eos_token_ids=end_token_ids(model, tokenizer))
     evaluation = Evaluation(max_new_tokens=settings.new_tokens, batch_size=settings.batch_size)
 
     def prompts(index: int) -> list[list[int]]:

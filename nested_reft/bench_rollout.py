@@ -29,6 +29,7 @@ from nested_reft.models import (
     bounds,
     check_structure,
     decoder_layers,
+    end_token_ids,
     load_model,
     parameter_counts,
     skippable_layers,
@@ -110,13 +111,6 @@ def load(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, 
     return model.to(device).eval(), tokenizer
 
 
-def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the tokens that end a completion: the model's, or else the tokenizer's."""
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    return tuple(ends) if isinstance(ends, list) else (ends,)
-
-
 def skip_counts(model: PreTrainedModel, skip_ratios: Sequence[float], name: str) -> dict[float, int]:
     """Return how many layers each ratio skips.
 
@@ -141,7 +135,7 @@ class Rollouts:
         self.engines: dict[tuple[str, torch.dtype | None], RolloutEngine] = {}
         self.counts = skip_counts(model, settings.skip_ratios, settings.model)
         self.valid_layers = skippable_layers(model, BORDER)
-        self.sampling = Sampling(settings.new_tokens, fixed_length=True, eos_token_ids=ends_of(model, tokenizer))
+        self.sampling = Sampling(settings.new_tokens, fixed_length=True, eos_token_ids=end_token_ids(model, tokenizer))
         # what stock TRL 1.16 makes of its arguments, the end token banned by `min_new_tokens`
         self.generation_config = GenerationConfig(
             max_new_tokens=settings.new_tokens,

@@ -118,7 +118,8 @@ def weights_of(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def is_setting(name: str, value: Any) -> bool:
     """Whether an attribute of a module is a setting of it; which place the layer has is none."""
-    return name not in ("layer_idx", "training") and isinstance(value, bool | int | float | str | None)
+    plain = isinstance(value, bool | int | float | str | tuple | list | dict | None)
+    return plain and name not in ("layer_idx", "training") and not name.startswith("_")
 
 
 class Step(torch.nn.Module):
@@ -204,9 +205,17 @@ class Graphs:
 
     def __init__(self) -> None:
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self.addresses: dict[int, list[int]] = {}  # of the weights that the graphs of a layer read
         self.inputs: dict[tuple[Any, ...], torch.Tensor] = {}  # what graphs read, at addresses that stay
         self.sources: dict[tuple[Any, ...], torch.Tensor] = {}  # what was last copied there
         self.pool: Any = None
+
+    def look_at(self, index: int, weights: list[torch.Tensor]) -> None:
+        """Forget the graphs of a layer whose weights have moved: they would go on reading where those were."""
+        addresses = [weight.data_ptr() for weight in weights]
+        if self.addresses.setdefault(index, addresses) != addresses:
+            self.graphs = {key: graph for key, graph in self.graphs.items() if key[0] != index}
+            self.addresses[index] = addresses
 
     def keep(self, key: tuple[Any, ...], tensor: torch.Tensor) -> torch.Tensor:
         """Return the input of this key, with the tensor's values: copied once, however many layers read it."""
@@ -233,7 +242,6 @@ class Graphs:
         arguments = [*weights, *buffers, hidden_states]
         arguments += [self.keep((index_of, id(step)), given) for index_of, given in enumerate(changing[1:])]
         if (index, columns) not in self.graphs:
-            before = hidden_states.clone()
             step(arguments)  # compiles, and lets libraries allocate what they need
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -241,7 +249,6 @@ class Graphs:
                 hidden_states.copy_(step(arguments))
             self.pool = self.pool or graph.pool()
             self.graphs[index, columns] = graph
-            hidden_states.copy_(before)
         self.graphs[index, columns].replay()
         return hidden_states
 
@@ -274,6 +281,8 @@ class Pieces:
         layer, of_cache, build = self.layers[index], self.cache.layers[index], self.builds[index]
         read_prompt = layer.forward
         names, weights = list(weights_of(layer)), list(weights_of(layer).values())
+        if self.graphs is not None:
+            self.graphs.look_at(index, weights)
 
         def forward(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
             if self.place.prompts_of is not None or not of_cache.is_initialized:

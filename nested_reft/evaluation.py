@@ -33,18 +33,17 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     from tqdm import tqdm
 
     from nested_reft.engine import Sampling
-    from nested_reft.models import load_model
+    from nested_reft.models import end_token_ids, load_model
     from nested_reft.rollout import engine_for
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     prompt_ids = tokenizer(prompts)["input_ids"]
-    ends = model.generation_config.eos_token_id
     sampling = Sampling(
         settings.max_new_tokens,
         settings.temperature,
         settings.top_p if settings.temperature > 0 else 1.0,
-        eos_token_ids=tuple(ends if isinstance(ends, list) else [ends]),
+        eos_token_ids=end_token_ids(model, tokenizer),
     )
     with tqdm(total=len(prompts), unit="completion", disable=not sys.stderr.isatty()) as progress:
         engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size)

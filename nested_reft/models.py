@@ -35,6 +35,13 @@ def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
     return model, tokenizer
 
 
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that end a completion: those of the model or, where it names none, of the tokenizer."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return tuple(ends) if isinstance(ends, list) else (ends,)
+
+
 def language_model(model: torch.nn.Module) -> PreTrainedModel:
     """Return transformers' own model inside of whatever wraps it: PEFT, DistributedDataParallel, torch.compile."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))

@@ -218,7 +218,7 @@ class Sampler:
                     "does not know; make them equal, leave it out, or take sampler generate"
                 )
             self.engine = engine_for(model, self.kind, prompt_ids, sampling, dtype=self.dtype)
-            self.kind = self.kind if self.engine else "generate"
+            self.kind = "generate" if self.engine is None else "compiled" if self.engine.compiled else "eager"
         if self.engine is None:
             with nested(model, skipped), torch.no_grad():
                 return sample(model, prompt_ids, generation_config, eos_token_ids)

@@ -280,6 +280,7 @@ def train(
         layer_parameters=layer_parameters,
         lm_head_parameters=lm_head_parameters,
         num_skipped=trainer.num_skipped,
+        sampler=trainer.sampler.kind,
         valid_layers=trainer.valid_layers,
         data_order_sha256=hashlib.sha256(json.dumps(order).encode()).hexdigest(),
     )

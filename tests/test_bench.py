@@ -184,6 +184,7 @@ def test_training_and_evaluation_are_measured_with_all_samplers(tmp_path):
     assert set(results["problems_per_second"]) == {"generate", "eager", "compiled"}
 
 
+@pytest.mark.slow
 def test_the_measurement_for_a_gpu_runs_as_a_toy(tmp_path):
     command = [sys.executable, "benchmarks/gpu.py", "--toy", "--out", str(tmp_path / "gpu.json")]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -84,6 +84,19 @@ def test_compiled_layers_are_the_same_function_for_every_family(family):
     check_against_generate(build(family), compiled=True)
 
 
+@pytest.mark.slow
+def test_longer_prompts_get_larger_buffers_and_the_same_completions(small_model):
+    """Buffers grow by half at least, so that a run whose prompts vary compiles a few times at most."""
+    engine, eager = RolloutEngine(small_model, compiled=True), RolloutEngine(small_model)
+    sizes = []
+    for length in (3, 20, 24, 40):
+        prompts = [[5 + token % 7 for token in range(length)]] * 2
+        (mine, logps), (theirs, of_eager) = engine.sample(prompts, GREEDY, 0), eager.sample(prompts, GREEDY, 0)
+        assert mine == theirs and logps[0] == pytest.approx(of_eager[0], abs=1e-5)
+        sizes.append(engine.place.num_columns)
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
+
+
 def test_what_graphs_read_is_copied_once_to_an_address_that_stays():
     graphs = Graphs()
     first, second = torch.ones(2), torch.full((2,), 2.0)
@@ -153,9 +166,10 @@ def test_what_it_does_not_cover_is_said():
     assert why_not(RolloutEngine(build("bloom")), PROMPTS, GREEDY).startswith("BloomForCausalLM does not run over it")
 
 
-def test_a_wrong_mask_would_be_noticed(monkeypatch):
-    """The proof that `why_not` can fail: attention to one column too many."""
-    monkeypatch.setattr(RolloutEngine, "masks", lambda self, place: torch.zeros(1, 1, 1, place.end))
+@pytest.mark.parametrize("wrong", [0.0, torch.nan])
+def test_a_wrong_mask_would_be_noticed(wrong, monkeypatch):
+    """The proof that `why_not` can fail: attention to one column too many, and to nothing that is a number."""
+    monkeypatch.setattr(RolloutEngine, "masks", lambda self, place: torch.full((1, 1, 1, place.end), wrong))
     engine = RolloutEngine(build("llama"))
     assert why_not(engine, PROMPTS, GREEDY) == "LlamaForCausalLM gives other log-probabilities over it"
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from nested_reft import rollout
+from nested_reft import engine, rollout
 from nested_reft.config import Nesting
 from nested_reft.grading import correctness
 from nested_reft.mitigation import off_policy_metrics
@@ -139,6 +139,14 @@ def test_with_layers_skipped_the_engine_is_off_policy_by_as_much_as_generate(sma
     assert kls["generate"][0] > 4 * kls["generate"][1]
     for kind in ("eager", "compiled"):
         assert abs(kls[kind][0] - kls["generate"][0]) < 3 * (kls[kind][1] + kls["generate"][1]), kls
+
+
+def test_in_bfloat16_over_float32_weights_the_engine_is_the_target_policy_but_for_rounding(small_model, tmp_path):
+    """As in the paper's study: autocast in sampling and in training alike."""
+    arguments = {"bf16": True, "use_cpu": True}
+    seen = ratios(ours(small_model, tmp_path, "grpo", 0.0, "base", arguments, Sampler("eager")))
+    assert next(small_model.parameters()).dtype == torch.float32
+    assert 1e-5 < seen.log().abs().mean() < 0.02
 
 
 def test_what_the_engine_draws_does_not_depend_on_the_global_random_state(small_model, tmp_path):
@@ -358,6 +366,7 @@ def test_evaluation_never_skips(algorithm, small_model, tmp_path, monkeypatch):
         yield
 
     monkeypatch.setattr(rollout, "nested", forbidden)
+    monkeypatch.setattr(engine, "nested", forbidden)
     assert "eval_reward" in some_trainer.evaluate()
     with pytest.raises(AssertionError, match="nested in evaluation"):
         some_trainer.train()
