@@ -23,7 +23,7 @@ from transformers import (
 
 from nested_reft.bench import interleave, peak_memory, quartiles, seconds, speed_up, summarize, surroundings
 from nested_reft.config import PACKAGE, ConfigError, ModelSource, check_skip_ratios
-from nested_reft.engine import RolloutEngine, Sampling, why_not
+from nested_reft.engine import RolloutEngine, Sampling, scoring_errors, why_not
 from nested_reft.models import (
     NestingError,
     bounds,
@@ -232,7 +232,6 @@ def against_generate(rollouts: Rollouts, samplers: Sequence[str], pairs: int) ->
     return summary | {"peak_memory": memory}
 
 
-@torch.no_grad()
 def log_prob_errors(rollouts: Rollouts, num_rows: int = 4) -> dict[str, float]:
     """Return how far the engine's log-probs are from those of a forward over whole sequences, in nats.
 
@@ -240,15 +239,15 @@ def log_prob_errors(rollouts: Rollouts, num_rows: int = 4) -> dict[str, float]:
     """
     skipped, prompts = rollouts.mask(max(rollouts.counts.values()), 0), rollouts.prompts(0)
     completions, logps = rollouts.engine().sample(prompts, rollouts.sampling, seed=0, skipped=skipped)
-    errors = []
+    rows = range(0, len(prompts), -(-len(prompts) // num_rows))
     with nested(rollouts.model, skipped):
-        for row in range(0, len(prompts), -(-len(prompts) // num_rows)):
-            tokens = torch.tensor([[*prompts[row], *completions[row]]], device=rollouts.device)
-            start = len(prompts[row])
-            logits = rollouts.model(input_ids=tokens, use_cache=False).logits[0, start - 1 : -1].float()
-            scored = logits.log_softmax(dim=-1).gather(1, tokens[0, start:].unsqueeze(1)).squeeze(1)
-            errors.append((scored.cpu() - torch.tensor(logps[row])).abs())
-    return {"mean": float(torch.cat(errors).mean()), "largest": float(torch.cat(errors).max())}
+        errors = scoring_errors(
+            rollouts.model,
+            [prompts[row] for row in rows],
+            [completions[row] for row in rows],
+            [logps[row] for row in rows],
+        )
+    return {"mean": float(errors.mean()), "largest": float(errors.max())}
 
 
 def skip_gain(rollouts: Rollouts) -> dict[str, Any]:

@@ -76,12 +76,15 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, decode_attention)
 def store_token(
     keys: torch.Tensor,
     values: torch.Tensor,
+    every_row: torch.Tensor,
     positions: torch.Tensor,
     key_states: torch.Tensor,
     value_states: torch.Tensor,
 ) -> None:
-    """Write keys and values (B, K, 1, D) of a token of each row into buffers (B, K, D, C) and (B, K, C, D)."""
-    every_row = torch.arange(key_states.shape[0], device=key_states.device)
+    """Write keys and values (B, K, 1, D) of a token of each row into buffers (B, K, D, C) and (B, K, C, D).
+
+    `every_row` holds 0 to B - 1, and `positions` the column of each, both (B,).
+    """
     keys[every_row, :, :, positions] = key_states[:, :, 0]
     values[every_row, :, positions] = value_states[:, :, 0]
 
@@ -96,7 +99,8 @@ class Slot:
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store what is new, (B, K, 1, D), and return what attention reads, both (B, K, T, D)."""
-        store_token(self.keys, self.values, self.positions, key_states, value_states)
+        every_row = torch.arange(key_states.shape[0], device=key_states.device)  # compiled away
+        store_token(self.keys, self.values, every_row, self.positions, key_states, value_states)
         return self.keys[..., : self.end].transpose(2, 3), self.values[:, :, : self.end]
 
 
@@ -280,7 +284,8 @@ class Pieces:
         """Return what runs in the place of a layer: the compiled step for a token, the layer itself for a prompt."""
         layer, of_cache, build = self.layers[index], self.cache.layers[index], self.builds[index]
         read_prompt = layer.forward
-        names, weights = list(weights_of(layer)), list(weights_of(layer).values())
+        named = weights_of(layer)
+        names, weights = list(named), list(named.values())
         if self.graphs is not None:
             self.graphs.look_at(index, weights)
 

@@ -61,6 +61,7 @@ class Place:
 
     def __init__(self, num_rows: int, num_columns: int, device: torch.device) -> None:
         self.num_rows, self.num_columns = num_rows, num_columns
+        self.every_row = torch.arange(num_rows, device=device)
         self.positions = torch.zeros(num_rows, dtype=torch.long, device=device)  # (B,), the column of the next token
         self.end = 0  # attention reads columns [0, end)
         # while prompts are read: the rows that are filled, and the prompt of each
@@ -99,7 +100,7 @@ class RowsLayer(CacheLayerMixin):
             self.keys[rows, :, :, : key_states.shape[2]] = key_states[prompts].transpose(2, 3)
             self.values[rows, :, : value_states.shape[2]] = value_states[prompts]
             return key_states, value_states
-        store_token(self.keys, self.values, place.positions, key_states, value_states)
+        store_token(self.keys, self.values, place.every_row, place.positions, key_states, value_states)
         return self.keys[..., : place.end].transpose(2, 3), self.values[:, :, : place.end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -358,6 +359,23 @@ def until_end(
 
 
 @torch.no_grad()
+def scoring_errors(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    logps: Sequence[Sequence[float]],
+) -> torch.Tensor:
+    """Return how far the log-probs of all tokens are from those of a forward over each whole sequence, in nats."""
+    errors = []
+    for prompt, completion, sampled in zip(prompt_ids, completions, logps, strict=True):
+        tokens = torch.tensor([[*prompt, *completion]], device=model.device)
+        logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        scored = logits.log_softmax(dim=-1).gather(1, tokens[0, len(prompt) :].unsqueeze(1)).squeeze(1)
+        errors.append((scored.cpu() - torch.tensor(sampled)).abs())
+    return torch.cat(errors)
+
+
+@torch.no_grad()
 def why_not(
     engine: RolloutEngine, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, num_rows: int | None = None
 ) -> str | None:
@@ -378,14 +396,14 @@ def why_not(
     except Exception as error:  # whatever a family does differently ends here
         return f"{name} does not run over it ({type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]})"
     distinct = {tuple(prompt): index for index, prompt in enumerate(prompt_ids)}
-    errors = []
+    some = list(distinct.values())[:4]
     with nested(engine.model, skipped):
-        for prompt, index in list(distinct.items())[:4]:
-            tokens = torch.tensor([[*prompt, *completions[index]]], device=engine.model.device)
-            logits = engine.model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-            scored = logits.log_softmax(dim=-1).gather(1, tokens[0, len(prompt) :].unsqueeze(1)).squeeze(1)
-            errors.append((scored.cpu() - torch.tensor(logps[index])).abs())
-    apart = torch.cat(errors)
+        apart = scoring_errors(
+            engine.model,
+            [prompt_ids[index] for index in some],
+            [completions[index] for index in some],
+            [logps[index] for index in some],
+        )
     # Rounding is 1e-6 in float32 and about .01 in bfloat16; another position or mask is more than one.
     is_rounding = apart.mean() < 0.05 and apart.max() < 0.5  # and no nan
     return None if is_rounding else f"{name} gives other log-probabilities over it"
