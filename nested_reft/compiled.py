@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,16 +127,74 @@ def is_setting(name: str, value: Any) -> bool:
     return plain and name not in ("layer_idx", "training") and not name.startswith("_")
 
 
+def siblings(layer: torch.nn.Module, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> list[list[str]]:
+    """Return the names of the linear maps of a layer that read the same tensor, such as those of q, k and v.
+
+    Args:
+        layer: to be called.
+        hidden_states: of the call, (B, 1, W).
+        kwargs: of the call.
+    """
+    readers: dict[tuple[int, bool], list[str]] = {}
+    inputs = []  # kept, so that no two have the same id
+
+    def note(name: str, module: torch.nn.Linear, given: tuple[torch.Tensor, ...]) -> None:
+        inputs.append(given[0])
+        readers.setdefault((id(given[0]), module.bias is not None), []).append(name)
+
+    hooks = [
+        module.register_forward_pre_hook(partial(note, name))
+        for name, module in layer.named_modules()
+        if type(module) is torch.nn.Linear
+    ]
+    layer(hidden_states, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    return [names for names in readers.values() if len(names) > 1]
+
+
+def join(layer: torch.nn.Module, names: list[str]) -> None:
+    """Make one matrix product of linear maps that read the same tensor, in the order in which they are called."""
+    parts = [layer.get_submodule(name) for name in names]
+    sizes = [part.out_features for part in parts]
+    joined = torch.nn.Linear(parts[0].in_features, sum(sizes), bias=parts[0].bias is not None, device="meta")
+    layer.add_module(joined_name(names), joined)
+    outputs: list[torch.Tensor] = []
+
+    def forward(index: int, given: torch.Tensor) -> torch.Tensor:
+        if index == 0:
+            outputs[:] = joined(given).split(sizes, dim=-1)
+        return outputs[index]
+
+    for index, part in enumerate(parts):
+        part.forward = partial(forward, index)
+
+
+def joined_name(names: list[str]) -> str:
+    """Return what `join` calls the module that it makes of these."""
+    return "+".join(names).replace(".", "_")
+
+
 class Step(torch.nn.Module):
     """The decode step of a layer as a function of tensors alone: its weights and buffers are arguments.
 
+    On a CPU linear maps of the same tensor are joined: fewer products, and fewer waits of cores for each other. Their
+    weights are then copied for each roll-out, which a GPU's memory is too precious for.
+
     Args:
         layer: whose step.
-        names: of its weights, in the order of the arguments.
-        kwargs: of an example call of the layer's forward; what is no tensor in them is taken for constant.
+        buffers: keys, values and positions of an example call.
+        hidden_states: of it, (B, 1, W).
+        kwargs: of it; what is no tensor in them is taken for constant.
     """
 
-    def __init__(self, layer: torch.nn.Module, names: list[str], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        layer: torch.nn.Module,
+        buffers: Sequence[torch.Tensor],
+        hidden_states: torch.Tensor,
+        kwargs: dict[str, Any],
+    ) -> None:
         super().__init__()
         # On no device: were its weights those of a real layer, the compiler would take them for constants.
         template = copy.deepcopy(layer).to("meta").eval()
@@ -144,14 +203,29 @@ class Step(torch.nn.Module):
             if hasattr(module, "config"):
                 module.config._attn_implementation = ATTENTION
         self.of_layer = (template,)  # in a tuple: no submodule, whose weights would be exported
-        self.names, self.kwargs = names, kwargs
+        self.kwargs = kwargs
         self.cache_name = next(name for name, value in kwargs.items() if isinstance(value, Cache))
+        self.joined: list[list[str]] = []
+        if hidden_states.device.type == "cpu":
+            on_meta = [tensor.to("meta") for tensor in (*buffers, hidden_states, *tensors_of(kwargs))]
+            self.joined = siblings(template, on_meta[3], self.filled_in(on_meta[:3], on_meta[4:]))
+        for names in self.joined:
+            join(template, names)
+        self.names = list(self.weights(layer))
 
-    def forward(self, *arguments: torch.Tensor) -> Any:
-        """Return the layer's output for (*weights, keys, values, positions, hidden_states, *tensors of kwargs)."""
-        tensors = dict(zip(self.names, arguments, strict=False))
-        keys, values, positions, hidden_states, *given = arguments[len(self.names) :]
-        remaining = iter(given)
+    def weights(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights of a layer of this build by name, in the order of the arguments; joined ones copied."""
+        named = weights_of(layer)
+        for names in self.joined:
+            for kind in ("weight", "bias"):
+                parts = [named.pop(f"{name}.{kind}") for name in names if f"{name}.{kind}" in named]
+                if parts:
+                    named[f"{joined_name(names)}.{kind}"] = torch.cat(parts)
+        return named
+
+    def filled_in(self, buffers: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """Return the keyword arguments of a call with these buffers, and these in the place of `tensors_of` kwargs."""
+        remaining = iter(tensors)
         kwargs: dict[str, Any] = {}
         for name, value in self.kwargs.items():
             if isinstance(value, torch.Tensor):
@@ -160,8 +234,16 @@ class Step(torch.nn.Module):
                 kwargs[name] = tuple(next(remaining) for _ in value)
             else:
                 kwargs[name] = value
+        keys, values, positions = buffers
         kwargs[self.cache_name] = Slot(keys, values, positions, kwargs["attention_mask"].shape[-1])
-        return functional_call(self.of_layer[0], tensors, (hidden_states,), kwargs)
+        return kwargs
+
+    def forward(self, *arguments: torch.Tensor) -> Any:
+        """Return the layer's output for (*weights, keys, values, positions, hidden_states, *tensors of kwargs)."""
+        weights = dict(zip(self.names, arguments, strict=False))
+        *buffers, hidden_states = arguments[len(self.names) :][:4]
+        kwargs = self.filled_in(buffers, arguments[len(self.names) + 4 :])
+        return functional_call(self.of_layer[0], weights, (hidden_states,), kwargs)
 
 
 def tensors_of(kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -269,8 +351,9 @@ class Pieces:
     def __init__(self, model: PreTrainedModel, cache: Cache, place: Any) -> None:
         self.layers, self.cache, self.place = decoder_layers(model), cache, place
         self.return_tuples = layers_return_tuples(model)
-        self.builds = [build_of(layer) for layer in self.layers]
-        self.steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        builds = [build_of(layer) for layer in self.layers]
+        self.first_alike = [builds.index(build) for build in builds]  # by layer: the first one built like it
+        self.steps: dict[int, tuple[Step, Callable[..., Any]]] = {}
         self.graphs = Graphs() if place.positions.device.type == "cuda" else None
 
     @contextmanager
@@ -282,12 +365,9 @@ class Pieces:
 
     def piece(self, index: int) -> Callable[..., Any]:
         """Return what runs in the place of a layer: the compiled step for a token, the layer itself for a prompt."""
-        layer, of_cache, build = self.layers[index], self.cache.layers[index], self.builds[index]
+        layer, of_cache, alike = self.layers[index], self.cache.layers[index], self.first_alike[index]
         read_prompt = layer.forward
-        named = weights_of(layer)
-        names, weights = list(named), list(named.values())
-        if self.graphs is not None:
-            self.graphs.look_at(index, weights)
+        weights: list[torch.Tensor] = []
 
         def forward(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
             if self.place.prompts_of is not None or not of_cache.is_initialized:
@@ -295,13 +375,19 @@ class Pieces:
             mask = kwargs["attention_mask"]
             buffers = (of_cache.keys, of_cache.values, self.place.positions)
             changing = [hidden_states, *tensors_of(kwargs)]
-            if build not in self.steps:
-                self.steps[build] = compile_step(Step(layer, names, kwargs), [*weights, *buffers, *changing], mask)
-            step = self.steps[build]
+            if alike not in self.steps:
+                step = Step(layer, buffers, hidden_states, kwargs)
+                example = [*step.weights(layer).values(), *buffers, *changing]
+                self.steps[alike] = step, compile_step(step, example, mask)
+            step, run = self.steps[alike]
+            if not weights:  # the first token
+                weights.extend(step.weights(layer).values())
+                if self.graphs is not None:
+                    self.graphs.look_at(index, weights)
             if self.graphs is None:
-                output = step([*weights, *buffers, *changing])
+                output = run([*weights, *buffers, *changing])
             else:
-                output = self.graphs.run(index, step, weights, buffers, changing, mask.shape[-1])
+                output = self.graphs.run(index, run, weights, buffers, changing, mask.shape[-1])
             return (output, None) if self.return_tuples else output
 
         return forward

@@ -76,6 +76,9 @@ def test_compiled_layers_are_the_same_function_and_no_mask_compiles_anything(fam
     engine = check_against_generate(build(family), compiled=True)
     assert len(engine.pieces.steps) == {"qwen2": 1, "gemma2": 2}[family]  # gemma2 has layers of two builds
     assert not any("forward" in vars(layer) for layer in engine.pieces.layers)
+    for step, _ in engine.pieces.steps.values():
+        attention, mlp = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
+        assert step.joined == [[*attention], [*mlp]], "one matrix product of what reads the same"
 
 
 @pytest.mark.slow
@@ -115,6 +118,7 @@ def test_compiled_layers_see_the_weights_of_now(small_model):
     with torch.no_grad():
         for layer in engine.pieces.layers:
             layer.mlp.down_proj.weight.mul_(-2)
+            layer.mlp.up_proj.weight.mul_(3)  # joined with another one, so copied
     completions, logps = engine.sample(PROMPTS, GREEDY, seed=0)
     assert completions == by_generate(small_model, []) != before[0]
     assert logps[0] == pytest.approx(scored(small_model, [], completions)[0], abs=1e-5)
