@@ -127,7 +127,8 @@ def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
         figure, axes = plt.subplots(len(results), 2, figsize=size, squeeze=False, layout="constrained")
         for (against, skip), result in zip(axes, results, strict=True):
             settings = result["settings"]
-            threads = f", {result['threads']} threads" if result.get("device") == "cpu" else ""
+            plural = "" if result["threads"] == 1 else "s"
+            threads = f", {result['threads']} thread{plural}" if result.get("device") == "cpu" else ""
             against.set_title(f"{settings['model']}\n{settings['prompts']} x {settings['generations']}{threads}")
             speed_ups = result["generate"]["speed_up"]
             against.bar(

@@ -320,6 +320,17 @@ def bench_grade(
         )
 
 
+def check_folder(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written, before minutes are spent on what it is to hold.
+
+    Raises:
+        ConfigError: if its folder is not there.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: {path.parent} is no folder; make it, or give another one")
+    return path
+
+
 Measured = Annotated[
     str, typer.Argument(help="A model folder, embedded/<name>, or, with random weights, qwen2.5-1.5b or qwen2.5-7b.")
 ]
@@ -328,7 +339,10 @@ Generations = Annotated[int, typer.Option(min=2, help="Completions of each promp
 NewTokens = Annotated[int, typer.Option(min=2, help="Tokens of a completion.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default what it takes.")]
 Pairs = Annotated[int, typer.Option(min=1, help="Rounds, in each of which every variant runs once.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Where to write everything, raw samples too.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", dir_okay=False, callback=check_folder, help="Where to write everything, raw samples too."),
+]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")]
 
 
@@ -431,7 +445,9 @@ def bench_eval(
 @bench_app.command("figure")
 def bench_figure(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="What `bench rollout` wrote.")],
-    out: Annotated[Path, typer.Option(help="The figure, without its ending; SVG and PNG are written.")],
+    out: Annotated[
+        Path, typer.Option(callback=check_folder, help="The figure, without its ending; SVG and PNG are written.")
+    ],
 ) -> None:
     """Draw measurements of roll-outs, one row for each file."""
     from nested_reft import bench_report, plots

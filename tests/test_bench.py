@@ -221,7 +221,15 @@ def test_what_does_not_fit_into_the_budget_is_named(tmp_path):
         (("rollout", "embedded/tiny-28", "--dtype", "int8"), "give float32 or bfloat16"),
         (("train", "nowhere"), "'nowhere' does not exist here"),
         (("eval", "qwen2.5-7b"), "give a trained model"),
+        (
+            ("rollout", "embedded/tiny-28", "--json", "nowhere/a.json"),
+            "nowhere/a.json cannot be written: nowhere is no",
+        ),
         (("figure", str(ROOT / "README.md"), "--out", "nowhere"), "give such files alone"),
+        (
+            ("figure", str(ROOT / "README.md"), "--out", "nowhere/a"),
+            "nowhere/a cannot be written: nowhere is no folder",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(arguments, told):
