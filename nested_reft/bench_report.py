@@ -127,9 +127,10 @@ def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
         figure, axes = plt.subplots(len(results), 2, figsize=size, squeeze=False, layout="constrained")
         for (against, skip), result in zip(axes, results, strict=True):
             settings = result["settings"]
-            plural = "" if result["threads"] == 1 else "s"
-            threads = f", {result['threads']} thread{plural}" if result.get("device") == "cpu" else ""
-            against.set_title(f"{settings['model']}\n{settings['prompts']} x {settings['generations']}{threads}")
+            title = f"{settings['model']}\n{settings['prompts']} x {settings['generations']}"
+            if result.get("device") == "cpu":
+                title += f", {result['threads']} thread" + ("s" if result["threads"] > 1 else "")
+            against.set_title(title)
             speed_ups = result["generate"]["speed_up"]
             against.bar(
                 list(speed_ups),
