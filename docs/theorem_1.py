@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2Fo
 
 from nested_reft.mitigation import importance_ratio, mitigated_ratio, weigh
 from nested_reft.nesting import draw_mask, nested, valid_layers
-from nested_reft.rollout import sample
+from nested_reft.rollout.sampler import sample
 
 NUM_LAYERS, VOCABULARY, LENGTH = 8, 6, 3
 PROMPT = [1, 2, 3]
@@ -149,7 +149,7 @@ def draw(path: Path) -> None:
     """Draw bias and standard deviation of one sequence's gradient against the skip ratio."""
     import matplotlib.pyplot as plt
 
-    from nested_reft.plots import COLORS, STYLE
+    from nested_reft.report.figures import COLORS, STYLE
 
     model = toy_model()
     gradients = token_gradients(model)

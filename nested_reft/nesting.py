@@ -61,7 +61,7 @@ def nested(model: "torch.nn.Module", skipped: Sequence[int]) -> Iterator[None]:
 
     The weights stay shared and the modules in place; the cache of a skipped layer stays empty.
     """
-    from nested_reft.models import decoder_layers, forwards, layers_return_tuples
+    from nested_reft.model.layers import decoder_layers, forwards, layers_return_tuples
 
     stand_in = identity_in_tuple if skipped and layers_return_tuples(model) else identity
     with forwards(decoder_layers(model), dict.fromkeys(skipped, stand_in)):

@@ -25,11 +25,11 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, pad
 
-from nested_reft.config import Nesting
+from nested_reft.config.sections import Nesting
 from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
-from nested_reft.models import NestingError, check_nestable, decoder_layers, language_model, skippable_layers
+from nested_reft.model.layers import NestingError, check_nestable, decoder_layers, language_model, skippable_layers
 from nested_reft.nesting import draw_mask, num_skipped
-from nested_reft.rollout import Sampler, refuse_filters
+from nested_reft.rollout.sampler import Sampler, refuse_filters
 
 TrainerToBe: Any = object  # the hooks below find the rest of themselves in the TRL trainer they are mixed with
 

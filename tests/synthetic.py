@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nested_reft.analysis import PHASES, products, train_folder
-from nested_reft.config import Study, parse_settings, runs
-from nested_reft.evaluation import metrics_of, write_records
-from nested_reft.tracking import write_json, write_rows
+from nested_reft.config.sections import Study, parse_settings, runs
+from nested_reft.records.mlflow_mirror import write_json, write_rows
+from nested_reft.report.tables import PHASES, products, train_folder
+from nested_reft.stages.evaluate import metrics_of, write_records
 
 SIZES = {"one-step": 60, "multi-step": 40, "algebra": 50}
 PROVENANCE = {

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from nested_reft.models import decoder_layers, layers_return_tuples
+from nested_reft.model.layers import decoder_layers, layers_return_tuples
 from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
 
 

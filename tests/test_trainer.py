@@ -12,13 +12,14 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from nested_reft import engine, rollout
-from nested_reft.config import Nesting
-from nested_reft.grading import correctness
+from nested_reft.config.sections import Nesting
+from nested_reft.grading.compare import correctness
 from nested_reft.mitigation import off_policy_metrics
-from nested_reft.models import NestingError, decoder_layers, load_model
+from nested_reft.model.layers import NestingError, decoder_layers, load_model
 from nested_reft.nesting import draw_mask, nested, valid_layers
-from nested_reft.rollout import Sampler, sample
+from nested_reft.rollout import engine
+from nested_reft.rollout import sampler as rollout
+from nested_reft.rollout.sampler import Sampler, sample
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 from .conftest import ROOT, TINY

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from nested_reft.config import Study, parse_settings, runs
-from nested_reft.tracking import open_store, read_json, read_rows
+from nested_reft.config.sections import Study, parse_settings, runs
+from nested_reft.records.mlflow_mirror import open_store, read_json, read_rows
 
 from .conftest import DATA, ROOT, needs_data, run, snakemake
 

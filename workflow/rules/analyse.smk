@@ -22,8 +22,8 @@ rule analyse:
         tracking=ancient(rules.tracking_store.output.store),
         # cheap enough to follow its code
         code=[
-            f"{workflow.basedir}/nested_reft/{module}.py"
-            for module in ("analysis", "captions", "plots", "statistics")
+            f"{workflow.basedir}/nested_reft/report/{module}.py"
+            for module in ("tables", "captions", "figures", "statistics")
         ],
     output:
         results=f"{REPORTS}/results.csv",

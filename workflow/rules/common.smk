@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from snakemake.utils import Paramspace
 
-from nested_reft.config import ConfigError, Study, canonical, parse_settings, runs
+from nested_reft.config.sections import ConfigError, Study, canonical, parse_settings, runs
 
 try:
     STUDY = parse_settings(Study, config)

@@ -1,0 +1,1 @@
+"""Measurements of speed that users and reviewers can repeat."""

@@ -1,0 +1,1 @@
+"""The command line: one sub-command per stage of a study, and a few for people."""

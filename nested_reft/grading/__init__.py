@@ -1,0 +1,1 @@
+"""Answers of completions: extracted, compared with the expected answer, and rewarded."""

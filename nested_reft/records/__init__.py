@@ -1,0 +1,1 @@
+"""The record of every stage: files first, MLflow as their mirror."""

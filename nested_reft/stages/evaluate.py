@@ -1,0 +1,195 @@
+"""Benchmarks: completions of every problem, graded, as per-problem records; accuracies with intervals.
+
+The records hold all that a verdict comes from, so that grading can be repeated without the model
+(`nested-reft evaluate --regrade`): torch is imported where completions are generated, and only there.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nested_reft.config.sections import ConfigError, Evaluation, Prompt
+from nested_reft.data.prompts import format_prompt
+from nested_reft.grading import compare as grading
+from nested_reft.records.mlflow_mirror import StageRecord, provenance, read_json, read_rows, write_json
+from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
+
+# Of the intervals among the metrics of a run; those of the report are at `analysis.confidence`.
+CONFIDENCE = 0.95
+
+
+def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
+    """Return one completion per prompt and its length in tokens; the whole model, no layer skipped."""
+    if settings.sampler == "vllm":
+        from nested_reft.rollout.vllm import complete
+
+        return complete(model_path, prompts, settings)
+    import torch
+    from tqdm import tqdm
+
+    from nested_reft.model.layers import end_token_ids, load_model
+    from nested_reft.rollout.engine import Sampling
+    from nested_reft.rollout.sampler import engine_for
+
+    model, tokenizer = load_model(Path(model_path), settings.dtype)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    sampling = Sampling(
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.top_p if settings.temperature > 0 else 1.0,
+        eos_token_ids=end_token_ids(model, tokenizer),
+    )
+    with tqdm(total=len(prompts), unit="completion", disable=not sys.stderr.isatty()) as progress:
+        engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size)
+        if engine is None:
+            completions = complete_by_generate(model, tokenizer, prompt_ids, settings, progress.update)
+        else:
+            completions, _ = engine.sample(
+                prompt_ids, sampling, settings.seed, num_rows=settings.batch_size, on_finished=progress.update
+            )
+    return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
+
+
+def complete_by_generate(
+    model: Any, tokenizer: Any, prompt_ids: list[list[int]], settings: Evaluation, on_finished: Callable[[int], object]
+) -> list[list[int]]:
+    """Return the completions that transformers' `generate` draws, up to and including their end tokens."""
+    import torch
+    from transformers import GenerationConfig
+
+    # Nothing of a model's own generation settings but its tokens: some ship a repetition penalty.
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    drawing: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        drawing = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    torch.manual_seed(settings.seed)
+
+    # Neighbours of similar length waste the least padding; the order is undone by what is filled in.
+    order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), index))
+    completions: list[list[int]] = [[]] * len(prompt_ids)
+    for start in range(0, len(order), settings.batch_size):
+        indices = order[start : start + settings.batch_size]
+        rows = {"input_ids": [prompt_ids[index] for index in indices]}
+        batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **drawing)
+        for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            completions[index] = [token for token in row if token != tokenizer.pad_token_id]
+        on_finished(len(indices))
+    return completions
+
+
+def grade(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records with `extracted`, `correct` and `how`, from `completion` and `answer`."""
+    verdicts = [
+        grading.grade(text, list(answer))
+        for text, answer in zip(records["completion"], records["answer"], strict=True)
+    ]
+    graded = records.copy()
+    for field in ("extracted", "correct", "how"):
+        graded[field] = [getattr(verdict, field) for verdict in verdicts]
+    return graded
+
+
+def problem_scores(records: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per problem: benchmark, problem_id, `correct` (how many samples are) and `samples`."""
+    grouped = records.groupby(["benchmark", "problem_id"], sort=False)["correct"]
+    return grouped.agg(correct="sum", samples="size").reset_index()
+
+
+def metrics_of(records: pd.DataFrame) -> dict[str, float]:
+    """Return what a run reports of each benchmark and, as their unweighted mean, overall.
+
+    `pass_at_1` is the share of correct completions, with Wilson's interval per benchmark and a bootstrap
+    over problems overall; `n` counts problems; `pass_at_k` is unbiased, for k = 2, 4, ... up to the samples
+    of a problem; `truncated` is the share that reached the longest length, `mean_length` in tokens, and
+    `grading_timeouts` counts the answers that are wrong for taking the grader too long.
+    """
+    problems = problem_scores(records)
+    samples = int(problems["samples"].max())
+    metrics: dict[str, float] = {}
+    for benchmark, rows in records.groupby("benchmark", sort=False):
+        of_benchmark = problems[problems["benchmark"] == benchmark]
+        scores = (of_benchmark["correct"] / samples).to_numpy()
+        low, high = wilson_interval(scores.mean(), effective_n(scores), CONFIDENCE)
+        prefix = f"eval/{benchmark}"
+        metrics[f"{prefix}/pass_at_1"] = float(scores.mean())
+        metrics[f"{prefix}/ci_low"], metrics[f"{prefix}/ci_high"] = low, high
+        metrics[f"{prefix}/n"] = len(of_benchmark)
+        for power in range(1, samples.bit_length()):
+            k = 2**power
+            estimates = pass_at_k(of_benchmark["correct"], samples, k)
+            metrics[f"{prefix}/pass_at_{k}"] = float(estimates.mean())
+        metrics[f"{prefix}/truncated"] = float(rows["truncated"].mean())
+        metrics[f"{prefix}/mean_length"] = float(rows["length"].mean())
+        metrics[f"{prefix}/grading_timeouts"] = int(rows["how"].isin(["timeout", "died"]).sum())
+    benchmarks = list(records["benchmark"].unique())
+    of_one = [
+        name.removeprefix(f"eval/{benchmarks[0]}/") for name in metrics if name.startswith(f"eval/{benchmarks[0]}/")
+    ]
+    for name in of_one:
+        values = [metrics[f"eval/{benchmark}/{name}"] for benchmark in benchmarks]
+        metrics[f"eval/overall/{name}"] = (
+            sum(values) if name in ("n", "grading_timeouts") else sum(values) / len(values)
+        )
+    scores = (problems["correct"] / samples).to_numpy()
+    low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
+    metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
+    return metrics
+
+
+def write_records(records: pd.DataFrame, folder: Path) -> None:
+    """Write `records.parquet` in one piece."""
+    records.to_parquet(folder / "records.parquet.part", index=False)
+    (folder / "records.parquet.part").replace(folder / "records.parquet")
+
+
+def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: Path, record: StageRecord) -> None:
+    """Run all benchmarks; write `records.parquet` (a row per completion) and the metrics."""
+    started = time.perf_counter()
+    problems = pd.DataFrame(read_rows(benchmarks))
+    problems.insert(1, "problem_id", problems.groupby("benchmark", sort=False).cumcount())
+    problems["prompt"] = [format_prompt(problem, prompt.template) for problem in problems["problem"]]
+    records = problems.loc[problems.index.repeat(settings.num_samples)].reset_index(drop=True)
+    records.insert(2, "sample", records.groupby(["benchmark", "problem_id"], sort=False).cumcount())
+    records["completion"], records["length"] = generate_completions(model_path, list(records["prompt"]), settings)
+    records["truncated"] = records["length"] >= settings.max_new_tokens
+    records = grade(records)
+    write_records(records, record.out)
+    record.finish(metrics_of(records) | {"evaluation_runtime_s": time.perf_counter() - started})
+
+
+def regrade(folder: Path) -> int:
+    """Grade the records of a finished evaluation again; return how many verdicts changed.
+
+    `records.parquet` and `metrics.json` are written anew, and `run.json` notes by which code.
+
+    Raises:
+        ConfigError: if the folder holds no finished evaluation.
+    """
+    if not all((folder / name).exists() for name in ("records.parquet", "metrics.json", "run.json")):
+        raise ConfigError(
+            f"{folder} holds no finished evaluation (records.parquet, metrics.json, run.json); "
+            "give --out the folder of one, as results/<study>/evaluate/..."
+        )
+    before = pd.read_parquet(folder / "records.parquet")
+    records = grade(before)
+    old = read_json(folder / "metrics.json")
+    made_with = provenance()
+    note = {
+        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "git_commit": made_with["git_commit"],
+        "git_dirty": made_with["git_dirty"],
+        "packages": made_with["packages"],
+    }
+    write_records(records, folder)
+    write_json(folder / "metrics.json", metrics_of(records) | {"evaluation_runtime_s": old["evaluation_runtime_s"]})
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"regraded": note})
+    return int((records["correct"] != before["correct"]).sum())

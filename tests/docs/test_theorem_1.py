@@ -1,0 +1,97 @@
+"""Theorem 1 on a model where everything can be counted (docs/theorem_1.py), through the code that trains."""
+
+import importlib.util
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from nested_reft.mitigation import importance_ratio, off_policy_metrics
+from nested_reft.nesting import nested
+from nested_reft.rollout.sampler import sample
+
+from .conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("theorem_1", ROOT / "docs" / "theorem_1.py")
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy.toy_model()
+
+
+@pytest.fixture(scope="module")
+def gradients(model):
+    return toy.token_gradients(model)
+
+
+def test_sequences_are_all_there_is(model):
+    logps, nested_logps = toy.policies(model, 2)
+    for of_policy in (logps, *nested_logps):
+        assert of_policy.sum(1).exp().sum().item() == pytest.approx(1.0)
+    assert torch.equal(toy.index_of(toy.SEQUENCES), torch.arange(len(toy.SEQUENCES)))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_by_enumeration(k, model, gradients):
+    """Only the ratio of the whole sequence is unbiased; `retrace` pays with bias for the smallest variance."""
+    found = {
+        name: toy.moments(k, mitigation, level, model, gradients)
+        for name, (mitigation, level) in toy.ESTIMATORS.items()
+    }
+    assert found["is, sequence"].bias < 1e-6
+    assert found["practical"].bias > max(found["is"].bias, found["retrace"].bias) > 0.5
+    assert found["retrace"].standard_deviation == min(of_one.standard_deviation for of_one in found.values())
+    assert found["is, sequence"].standard_deviation == max(of_one.standard_deviation for of_one in found.values())
+
+
+@pytest.mark.parametrize(("mitigation", "level"), [("is", "sequence"), ("retrace", "token"), ("practical", "token")])
+def test_by_sampling(mitigation, level, model, gradients):
+    """Over masks and sampled sequences: within 3 standard errors of the exact one, or as biased as counted"""
+    logps, behaviors = toy.policies(model, 2)
+    exact = toy.exact_gradient(logps, gradients)
+    expected = torch.zeros_like(exact)
+    for behavior in behaviors:
+        weight = toy.weights(mitigation, level, logps, behavior)
+        probability = behavior.sum(1).exp() / len(behaviors)
+        expected += torch.einsum("s,st,stp->p", probability * toy.ADVANTAGES, weight, gradients)
+
+    torch.manual_seed(0)
+    steps = torch.stack([toy.sampled_gradient(model, mitigation, level, 2, step, rows=64) for step in range(200)])
+    directions = torch.randn(20, len(exact), generator=torch.Generator().manual_seed(1)).double()
+    directions = torch.cat([directions, exact.unsqueeze(0)])
+    if mitigation != "is":
+        directions = torch.cat([directions, (expected - exact).unsqueeze(0)])
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    along = steps @ directions.T  # (steps, directions)
+    standard_error = along.std(0) / len(steps) ** 0.5
+    from_enumeration = (along.mean(0) - directions @ expected).abs() / standard_error
+    from_exact = (along.mean(0) - directions @ exact).abs() / standard_error
+    assert from_enumeration.max() < 3  # our sampler, ratio, weight and backward pass do what was counted
+    assert (from_exact.max() < 3) == (mitigation == "is")  # and only importance weights are unbiased
+
+
+@pytest.mark.parametrize("skipped", [[1], [1, 3, 5]])
+def test_expectations_of_the_ratio(skipped, model):
+    """E_mu[r] = 1 and E_mu[min(1, r)] = 1 - TV(mu, pi), within 3 standard errors, on sampled first tokens."""
+    with torch.no_grad():
+        prompt = torch.tensor([toy.PROMPT])
+        pi = model(prompt).logits[0, -1].softmax(-1)
+        with nested(model, skipped):
+            mu = model(prompt).logits[0, -1].softmax(-1)
+            torch.manual_seed(0)
+            config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, max_new_tokens=1, pad_token_id=0)
+            completions, logps = sample(model, [toy.PROMPT] * 20_000, config, [toy.NEVER])
+    tokens = torch.tensor(completions)  # (20000, 1)
+    log_pi = pi.log()[tokens]
+    ratio = importance_ratio(log_pi, torch.tensor(logps), torch.ones_like(log_pi), "token")
+    total_variation = (mu - pi).abs().sum().item() / 2
+    assert total_variation > 0.05
+    for values, expected in ((ratio, 1.0), (ratio.clamp(max=1), 1 - total_variation)):
+        assert abs(values.mean().item() - expected) < 3 * values.std().item() / len(values) ** 0.5
+    log_ratio = (log_pi - torch.tensor(logps)).flatten()
+    metrics = off_policy_metrics(log_ratio, log_ratio.exp(), torch.ones(len(tokens)))
+    assert metrics["sampling/acceptance_rate"] == pytest.approx(ratio.clamp(max=1).mean().item())
+    assert metrics["sampling/kl"] == pytest.approx((mu * (mu / pi).log()).sum().item(), abs=0.02)

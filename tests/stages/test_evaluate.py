@@ -1,0 +1,123 @@
+"""Per-problem records, the metrics that come from them, and grading them again without a model."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from nested_reft.config.sections import Evaluation, Prompt
+from nested_reft.records.mlflow_mirror import StageRecord, read_json, write_json, write_rows
+from nested_reft.report.statistics import pass_at_k
+from nested_reft.stages import evaluate as evaluation
+from nested_reft.stages.evaluate import evaluate, metrics_of, problem_scores
+
+from .conftest import ROOT, TINY, run
+
+PROBLEMS = [
+    {"benchmark": "sums", "problem": "1 + 1?", "answer": ["2"]},
+    {"benchmark": "sums", "problem": "2 + 2?", "answer": ["4", "four"]},
+    {"benchmark": "sums", "problem": "3 + 3?", "answer": ["6"]},
+    {"benchmark": "halves", "problem": "1 / 2?", "answer": ["1/2"]},
+]
+
+
+@pytest.fixture()
+def evaluated(tmp_path, monkeypatch):
+    """Return a function that evaluates canned completions and gives the folder."""
+
+    def work(completions: list[str], **settings):
+        write_rows(tmp_path / "benchmarks.jsonl", PROBLEMS)
+        lengths = [len(text) for text in completions]
+        monkeypatch.setattr(evaluation, "generate_completions", lambda *_: (completions, lengths))
+        record = StageRecord(tmp_path / "out", "evaluate", {"model": "m"}, {}, {}, None, "study")
+        evaluate(Evaluation(**settings), Prompt(), "unused", tmp_path / "benchmarks.jsonl", record)
+        return tmp_path / "out"
+
+    return work
+
+
+ANSWERS = ["\\boxed{2}", "it is \\boxed{four}", "no box", "\\boxed{0.5}"]
+
+
+def test_a_record_holds_all_that_its_verdict_comes_from(evaluated):
+    records = pd.read_parquet(evaluated(ANSWERS, max_new_tokens=10) / "records.parquet")
+    assert list(records["problem_id"]) == [0, 1, 2, 0]
+    assert list(records["completion"]) == ANSWERS
+    assert list(records["extracted"].fillna("none")) == ["2", "four", "none", "0.5"]
+    assert list(records["correct"]) == [True, True, False, True]
+    assert list(records["truncated"]) == [False, True, False, True]
+    assert all("boxed" in prompt and problem in prompt for prompt, problem in records[["prompt", "problem"]].values)
+
+
+def test_metrics_by_hand(evaluated):
+    metrics = read_json(evaluated(ANSWERS, max_new_tokens=10) / "metrics.json")
+    assert metrics["eval/sums/pass_at_1"] == pytest.approx(2 / 3)
+    assert metrics["eval/halves/pass_at_1"] == 1.0
+    assert metrics["eval/overall/pass_at_1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert (metrics["eval/sums/n"], metrics["eval/overall/n"]) == (3, 4)
+    assert metrics["eval/sums/truncated"] == pytest.approx(1 / 3)
+    assert metrics["eval/sums/mean_length"] == pytest.approx((9 + 18 + 6) / 3)
+    assert (metrics["eval/sums/ci_low"], metrics["eval/sums/ci_high"]) == pytest.approx((0.2077, 0.9385), abs=1e-4)
+    assert metrics["eval/overall/ci_low"] < metrics["eval/overall/pass_at_1"] <= metrics["eval/overall/ci_high"]
+    assert not [name for name in metrics if "pass_at_2" in name]
+
+
+def test_several_samples_tell_pass_at_k_for_powers_of_two(evaluated):
+    right, wrong = "\\boxed{2}", "\\boxed{3}"
+    completions = [right, wrong, right, wrong, wrong] + [wrong] * 10 + ["\\boxed{1/2}"] * 5
+    folder = evaluated(completions, num_samples=5, temperature=0.6)
+    records, metrics = pd.read_parquet(folder / "records.parquet"), read_json(folder / "metrics.json")
+    assert list(records["sample"][:6]) == [0, 1, 2, 3, 4, 0]
+    assert list(problem_scores(records)["correct"]) == [2, 0, 0, 5]
+    assert metrics["eval/sums/pass_at_1"] == pytest.approx(2 / 15)
+    assert metrics["eval/sums/pass_at_2"] == pytest.approx(pass_at_k([2, 0, 0], 5, 2).mean())
+    assert metrics["eval/overall/pass_at_4"] == pytest.approx((1 / 3 + 1) / 2)
+    assert "eval/sums/pass_at_8" not in metrics and "eval/sums/pass_at_5" not in metrics
+
+
+def test_grading_again_changes_what_the_grader_says_otherwise_and_needs_no_torch(evaluated):
+    folder = evaluated(ANSWERS, max_new_tokens=10)
+    records, metrics = pd.read_parquet(folder / "records.parquet"), read_json(folder / "metrics.json")
+    records.assign(correct=False).to_parquet(folder / "records.parquet", index=False)
+    write_json(folder / "metrics.json", {"evaluation_runtime_s": metrics["evaluation_runtime_s"]})
+    program = (
+        "import sys; sys.argv = ['nested-reft', 'evaluate', '--regrade', '--out', sys.argv[1]]\n"
+        "from nested_reft.cli.stages import app\n"
+        "app(standalone_mode=False)\n"
+        "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("3 verdicts changed"), done.stdout + done.stderr
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "records.parquet"), records)
+    assert read_json(folder / "metrics.json") == metrics
+    assert read_json(folder / "run.json")["regraded"]["git_commit"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--regrade"], "holds no finished evaluation"),
+        (["--regrade", "--settings", "{}"], "leave the other options out"),
+        ([], "needs --settings, --model and --benchmarks"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, arguments, words):
+    finished = run("nested-reft", "evaluate", "--out", str(tmp_path), *arguments)
+    assert finished.returncode == 2
+    assert words in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_samples_of_the_embedded_model_follow_their_seed(tmp_path):
+    settings = Evaluation(num_samples=3, temperature=1.0, max_new_tokens=6, dtype="float32", batch_size=4)
+    prompts = ["Anna has 3 apples and buys 4. How many apples does she have?"] * 6
+    once = evaluation.generate_completions(str(TINY), prompts, settings)
+    assert once == evaluation.generate_completions(str(TINY), prompts, settings)
+    assert len(set(once[0])) > 1
+    other = settings.model_copy(update={"seed": 1})
+    assert once != evaluation.generate_completions(str(TINY), prompts, other)
+
+
+def test_metrics_do_not_depend_on_the_order_of_records(evaluated):
+    records = pd.read_parquet(evaluated(ANSWERS) / "records.parquet")
+    assert metrics_of(records)["eval/sums/ci_low"] == metrics_of(records[::-1])["eval/sums/ci_low"]

@@ -1,0 +1,154 @@
+"""The training stage: its record, its reproducibility, and going on after a kill. The hooks are test_trainer.py's."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from nested_reft.config.sections import ConfigError, Nesting, Prompt, Run, Training
+from nested_reft.data.prompts import format_prompt
+from nested_reft.model.layers import load_model
+from nested_reft.records.mlflow_mirror import StageRecord, read_json, read_rows
+from nested_reft.stages import train as training
+
+from .conftest import TINY
+
+SMALL = Training(
+    max_steps=3,
+    prompts_per_step=2,
+    num_generations=4,
+    max_completion_length=26,
+    learning_rate=1e-3,
+    per_device_train_batch_size=4,
+    bf16=False,
+    gradient_checkpointing=False,
+    save_steps=1,
+)
+
+
+@pytest.fixture()
+def problems():
+    from nested_reft.embedded.problems import generate
+
+    rows = generate("mixed", "train", 4, seed=3)  # two steps are an epoch: tests cross its boundary
+    return [{"problem": row.problem, "solution": row.solution, "answer": row.answer} for row in rows]
+
+
+@pytest.fixture()
+def data(tmp_path, problems):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    return tmp_path / "train.jsonl"
+
+
+def run_cell(out, data, skip_ratio, mitigation, settings=SMALL):
+    """Train one cell as the stage does; return its folder."""
+    cell = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, mitigation=mitigation, seed=0)
+    record = StageRecord(out, "train", cell.model_dump(), settings.model_dump(), {}, None, "test")
+    training.train(settings, Nesting(), Prompt(), cell, TINY, data, record)
+    return out
+
+
+def weights(folder):
+    return load_model(folder / "model", "float32")[0].state_dict()
+
+
+def untimed(folder):
+    """Return the rows of a run without what is measured, which differs each time."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "time")) and "memory" not in k} for row in rows]
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_run_and_mitigations_differ(tmp_path, data):
+    one, two = (run_cell(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
+    assert equal(weights(one), weights(two))
+    assert (one / "nested_layers.jsonl").read_text() == (two / "nested_layers.jsonl").read_text()
+    assert untimed(one) == untimed(two)
+    practical, base = (run_cell(tmp_path / name, data, 0.15, name) for name in ("practical", "base"))
+    trained = [weights(folder) for folder in (one, practical, base)]
+    assert not any(equal(trained[i], trained[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_rows_hold_what_the_study_needs(tmp_path, data):
+    folder = run_cell(tmp_path / "run", data, 0.15, "base")
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["nesting/num_skipped"] == len(row["nesting/skipped_layers"]) == 4
+        assert row["completions/min_length"] == row["completions/max_length"] == 26  # fixed length
+        assert row["sampling/kl"] > 0 and 0 < row["sampling/acceptance_rate"] < 1 and 0 < row["sampling/ess"] <= 1
+        parts = [row[f"perf/{phase}_s"] for phase in ("generate", "score", "fwd_bwd", "optimizer")]
+        assert all(part > 0 for part in parts) and sum(parts) <= row["perf/step_s"] * 1.01
+    assert len({tuple(row["nesting/skipped_layers"]) for row in rows}) == 3  # a mask per gradient step
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["num_tokens"] == rows[-1]["num_tokens"]
+    assert metrics["token_speed_tok_s"] == pytest.approx(metrics["num_tokens"] / metrics["train_runtime_s"])
+    assert not (folder / "checkpoints").exists()
+
+
+def test_without_a_skipped_layer_the_measured_ratio_is_the_noise_floor(tmp_path, data):
+    (row, *_) = read_rows(run_cell(tmp_path / "run", data, 0.0, "base") / "metrics.jsonl")
+    assert row["sampling/raw_importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+    assert row["sampling/acceptance_rate"] == pytest.approx(1.0, abs=1e-4)
+    assert row["sampling/importance_sampling_ratio/min"] == row["sampling/importance_sampling_ratio/max"] == 1.0
+
+
+def test_too_few_problems_are_one_sentence(tmp_path, data):
+    data.write_text(data.read_text().split("\n")[0] + "\n")
+    with pytest.raises(ConfigError, match=r"has 1 problems, fewer than the 2 of a step"):
+        run_cell(tmp_path / "run", data, 0.15, "base")
+
+
+REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_per_generation": 2, "save_steps": 2})
+
+
+@pytest.mark.parametrize(
+    ("settings", "algorithm"), [(SMALL, "grpo"), (SMALL, "rloo"), (REUSED, "grpo")], ids=["grpo", "rloo", "reused"]
+)
+def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path, data, monkeypatch):
+    settings = settings.model_copy(update={"algorithm": algorithm})
+    whole = run_cell(tmp_path / "whole", data, 0.15, "retrace", settings)
+    stopped = tmp_path / "stopped"
+    log = StageRecord.log
+
+    def die_at_the_last(self, step, metrics):
+        if step == settings.max_steps:
+            raise KeyboardInterrupt
+        log(self, step, metrics)
+
+    monkeypatch.setattr(StageRecord, "log", die_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(stopped, data, 0.15, "retrace", settings)
+    monkeypatch.setattr(StageRecord, "log", log)
+    assert not (stopped / "run.json").exists() and not (stopped / "model").exists()
+    run_cell(stopped, data, 0.15, "retrace", settings)
+    assert read_json(stopped / "run.json")["attempts"] == 2
+    assert untimed(stopped) == untimed(whole)
+    assert (stopped / "nested_layers.jsonl").read_text() == (whole / "nested_layers.jsonl").read_text()
+    assert equal(weights(stopped), weights(whole))
+
+
+def test_the_embedded_tokenizer_round_trips_and_its_chat_template_is_the_prompt():
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    for text in (
+        "\\frac{1}{2} \\boxed{-12,345.67}\n\tπ ≈ 3.14159",
+        "日本語\x00é",
+        "if x:\n    return 1  # two  spaces",
+    ):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
+    messages = [{"role": "user", "content": "What is 1+1?"}]
+    templated = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert templated == format_prompt("What is 1+1?", "qwen-math")
+
+
+def test_a_second_process_is_refused_and_not_half_supported(monkeypatch):
+    from nested_reft.cli.stages import use_what_is_granted
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but a job is one process on one GPU"):
+        use_what_is_granted()
