@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from nested_reft.mitigation import importance_ratio, mitigated_ratio, weigh
-from nested_reft.nesting import draw_mask, nested, valid_layers
-from nested_reft.rollout.sampler import sample
+from nested_reft.mitigation import importance_ratio, scale_gradient, token_weights
+from nested_reft.model.layers import nested
+from nested_reft.nesting import draw_skipped_layers, valid_layers
+from nested_reft.rollout.generate import sample
 
 NUM_LAYERS, VOCABULARY, LENGTH = 8, 6, 3
 PROMPT = [1, 2, 3]
@@ -89,7 +90,7 @@ def token_gradients(model: PreTrainedModel) -> torch.Tensor:
 def weights(mitigation: str, level: str, logps: torch.Tensor, behavior_logps: torch.Tensor) -> torch.Tensor:
     """Return h(r) (S, T), as the trainer computes it."""
     ratio = importance_ratio(logps, behavior_logps, torch.ones_like(logps), level)
-    return mitigated_ratio(mitigation, ratio, retrace_lambda=1.0, truncation_cap=2.0)
+    return token_weights(mitigation, ratio, retrace_lambda=1.0, truncation_cap=2.0)
 
 
 @torch.no_grad()
@@ -129,12 +130,12 @@ def sampled_gradient(
     generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LENGTH, pad_token_id=0
     )
-    with nested(model, draw_mask(VALID, k, seed=0, step=step)), torch.no_grad():
+    with nested(model, draw_skipped_layers(VALID, k, seed=0, step=step)), torch.no_grad():
         completions, behavior_logps = sample(model, [PROMPT] * rows, generation_config, [NEVER])
     sequences = torch.tensor(completions)  # (B, T)
     logps = token_logps(model, sequences)
     weight = weights(mitigation, level, logps, torch.tensor(behavior_logps, dtype=torch.float64))
-    (weigh(logps, weight).sum(1) * ADVANTAGES[index_of(sequences)]).mean().backward()
+    (scale_gradient(logps, weight).sum(1) * ADVANTAGES[index_of(sequences)]).mean().backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     model.zero_grad()
     return gradient

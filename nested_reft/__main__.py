@@ -1,5 +1,5 @@
 """`python -m nested_reft` is the same as `nested-reft`."""
 
-from nested_reft.cli.stages import main
+from nested_reft.cli import main
 
 main()

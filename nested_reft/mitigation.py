@@ -59,9 +59,7 @@ def truncated(ratio: torch.Tensor, truncation_cap: float) -> torch.Tensor:
     return ratio.clamp(max=truncation_cap)
 
 
-def mitigated_ratio(
-    mitigation: str, ratio: torch.Tensor, retrace_lambda: float, truncation_cap: float
-) -> torch.Tensor:
+def token_weights(mitigation: str, ratio: torch.Tensor, retrace_lambda: float, truncation_cap: float) -> torch.Tensor:
     """Return h(r) (B, T) of the mitigation of that name."""
     match mitigation:
         case "base":
@@ -77,7 +75,7 @@ def mitigated_ratio(
     raise ValueError(f"mitigation {mitigation!r} is not known; choose base, practical, retrace, is or truncated")
 
 
-def weigh(per_token_logps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def scale_gradient(per_token_logps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return log pi (B, T), the same to the last bit, with its gradient multiplied by `weight` (B, T).
 
     Whatever loss is made of it, per token as in GRPO or per sequence as in RLOO, its gradient is

@@ -5,12 +5,13 @@ resumed run draws the same one, and no global random state is touched.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    import torch
+
+def bounds(num_layers: int, k: int, layer_parameters: int, lm_head_parameters: int) -> tuple[float, float]:
+    """Return how much faster a token can become at most by skipping k of N layers, as in `Skipping`."""
+    left = (num_layers - k) * layer_parameters + lm_head_parameters
+    return num_layers / (num_layers - k), (num_layers * layer_parameters + lm_head_parameters) / left
 
 
 def num_skipped(num_layers: int, skip_ratio: float) -> int:
@@ -34,7 +35,7 @@ def valid_layers(num_layers: int, border: int, layer_types: Sequence[str] | None
     return [index for index in range(border, num_layers - border) if index not in first_of_type]
 
 
-def draw_mask(valid: Sequence[int], k: int, seed: int, step: int) -> list[int]:
+def draw_skipped_layers(valid: Sequence[int], k: int, seed: int, step: int) -> list[int]:
     """Return the layers to skip at `step`: a uniformly drawn k-subset of `valid`, sorted (Definition 3).
 
     Raises:
@@ -43,26 +44,3 @@ def draw_mask(valid: Sequence[int], k: int, seed: int, step: int) -> list[int]:
     if k > len(valid):
         raise ValueError(f"{k} layers cannot be skipped where only {len(valid)} may be; lower skip_ratio or border")
     return sorted(random.Random(f"nested-reft/{seed}/{step}").sample(list(valid), k))
-
-
-def identity(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-    """Stand in for the forward of a skipped layer. hidden_states: (B, T, W)."""
-    return hidden_states
-
-
-def identity_in_tuple(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> tuple["torch.Tensor", None]:
-    """Do the same where layers return (hidden_states, attentions), as those of Falcon or Bloom."""
-    return hidden_states, None
-
-
-@contextmanager
-def nested(model: "torch.nn.Module", skipped: Sequence[int]) -> Iterator[None]:
-    """Make `model` its own nested behavior policy for the duration of the block.
-
-    The weights stay shared and the modules in place; the cache of a skipped layer stays empty.
-    """
-    from nested_reft.model.layers import decoder_layers, forwards, layers_return_tuples
-
-    stand_in = identity_in_tuple if skipped and layers_return_tuples(model) else identity
-    with forwards(decoder_layers(model), dict.fromkeys(skipped, stand_in)):
-        yield

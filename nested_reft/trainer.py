@@ -26,15 +26,18 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, pad
 
 from nested_reft.config.sections import Nesting
-from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
-from nested_reft.model.layers import NestingError, check_nestable, decoder_layers, language_model, skippable_layers
-from nested_reft.nesting import draw_mask, num_skipped
-from nested_reft.rollout.sampler import Sampler, refuse_filters
+from nested_reft.errors import NestingError
+from nested_reft.mitigation import importance_ratio, off_policy_metrics, scale_gradient, token_weights
+from nested_reft.model.checks import check_nestable
+from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
+from nested_reft.nesting import draw_skipped_layers, num_skipped
+from nested_reft.rollout.generate import refuse_filters
+from nested_reft.rollout.sampler import Sampler
 
-TrainerToBe: Any = object  # the hooks below find the rest of themselves in the TRL trainer they are mixed with
+_TRLTrainer: Any = object  # the hooks below find the rest of themselves in the TRL trainer they are mixed with
 
 
-class NestedRollouts(TrainerToBe):
+class NestedRollouts(_TRLTrainer):
     """Mix into a TRL trainer of the GRPO family: its completions come from the nested model.
 
     Args:
@@ -69,9 +72,9 @@ class NestedRollouts(TrainerToBe):
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
         self.valid_layers = skippable_layers(model, nesting.border)
         # of the current generation batch
-        self.skipped, self.mask_step, self.prompts_sha256 = list[int](), 0, ""
-        self._sampled_logps: list[list[float]] = []  # log mu
-        self._scored_logps: torch.Tensor | None = None  # log pi, where TRL scores it: (B, T)
+        self.skipped, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""
+        self._behavior_logps: list[list[float]] = []  # log mu
+        self._target_logps: torch.Tensor | None = None  # log pi, where TRL scores it: (B, T)
         # of the current optimizer step
         self.generated_tokens = 0
         self.seconds: dict[str, float] = defaultdict(float)  # by phase
@@ -93,10 +96,10 @@ class NestedRollouts(TrainerToBe):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any) -> Any:
         if not self.model.training:  # evaluation never skips
             return super()._generate_single_turn(prompt_ids, *args)
-        self.mask_step = self.state.global_step
-        self.skipped = draw_mask(self.valid_layers, self.num_skipped, self.args.seed, self.mask_step)
+        self.sampled_at_step = self.state.global_step
+        self.skipped = draw_skipped_layers(self.valid_layers, self.num_skipped, self.args.seed, self.sampled_at_step)
         self.prompts_sha256 = hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
-        draws_of = (self.args.seed, self.mask_step, self.accelerator.process_index * len(prompt_ids))
+        draws_of = (self.args.seed, self.sampled_at_step, self.accelerator.process_index * len(prompt_ids))
         with (
             self.timed("generate"),
             unwrap_model_for_generation(
@@ -106,24 +109,24 @@ class NestedRollouts(TrainerToBe):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
         ):
-            completion_ids, self._sampled_logps = self.sampler.sample(
+            completion_ids, self._behavior_logps = self.sampler.sample(
                 model, self.skipped, prompt_ids, self.generation_config, self.eos_token_ids, *draws_of
             )
         self.generated_tokens += sum(map(len, completion_ids))
         return (completion_ids, None) if isinstance(self, GRPOTrainer) else completion_ids
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._scored_logps = None
+        self._target_logps = None
         before = self.seconds["generate"]
         with self.timed("score"):
             batch = super()._generate_and_score_completions(inputs)
         self.seconds["score"] -= self.seconds["generate"] - before
         if self.model.training:
-            logps = [torch.tensor(row) for row in self._sampled_logps]
+            logps = [torch.tensor(row) for row in self._behavior_logps]
             padded = pad(logps, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
             batch["sampling_per_token_logps"] = padded.to(self.accelerator.device)  # (B, T)
-            if self._scored_logps is not None:
-                batch["old_per_token_logps"] = self._scored_logps
+            if self._target_logps is not None:
+                batch["old_per_token_logps"] = self._target_logps
         return batch
 
     # ---- loss -----------------------------------------------------------------------------------
@@ -137,7 +140,7 @@ class NestedRollouts(TrainerToBe):
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, Any]:
         per_token_logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._loss_inputs is None:
-            self._scored_logps = per_token_logps
+            self._target_logps = per_token_logps
         elif "sampling_per_token_logps" in self._loss_inputs:
             per_token_logps = self._mitigate(per_token_logps, self._loss_inputs)
         return per_token_logps, entropies, aux_loss
@@ -150,12 +153,12 @@ class NestedRollouts(TrainerToBe):
         ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
         applied = torch.ones_like(ratio)
         if self.num_skipped > 0:
-            applied = mitigated_ratio(self.mitigation, ratio, self.nesting.retrace_lambda, self.nesting.truncation_cap)
+            applied = token_weights(self.mitigation, ratio, self.nesting.retrace_lambda, self.nesting.truncation_cap)
             if self.mitigation == "base":
                 inputs["old_per_token_logps"] = sampling_per_token_logps  # GRPO's, per token
                 inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # RLOO's, per sequence
             else:
-                per_token_logps = weigh(per_token_logps, applied)
+                per_token_logps = scale_gradient(per_token_logps, applied)
         log_ratio = old_per_token_logps - sampling_per_token_logps  # (B, T)
         self._off_policy.append((log_ratio[mask.bool()], ratio[mask.bool()], applied[mask.bool()]))
         return per_token_logps
@@ -189,7 +192,7 @@ class NestedRollouts(TrainerToBe):
         of_tokens = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
         metrics: dict[str, Any] = dict(off_policy_metrics(*of_tokens))
         metrics |= {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
-        metrics |= {"nesting/skipped_layers": self.skipped, "nesting/mask_step": self.mask_step}
+        metrics |= {"nesting/skipped_layers": self.skipped, "nesting/sampled_at_step": self.sampled_at_step}
         metrics["data/prompts_sha256"] = self.prompts_sha256
         if self.generated_tokens:
             metrics["perf/generated_tok_s"] = self.generated_tokens / self.seconds["generate"]

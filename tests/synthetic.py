@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nested_reft.config.sections import Study, parse_settings, runs
-from nested_reft.records.mlflow_mirror import write_json, write_rows
-from nested_reft.report.tables import PHASES, products, train_folder
+from nested_reft.config.layout import products, train_folder
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.study import Study, expand_grid
+from nested_reft.records.files import write_json, write_rows
+from nested_reft.report.sources import PHASES
 from nested_reft.stages.evaluate import metrics_of, write_records
 
 SIZES = {"one-step": 60, "multi-step": 40, "algebra": 50}
@@ -55,7 +57,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         (results / "evaluate" / path).mkdir(parents=True)
         write_records(records, results / "evaluate" / path)
         write_json(results / "evaluate" / path / "metrics.json", metrics_of(records))
-    for run in runs(config):
+    for run in expand_grid(config):
         folder = results / "train" / train_folder(run)
         folder.mkdir(parents=True)
         k = round(28 * run.skip_ratio)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nested_reft.mitigation import importance_ratio, mitigated_ratio, off_policy_metrics, weigh
+from nested_reft.mitigation import importance_ratio, off_policy_metrics, scale_gradient, token_weights
 
 RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
 
@@ -19,13 +19,13 @@ RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
     ],
 )
 def test_each_reads_as_its_formula(mitigation, expected):
-    found = mitigated_ratio(mitigation, RATIO, retrace_lambda=0.5, truncation_cap=3.0)
+    found = token_weights(mitigation, RATIO, retrace_lambda=0.5, truncation_cap=3.0)
     assert found[0].tolist() == pytest.approx(expected)
 
 
 def test_an_unknown_one_is_refused():
     with pytest.raises(ValueError, match="'retrase' is not known; choose base"):
-        mitigated_ratio("retrase", RATIO, 1.0, 2.0)
+        token_weights("retrase", RATIO, 1.0, 2.0)
 
 
 def test_ratios_leave_padding_out_and_stay_finite():
@@ -38,14 +38,14 @@ def test_ratios_leave_padding_out_and_stay_finite():
     sequence = importance_ratio(logps, behavior, mask, "sequence")
     assert sequence[0].tolist() == pytest.approx([2.7182817 * 0.6065307] * 3)
     # what is finite times a gradient of zero is zero, where infinity would be no number
-    weigh(logps, token).sum().backward()
+    scale_gradient(logps, token).sum().backward()
     assert logps.grad.isfinite().all()
 
 
 def test_a_weight_changes_the_gradient_and_nothing_else():
     logps = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight = torch.tensor([[0.1, 1.0, 7.3], [0.0, 1e8, 0.3]])
-    weighted = weigh(logps, weight)
+    weighted = scale_gradient(logps, weight)
     assert torch.equal(weighted, logps)
     weighted.sum().backward()
     assert torch.equal(logps.grad, weight)

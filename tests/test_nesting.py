@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from nested_reft.model.layers import decoder_layers, layers_return_tuples
-from nested_reft.nesting import draw_mask, nested, num_skipped, valid_layers
+from nested_reft.model.layers import decoder_layers, layers_return_tuples, nested
+from nested_reft.nesting import draw_skipped_layers, num_skipped, valid_layers
 
 
 def test_table_1_of_the_paper():
@@ -31,24 +31,24 @@ def test_valid_layers_leave_out_borders_and_the_first_of_each_attention_type():
 def test_masks_are_a_pure_function_of_seed_and_step():
     valid = valid_layers(28, 1)
     state = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    masks = [draw_mask(valid, 4, seed, step) for seed in range(3) for step in range(20)]
+    masks = [draw_skipped_layers(valid, 4, seed, step) for seed in range(3) for step in range(20)]
     assert random.getstate() == state[0]
     assert torch.equal(torch.get_rng_state(), state[1])
     assert (np.random.get_state()[1] == state[2]).all()  # noqa: NPY002
-    assert masks == [draw_mask(valid, 4, seed, step) for seed in range(3) for step in range(20)]
+    assert masks == [draw_skipped_layers(valid, 4, seed, step) for seed in range(3) for step in range(20)]
     assert len({tuple(mask) for mask in masks}) > 55  # seeds and steps both matter
-    assert draw_mask(valid, 4, 0, 0) == [1, 14, 18, 24]  # another version of Python draws the same
+    assert draw_skipped_layers(valid, 4, 0, 0) == [1, 14, 18, 24]  # another version of Python draws the same
 
 
 def test_masks_are_uniform():
     """Every subset is as likely as any other: by chi-square over 20,000 draws, of all subsets and of layers."""
     valid = valid_layers(8, 1)
-    subsets = Counter(tuple(draw_mask(valid, 3, 0, step)) for step in range(20_000))
+    subsets = Counter(tuple(draw_skipped_layers(valid, 3, 0, step)) for step in range(20_000))
     assert set(subsets) == set(itertools.combinations(valid, 3))
     assert stats.chisquare(list(subsets.values())).pvalue > 1e-3
 
     valid = valid_layers(28, 1)  # of the paper's models
-    masks = [draw_mask(valid, 4, 0, step) for step in range(20_000)]
+    masks = [draw_skipped_layers(valid, 4, 0, step) for step in range(20_000)]
     counts = np.bincount(np.concatenate(masks), minlength=28)[1:-1]
     # layers of one mask exclude each other: the counts vary by (n-k)/(n-1) of what independent draws would
     statistic = stats.chisquare(counts).statistic / ((26 - 4) / (26 - 1))
@@ -74,9 +74,9 @@ def test_masks_hold_k_valid_layers_or_are_refused(num_layers, border, skip_ratio
     assert abs(k - skip_ratio * num_layers) <= 0.5
     if k > len(valid):
         with pytest.raises(ValueError, match=f"{k} layers cannot be skipped where only {len(valid)} may be"):
-            draw_mask(valid, k, seed, step)
+            draw_skipped_layers(valid, k, seed, step)
     else:
-        mask = draw_mask(valid, k, seed, step)
+        mask = draw_skipped_layers(valid, k, seed, step)
         assert len(set(mask)) == k and set(mask) <= set(valid) and mask == sorted(mask)
 
 
@@ -92,7 +92,7 @@ def draw_on_a_rank(rank, port, queue):
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     random.seed(rank)
     torch.manual_seed(rank)  # ranks differ in their global state
-    masks = [draw_mask(valid_layers(6, 1), 2, 0, step) for step in range(50)]
+    masks = [draw_skipped_layers(valid_layers(6, 1), 2, 0, step) for step in range(50)]
     gathered = [None, None]
     dist.all_gather_object(gathered, masks)
     with torch.no_grad(), nested(wrapped, masks[0]):

@@ -13,16 +13,17 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from nested_reft.config.sections import Nesting
-from nested_reft.grading.compare import correctness
+from nested_reft.errors import NestingError
+from nested_reft.grading.rewards import correctness
 from nested_reft.mitigation import off_policy_metrics
-from nested_reft.model.layers import NestingError, decoder_layers, load_model
-from nested_reft.nesting import draw_mask, nested, valid_layers
-from nested_reft.rollout import engine
-from nested_reft.rollout import sampler as rollout
-from nested_reft.rollout.sampler import Sampler, sample
+from nested_reft.model.layers import decoder_layers, nested
+from nested_reft.model.loading import load_model
+from nested_reft.nesting import draw_skipped_layers, valid_layers
+from nested_reft.rollout import engine, generate, sampler
+from nested_reft.rollout.generate import sample
+from nested_reft.rollout.sampler import Sampler
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
-
-from .conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY
 
 MITIGATIONS = ["base", "practical", "retrace", "is", "truncated"]
 STOCK = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}
@@ -157,7 +158,7 @@ def test_what_the_engine_draws_does_not_depend_on_the_global_random_state(small_
         some_trainer = ours(copy.deepcopy(small_model), tmp_path, arguments=arguments, sampler=Sampler("eager"))
         torch.manual_seed(global_seed)
         some_trainer.train()
-        seen.append(some_trainer._sampled_logps)
+        seen.append(some_trainer._behavior_logps)
     assert seen[0] == seen[1] != seen[2]
 
 
@@ -172,7 +173,7 @@ def nested_sampler(algorithm):
 
     class NestedSampler(STOCK[algorithm]):
         def _generate_single_turn(self, prompt_ids, *args):
-            skipped = draw_mask(valid_layers(6, border=1), 3, self.args.seed, self.state.global_step)
+            skipped = draw_skipped_layers(valid_layers(6, border=1), 3, self.args.seed, self.state.global_step)
             with nested(self.model, skipped), torch.no_grad():
                 ids, self.logps = sample(self.model, prompt_ids, self.generation_config, self.eos_token_ids)
             return (ids, None) if algorithm == "grpo" else ids
@@ -342,7 +343,7 @@ def test_the_reward_of_the_study_serves_stock_trl(algorithm, small_model, tmp_pa
 @pytest.mark.parametrize("algorithm", STOCK)
 def test_layers_come_back_after_an_exception_in_the_middle_of_sampling(algorithm, small_model, tmp_path, monkeypatch):
     some_trainer = ours(small_model, tmp_path, algorithm)
-    note = rollout.BehaviorLogProbs.note
+    note = generate.BehaviorLogProbs.note
 
     def fail_at_the_third(self, token_ids):
         note(self, token_ids)
@@ -350,7 +351,7 @@ def test_layers_come_back_after_an_exception_in_the_middle_of_sampling(algorithm
             assert sum("forward" in vars(layer) for layer in decoder_layers(small_model)) == 3
             raise RuntimeError("midway")
 
-    monkeypatch.setattr(rollout.BehaviorLogProbs, "note", fail_at_the_third)
+    monkeypatch.setattr(generate.BehaviorLogProbs, "note", fail_at_the_third)
     with pytest.raises(RuntimeError, match="midway"):
         some_trainer.train()
     assert not any("forward" in vars(layer) for layer in decoder_layers(small_model))
@@ -366,7 +367,7 @@ def test_evaluation_never_skips(algorithm, small_model, tmp_path, monkeypatch):
         raise AssertionError("nested in evaluation")
         yield
 
-    monkeypatch.setattr(rollout, "nested", forbidden)
+    monkeypatch.setattr(sampler, "nested", forbidden)
     monkeypatch.setattr(engine, "nested", forbidden)
     assert "eval_reward" in some_trainer.evaluate()
     with pytest.raises(AssertionError, match="nested in evaluation"):

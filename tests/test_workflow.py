@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from nested_reft.config.sections import Study, parse_settings, runs
-from nested_reft.records.mlflow_mirror import open_store, read_json, read_rows
-
-from .conftest import DATA, ROOT, needs_data, run, snakemake
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.study import Study, expand_grid
+from nested_reft.records.files import read_json, read_rows
+from nested_reft.records.mlflow_mirror import open_store
+from tests.conftest import DATA, ROOT, needs_data, run, snakemake
 
 TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
 
@@ -100,7 +101,7 @@ def test_runs_differ_only_in_what_their_instance_says(smoke_study):
 
 
 def test_instances_of_a_ratio_sample_with_the_same_masks(smoke_study):
-    masks = {path.read_text() for path in smoke_study.glob(f"{TRAINS}/skip_ratio~0.15/**/nested_layers.jsonl")}
+    masks = {path.read_text() for path in smoke_study.glob(f"{TRAINS}/skip_ratio~0.15/**/skipped_layers.jsonl")}
     assert len(masks) == 1
 
 
@@ -136,7 +137,7 @@ def test_reports_are_complete_and_tidy(smoke_study):
     reports = smoke_study / "reports/smoke"
     table = pd.read_csv(reports / "results.csv")
     study = parse_settings(Study, yaml.safe_load((ROOT / "config/smoke.yaml").read_text()))
-    assert len(runs(study)) == 3  # one mitigation less than the finished study
+    assert len(expand_grid(study)) == 3  # one mitigation less than the finished study
     assert len(table) == (1 + 1 + 4) * 2  # models evaluated x benchmarks
     keys = ["stage", "model", "dataset", "skip_ratio", "mitigation", "seed", "benchmark"]
     assert not table.duplicated(keys).any()

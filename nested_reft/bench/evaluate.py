@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from nested_reft.bench.harness import interleave, quartiles, seconds, summarize, surroundings
+from nested_reft.bench.harness import environment_info, quartiles, run_interleaved, seconds, summarize
 from nested_reft.bench.rollout import SHAPES, bench_device, load
-from nested_reft.config.sections import ConfigError, Evaluation
+from nested_reft.config.sections import Evaluation
 from nested_reft.data.prompts import format_prompt
 from nested_reft.embedded.problems import generate
-from nested_reft.model.layers import end_token_ids
-from nested_reft.rollout.engine import RolloutEngine, Sampling, why_not
-from nested_reft.stages.evaluate import complete_by_generate
+from nested_reft.errors import UserError
+from nested_reft.model.loading import end_token_ids
+from nested_reft.rollout.engine import RolloutEngine
+from nested_reft.rollout.generate import complete_by_generate
+from nested_reft.rollout.sampling import Sampling
+from nested_reft.rollout.self_check import unsupported_reason
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ def measure_eval(settings: Settings) -> dict[str, Any]:
     """Measure all that `bench eval` tells of a model.
 
     Raises:
-        ConfigError: for a model that cannot be measured.
+        UserError: for a model that cannot be measured.
     """
     if settings.model in SHAPES:
-        raise ConfigError(f"model {settings.model!r} has random weights and ends no answer; give a trained model")
+        raise UserError(f"model {settings.model!r} has random weights and ends no answer; give a trained model")
     device = bench_device()
     model, tokenizer = load(settings.model, settings.dtype, device)
     sampling = Sampling(settings.new_tokens, temperature=0.0, eos_token_ids=end_token_ids(model, tokenizer))
@@ -57,15 +60,15 @@ def measure_eval(settings: Settings) -> dict[str, Any]:
     calls: dict[str, Callable[[int], list[list[int]]]] = {"generate": by_generate}
     for name in ("eager", "compiled"):
         engine = RolloutEngine(model, name == "compiled")
-        if reason := why_not(engine, given[0], sampling, settings.batch_size):
-            raise ConfigError(f"the engine cannot be measured: {reason}")
+        if reason := unsupported_reason(engine, given[0], sampling, settings.batch_size):
+            raise UserError(f"the engine cannot be measured: {reason}")
         calls[name] = partial(by_engine, engine)
 
     def measure(name: str, index: int) -> float:
         return seconds(partial(calls[name], index), device)
 
-    measured = interleave({name: partial(measure, name) for name in calls}, settings.pairs)
-    results = {"bench": "eval", "settings": asdict(settings), **surroundings(device)}
+    measured = run_interleaved({name: partial(measure, name) for name in calls}, settings.pairs)
+    results = {"bench": "eval", "settings": asdict(settings), **environment_info(device)}
     results["evaluation"] = summarize(*measured, "generate")
     results["problems_per_second"] = {
         name: quartiles(settings.problems / np.array(values)) for name, values in measured[1].items()

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the package beside this file, installed or not
 from nested_reft.bench.display import rollout_table, speed_figure, train_table
-from nested_reft.bench.harness import surroundings
+from nested_reft.bench.harness import environment_info
 from nested_reft.bench.rollout import (
     SHAPES,
     Rollouts,
@@ -35,7 +35,7 @@ from nested_reft.bench.rollout import (
     new_mask,
     skip_gain,
 )
-from nested_reft.records.mlflow_mirror import write_json
+from nested_reft.records.files import write_json
 from nested_reft.report import figures as plots
 
 SEQUENCES = {"prompts": 16, "generations": 8, "prompt_length": 200, "new_tokens": 256}
@@ -140,7 +140,7 @@ def main() -> None:
     trained = replace(settings, model=TRAINED, skip_ratios=ratios[-1:], pairs=2, sampler=sampler)
 
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"bench": "gpu", **surroundings(bench_device()), "rollouts": [], "train": None}
+    results: dict[str, Any] = {"bench": "gpu", **environment_info(bench_device()), "rollouts": [], "train": None}
 
     def write() -> None:
         write_json(given.out, results | {"not_measured": budget.not_measured})

@@ -6,10 +6,7 @@ and `bench_eval.py` measure the rest.
 """
 
 import json
-import random
-import re
 import resource
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,82 +14,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from nested_reft.config.sections import ConfigError
-from nested_reft.grading import algebra as symbolic
-from nested_reft.grading.compare import grade, is_correct
-from nested_reft.records.mlflow_mirror import provenance, read_rows
+from nested_reft.errors import UserError
+from nested_reft.records.provenance import provenance
 from nested_reft.report.statistics import Floats, median_interval
 
 if TYPE_CHECKING:
     import torch
 
+
 CONFIDENCE = 0.95
 T = TypeVar("T")
 
-# Answers of the kinds that benchmarks hold, each with another spelling of it and with a wrong one.
-MIXED = [
-    (r"\frac{3}{4}", "0.75", r"\frac{4}{3}"),
-    (r"2\sqrt{13}", r"\sqrt{52}", r"2\sqrt{12}"),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)", r"(3, -\frac{\pi}{2})"),
-    (r"(-\infty, 2) \cup (3, \infty)", r"(3,\infty)\cup(-\infty,2)", r"(-\infty, 2] \cup (3, \infty)"),
-    ("1, -2, 5", "5, 1, -2", "1, -2"),
-    (r"x^2 - 4x + 7", "7 - 4x + x^2", "x^2 + 4x + 7"),
-    (r"\begin{pmatrix} -2 \\ 5 \end{pmatrix}", r"\begin{bmatrix}-2\\5\end{bmatrix}", r"\begin{bmatrix}2\\5\end{bmatrix}"),  # noqa: E501
-    (r"8.7 \times 10^{8}", "8.7e8", r"8.7 \times 10^{9}"),
-    (r"\text{Monday}", "monday", r"\text{Tuesday}"),
-    ("12,345", "12345", "12346"),
-    (r"50\%", "0.5", r"5\%"),
-    (r"\frac{1}{2 n+2}", r"\frac{1}{2(n+1)}", r"\frac{1}{2 n+1}"),
-    ("y = 2x + 1", "2x - y + 1 = 0", "y = 2x - 1"),
-    (r"3 \pm 2\sqrt{2}", r"3-2\sqrt2, 3+2\sqrt2", r"3+2\sqrt{2}"),
-    (r"\frac{n(n+1)}{2}", r"\frac{n^2+n}{2}", r"\frac{n(n-1)}{2}"),
-    (r"120^\circ", "120", "60"),
-]  # fmt: skip
 
-
-def rate(rows: Sequence[tuple[str, Any]], repeats: int) -> dict[str, float]:
-    """Return answers graded in a second, median and spread over repeats; nothing is remembered between them."""
-    rates = []
-    for _ in range(repeats):
-        symbolic.forget()
-        is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # the child of the algebra is up
-        started = time.perf_counter()
-        for completion, answer in rows:
-            grade(completion, answer)
-        rates.append(len(rows) / (time.perf_counter() - started))
-    return {"median": statistics.median(rates), "lowest": min(rates), "highest": max(rates), "rows": len(rows)}
-
-
-def bench_grade(benchmarks: Path | None, repeats: int) -> dict[str, dict[str, float]]:
-    """Measure the grader on plain numbers, on answers of all kinds, and on the gold answers of prepared benchmarks.
-
-    Args:
-        benchmarks: a file of `prepare benchmarks`; each of its answers is graded as it is and perturbed.
-        repeats: how often each is measured.
-    """
-    draw = random.Random(0)
-    numbers = [str(draw.randrange(-(10**6), 10**6)) for _ in range(5000)]
-    plain = [
-        (f"So the answer is \\boxed{{{number}}}.", number if draw.random() < 0.5 else str(int(number) + 1))
-        for number in numbers
-    ]
-    mixed = [(f"\\boxed{{{spelling}}}", answer) for answer, *others in MIXED for spelling in (answer, *others)]
-    results = {"plain numbers": rate(plain, repeats), "all kinds, right and wrong": rate(mixed, repeats)}
-    if benchmarks is not None:
-        answers = [row["answer"] for row in read_rows(benchmarks)]
-        rows = [(f"\\boxed{{{answer[0]}}}", answer) for answer in answers]
-        rows += [(f"\\boxed{{{perturbed(answer[0])}}}", answer) for answer in answers]
-        results["benchmarks, right and perturbed"] = rate(rows, repeats)
-    return results
-
-
-def perturbed(answer: str) -> str:
-    """Return the answer with its last digit one higher, or, if it has none, negative."""
-    changed = re.sub(r"\d(?=\D*$)", lambda match: str((int(match[0]) + 1) % 10), answer)
-    return changed if changed != answer else f"-{answer}"
-
-
-def interleave(measures: Mapping[str, Callable[[int], T]], rounds: int) -> tuple[list[list[str]], dict[str, list[T]]]:
+def run_interleaved(
+    measures: Mapping[str, Callable[[int], T]], rounds: int
+) -> tuple[list[list[str]], dict[str, list[T]]]:
     """Measure several variants in turns: each once to warm up, then rounds of all, every second one backwards.
 
     Args:
@@ -163,7 +99,7 @@ def summarize(
     }
 
 
-def surroundings(device: "torch.device") -> dict[str, Any]:
+def environment_info(device: "torch.device") -> dict[str, Any]:
     """Return what a measurement depends on beside its settings: code, packages, hardware, threads."""
     import torch
 
@@ -203,11 +139,11 @@ def overhead(resources: Path, cores: int) -> dict[str, float]:
         cores: that the study ran on.
 
     Raises:
-        ConfigError: if there are no tables.
+        UserError: if there are no tables.
     """
     tables = sorted(resources.rglob("*.tsv"))
     if not tables:
-        raise ConfigError(f"{resources} holds no resource tables; give benchmarks/<study> of a study that ran here")
+        raise UserError(f"{resources} holds no resource tables; give benchmarks/<study> of a study that ran here")
     ends = [table.stat().st_mtime for table in tables]
     busy = [float(table.read_text().splitlines()[-1].split("\t")[0]) for table in tables]
     wall = max(ends) - min(end - seconds for end, seconds in zip(ends, busy, strict=True))

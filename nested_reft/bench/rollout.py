@@ -21,20 +21,25 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from nested_reft.bench.harness import interleave, peak_memory, quartiles, seconds, speed_up, summarize, surroundings
-from nested_reft.config.sections import PACKAGE, ConfigError, ModelSource, check_skip_ratios
-from nested_reft.model.layers import (
-    NestingError,
-    bounds,
-    check_structure,
-    decoder_layers,
-    end_token_ids,
-    load_model,
-    parameter_counts,
-    skippable_layers,
+from nested_reft.bench.harness import (
+    environment_info,
+    peak_memory,
+    quartiles,
+    run_interleaved,
+    seconds,
+    speed_up,
+    summarize,
 )
-from nested_reft.nesting import draw_mask, nested, num_skipped
-from nested_reft.rollout.engine import RolloutEngine, Sampling, scoring_errors, why_not
+from nested_reft.config.sections import PACKAGE, ModelSource
+from nested_reft.config.study import check_skip_ratios
+from nested_reft.errors import NestingError, UserError
+from nested_reft.model.checks import check_structure
+from nested_reft.model.layers import decoder_layers, nested, parameter_counts, skippable_layers
+from nested_reft.model.loading import end_token_ids, load_model
+from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped
+from nested_reft.rollout.engine import RolloutEngine
+from nested_reft.rollout.sampling import Sampling
+from nested_reft.rollout.self_check import logprob_errors, unsupported_reason
 
 # Qwen2.5-Math-1.5B and -7B.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -96,7 +101,7 @@ def load(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, 
     """Return the model to measure and a tokenizer; that of an embedded model for random weights.
 
     Raises:
-        ConfigError: if there is no such model here.
+        UserError: if there is no such model here.
     """
     if name in SHAPES:
         return random_model(SHAPES[name], dtype, device), AutoTokenizer.from_pretrained(PACKAGE / "embedded/tiny-28")
@@ -104,9 +109,9 @@ def load(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, 
         path = ModelSource(path=name).local_path
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"model {name!r} {message}") from None
+        raise UserError(f"model {name!r} {message}") from None
     if path is None:
-        raise ConfigError(f"model {name!r} is not here; give a folder, embedded/<name>, or one of {', '.join(SHAPES)}")
+        raise UserError(f"model {name!r} is not here; give a folder, embedded/<name>, or one of {', '.join(SHAPES)}")
     model, tokenizer = load_model(path, dtype)
     return model.to(device).eval(), tokenizer
 
@@ -115,15 +120,15 @@ def skip_counts(model: PreTrainedModel, skip_ratios: Sequence[float], name: str)
     """Return how many layers each ratio skips.
 
     Raises:
-        ConfigError: if the model cannot be nested, or a ratio skips no layer, too many, or as many as another.
+        UserError: if the model cannot be nested, or a ratio skips no layer, too many, or as many as another.
     """
     try:
         check_structure(model)
         check_skip_ratios(name, model.config.get_text_config().to_dict(), BORDER, list(skip_ratios))
     except NestingError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     except ValueError as error:
-        raise ConfigError(f"--skip-ratios {error}") from None
+        raise UserError(f"--skip-ratios {error}") from None
     return {ratio: num_skipped(len(decoder_layers(model)), ratio) for ratio in skip_ratios}
 
 
@@ -167,19 +172,19 @@ class Rollouts:
 
     def mask(self, count: int, index: int) -> list[int]:
         """Return the layers that are skipped in roll-out `index`."""
-        return draw_mask(self.valid_layers, count, 0, index)
+        return draw_skipped_layers(self.valid_layers, count, 0, index)
 
     def engine(self, sampler: str | None = None, dtype: torch.dtype | None = None) -> RolloutEngine:
         """Return an engine whose log-probs were found to be those of a scoring forward.
 
         Raises:
-            ConfigError: if they are not, or if the engine does not run.
+            UserError: if they are not, or if the engine does not run.
         """
         sampler = sampler or self.settings.sampler
         if (sampler, dtype) not in self.engines:
             engine = self.engines[sampler, dtype] = RolloutEngine(self.model, sampler == "compiled", dtype)
-            if reason := why_not(engine, self.prompts(0), self.sampling):
-                raise ConfigError(f"the {sampler} engine cannot be measured: {reason}")
+            if reason := unsupported_reason(engine, self.prompts(0), self.sampling):
+                raise UserError(f"the {sampler} engine cannot be measured: {reason}")
         return self.engines[sampler, dtype]
 
     def by_engine(
@@ -224,7 +229,7 @@ def against_generate(rollouts: Rollouts, samplers: Sequence[str], pairs: int) ->
     def measure(name: str, index: int) -> float:
         return seconds(partial(calls[name], index), rollouts.device)
 
-    measured = interleave({name: partial(measure, name) for name in calls}, pairs)
+    measured = run_interleaved({name: partial(measure, name) for name in calls}, pairs)
     summary = summarize(*measured, "generate")
     summary["tokens_per_second"] = {
         name: quartiles(rollouts.num_tokens / np.array(values)) for name, values in measured[1].items()
@@ -241,7 +246,7 @@ def log_prob_errors(rollouts: Rollouts, num_rows: int = 4) -> dict[str, float]:
     completions, logps = rollouts.engine().sample(prompts, rollouts.sampling, seed=0, skipped=skipped)
     rows = range(0, len(prompts), -(-len(prompts) // num_rows))
     with nested(rollouts.model, skipped):
-        errors = scoring_errors(
+        errors = logprob_errors(
             rollouts.model,
             [prompts[row] for row in rows],
             [completions[row] for row in rows],
@@ -260,7 +265,9 @@ def skip_gain(rollouts: Rollouts) -> dict[str, Any]:
         return rollouts.time_engine(rollouts.engine(), rollouts.mask(count, index), index)
 
     counts = [0, *rollouts.counts.values()]
-    orders, samples = interleave({str(count): partial(measure, count) for count in counts}, rollouts.settings.pairs)
+    orders, samples = run_interleaved(
+        {str(count): partial(measure, count) for count in counts}, rollouts.settings.pairs
+    )
     whole = {name: [pair[0] for pair in pairs] for name, pairs in samples.items()}
     steps = {name: decode_seconds(pairs, rollouts.settings.new_tokens) for name, pairs in samples.items()}
     num_layers, parameters = len(decoder_layers(rollouts.model)), parameter_counts(rollouts.model)
@@ -310,7 +317,7 @@ def new_mask(rollouts: Rollouts) -> dict[str, Any]:
         return seconds(partial(rollouts.by_engine, engine, index, skipped), rollouts.device)
 
     variants = {"fixed": partial(measure, True), "new": partial(measure, False)}
-    return {"num_skipped": count} | summarize(*interleave(variants, rollouts.settings.pairs), "fixed")
+    return {"num_skipped": count} | summarize(*run_interleaved(variants, rollouts.settings.pairs), "fixed")
 
 
 def renewal(rollouts: Rollouts) -> dict[str, Any]:
@@ -328,7 +335,7 @@ def renewal(rollouts: Rollouts) -> dict[str, Any]:
         return seconds(partial(calls[name], index), rollouts.device)
 
     variants = {name: partial(measure, name) for name in calls}
-    return summarize(*interleave(variants, rollouts.settings.pairs), "float32")
+    return summarize(*run_interleaved(variants, rollouts.settings.pairs), "float32")
 
 
 def traffic(model: PreTrainedModel, num_rows: int, num_columns: float, count: int) -> dict[str, float]:
@@ -389,11 +396,11 @@ def measure_rollout(settings: Settings) -> dict[str, Any]:
     """Measure all that `bench rollout` tells of a model.
 
     Raises:
-        ConfigError: for a model or ratios that cannot be measured.
+        UserError: for a model or ratios that cannot be measured.
     """
     device = bench_device()
     rollouts = Rollouts(settings, *load(settings.model, settings.dtype, device))
-    results = {"bench": "rollout", "settings": asdict(settings), **surroundings(device)}
+    results = {"bench": "rollout", "settings": asdict(settings), **environment_info(device)}
     results["generate"] = against_generate(rollouts, [settings.sampler], settings.pairs)
     results["skip"] = skip_gain(rollouts)
     results["mask"] = new_mask(rollouts)

@@ -20,13 +20,16 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import SaveStrategy
 from trl import GRPOTrainer
 
-from nested_reft.bench.harness import estimate, interleave, quartiles, summarize, surroundings
+from nested_reft.bench.harness import environment_info, estimate, quartiles, run_interleaved, summarize
 from nested_reft.bench.rollout import BORDER, SHAPES, Settings, bench_device, load, skip_counts
-from nested_reft.config.sections import ConfigError, Nesting, Run, Training
+from nested_reft.config.sections import Nesting, Training
+from nested_reft.config.study import Run
 from nested_reft.data.prompts import format_prompt
 from nested_reft.embedded.problems import generate
+from nested_reft.errors import UserError
 from nested_reft.model.layers import decoder_layers
-from nested_reft.stages.train import StepRecorder, peak_memory_gib, rl_trainer
+from nested_reft.stages.loop import StepRecorder, peak_memory_gib
+from nested_reft.stages.train import build_trainer
 
 STOCK = "stock"
 SAMPLERS = ("compiled", "eager")
@@ -87,7 +90,7 @@ class Bench:
         Prompts and masks are a function of the index.
 
         Raises:
-            ConfigError: if a plainer sampler took the place of the one to measure.
+            UserError: if a plainer sampler took the place of the one to measure.
         """
         trainer = self.trainers[variant.trainer]
         trainer.num_skipped = variant.num_skipped
@@ -97,7 +100,7 @@ class Bench:
         if variant.trainer != STOCK:
             engine = trainer.sampler.engine
             if engine is None or engine.compiled != (variant.trainer == "compiled"):
-                raise ConfigError(f"sampler {variant.trainer} cannot be measured, for the reason in the log")
+                raise UserError(f"sampler {variant.trainer} cannot be measured, for the reason in the log")
         row = self.rows[variant.trainer][-1]
         return {phase: row[f"perf/{phase}_s"] for phase in ("step", *PHASES) if f"perf/{phase}_s" in row}
 
@@ -124,7 +127,7 @@ def make_trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     template = "none" if is_random else "qwen-math"
     problems = generate("mixed", "train", 2 * STEPS * settings.prompts, seed=0)
     rows = [{"prompt": format_prompt(row.problem, template), "answer": row.answer} for row in problems]
-    ours = rl_trainer(training, Nesting(border=BORDER), run, model, tokenizer, rows, folder)
+    ours = build_trainer(training, Nesting(border=BORDER), run, model, tokenizer, rows, folder)
     ours.args.save_strategy = SaveStrategy.NO
     if name != STOCK:
         return ours
@@ -188,19 +191,19 @@ def measure_train(settings: Settings, peak_memory: bool = False, samplers: Seque
         samplers: of our trainers.
 
     Raises:
-        ConfigError: for a model or ratios that cannot be measured.
+        UserError: for a model or ratios that cannot be measured.
     """
     device = bench_device()
     model, _ = load(settings.model, settings.dtype, device)
     counts, num_layers = skip_counts(model, settings.skip_ratios, settings.model), len(decoder_layers(model))
     del model
     variants = [Variant(STOCK), *(Variant(sampler, k) for sampler in samplers for k in (0, *counts.values()))]
-    results = {"bench": "train", "settings": asdict(settings), **surroundings(device), "num_layers": num_layers}
+    results = {"bench": "train", "settings": asdict(settings), **environment_info(device), "num_layers": num_layers}
     results["peak_memory_gib"] = peak_memories(settings, variants) if peak_memory else None
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(settings, [STOCK, *samplers], Path(folder))
         measures = {variant.name: partial(bench.step, variant) for variant in variants}
-        orders, samples = interleave(measures, settings.pairs)
+        orders, samples = run_interleaved(measures, settings.pairs)
     results["steps"] = summarize(
         orders, {name: [row["step"] for row in rows] for name, rows in samples.items()}, STOCK
     )

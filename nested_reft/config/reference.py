@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nested_reft.config.sections import Study
+from nested_reft.config.study import Study
 
 # What a changed key reruns, by section. Snakemake finds out by itself; this is for readers.
 RERUNS = {

@@ -5,18 +5,15 @@ The defaults are the paper's values (arXiv 2508.10123), or marked `chosen` where
 `nested-reft schema`. Nothing heavy is imported: Snakemake reads this module at every start.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from nested_reft.embedded.problems import DATASETS
-from nested_reft.nesting import num_skipped, valid_layers
 
 PACKAGE = Path(__file__).parent.parent
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,10 +23,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 Seed = Annotated[int, Field(ge=0)]
 SkipRatio = Annotated[float, Field(gt=0, lt=1)]
 Mitigation = Literal["base", "practical", "retrace", "is", "truncated"]
-
-
-class ConfigError(Exception):
-    """A user's mistake, told in one sentence that names the key or file, the value and the remedy."""
 
 
 def key(default: Any, description: str, source: str = "chosen", unit: str = "", **constraints: Any) -> Any:
@@ -398,191 +391,3 @@ class Jobs(Section):
 
     threads: int = key(4, "CPU threads of a job.", unit="threads", gt=0)
     gpus: int = key(1, "GPUs of a job, at most one; 0 computes on the CPU.", unit="GPUs", ge=0, le=1)
-
-
-class Study(Section):
-    """A whole study."""
-
-    study: Name = key(..., "Name of the study: its folder under `results/` and `reports/`, its MLflow experiment.")
-    models: dict[Name, ModelSource] = key(..., "The models that `grid.model` names.", "paper")
-    datasets: dict[Name, DatasetSource] = key(..., "The training sets that `grid.dataset` names.", "paper")
-    benchmarks: dict[Name, BenchmarkSource] = key(..., "All are run for every model produced.", "paper", min_length=1)
-    decontamination: Decontamination = Decontamination()
-    grid: Grid
-    prompt: Prompt = Prompt()
-    nesting: Nesting = Nesting()
-    sft: Sft = Sft()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    analysis: Analysis = Analysis()
-    tracking: Tracking = Tracking()
-    jobs: Jobs = Jobs()
-
-    @field_validator("benchmarks")
-    @classmethod
-    def overall_is_taken(cls, benchmarks: dict[str, BenchmarkSource]) -> dict[str, BenchmarkSource]:
-        """Refuse a benchmark that is called as the mean over all of them."""
-        if "overall" in benchmarks:
-            raise ValueError("has a benchmark named `overall`, which is the mean over all; rename it")
-        return benchmarks
-
-    @model_validator(mode="after")
-    def axes_name_what_exists(self) -> "Study":
-        """Refuse a model or dataset on an axis that has no entry."""
-        for axis, known in (("model", self.models), ("dataset", self.datasets)):
-            for name in getattr(self.grid, axis):
-                if name not in known:
-                    raise ValueError(
-                        f"has `grid.{axis}` {name!r}, an unknown {axis}; "
-                        f"add it under `{axis}s` or choose one of {', '.join(known)}"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def ratios_leave_layers(self) -> "Study":
-        """Refuse a skip ratio that a model cannot have, for the models that are here already."""
-        for name in self.grid.model:
-            if shape := self.models[name].shape:
-                check_skip_ratios(name, shape, self.nesting.border, self.grid.skip_ratio)
-        return self
-
-
-class Run(Section):
-    """One training run: a cell of the grid."""
-
-    model: str
-    dataset: str
-    skip_ratio: float
-    mitigation: Mitigation
-    seed: int
-
-
-# ---- what a stage is told: the sections that it reads, and no more, so that nothing else reruns it ----
-
-
-class PrepareBenchmarks(Section):
-    """Settings of `prepare benchmarks`."""
-
-    benchmarks: dict[Name, BenchmarkSource]
-
-
-class PrepareDataset(Section):
-    """Settings of `prepare dataset`."""
-
-    dataset: DatasetSource
-    decontamination: Decontamination
-
-
-class Warmup(Section):
-    """One SFT warm-up: what ten runs start from."""
-
-    model: str
-    dataset: str
-    seed: int
-
-
-class SftStage(Section):
-    """Settings of `sft`."""
-
-    cell: Warmup
-    sft: Sft
-    prompt: Prompt
-
-
-class TrainStage(Section):
-    """Settings of `train`."""
-
-    cell: Run
-    training: Training
-    nesting: Nesting
-    prompt: Prompt
-
-
-class EvaluateStage(Section):
-    """Settings of `evaluate`. The cell has the keys of whatever was produced: a model, a warm-up or a run."""
-
-    cell: dict[str, str]
-    evaluation: Evaluation
-    prompt: Prompt
-
-
-def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ratios: list[float]) -> None:
-    """Raise ValueError for a ratio that skips no layer of the model, more than it may, or as many as another.
-
-    Args:
-        model: its name, for the message.
-        shape: its config.json: `num_hidden_layers` is N.
-        border: b.
-        skip_ratios: the ratios x of the grid.
-    """
-    num_layers = shape["num_hidden_layers"]
-    valid = len(valid_layers(num_layers, border, shape.get("layer_types")))
-    ratio_of: dict[int, float] = {}
-    for skip_ratio in skip_ratios:
-        skipped = num_skipped(num_layers, skip_ratio)
-        if not 0 < skipped <= valid:
-            raise ValueError(
-                f"has skip_ratio {skip_ratio}, which skips {skipped} of the {num_layers} layers of {model}, "
-                f"of which {valid} may be skipped at border {border}; choose a ratio that skips 1 to {valid}"
-            )
-        if skipped in ratio_of:
-            raise ValueError(
-                f"has a duplicate run: skip_ratio {skip_ratio} skips {skipped} of the {num_layers} layers of {model}, "
-                f"as {ratio_of[skipped]} does; keep one of them"
-            )
-        ratio_of[skipped] = skip_ratio
-
-
-def runs(study: Study) -> list[Run]:
-    """Return every training run of the study: per (model, dataset, seed) the baseline, then the instances."""
-    grid = study.grid
-    instances: list[tuple[float, Mitigation]] = [(0.0, "base")]
-    instances += [(ratio, mitigation) for ratio in grid.skip_ratio for mitigation in grid.mitigation]
-    return [
-        Run(model=model, dataset=dataset, skip_ratio=ratio, mitigation=mitigation, seed=seed)
-        for model in grid.model
-        for dataset in grid.dataset
-        for seed in grid.seed
-        for ratio, mitigation in instances
-    ]
-
-
-def all_keys(section: type[BaseModel] = Section) -> set[str]:
-    """Return the names of all keys of all sections."""
-    return set(section.model_fields).union(*(all_keys(child) for child in section.__subclasses__()))
-
-
-def describe(error: Mapping[str, Any]) -> str:
-    """Return one sentence for a pydantic error: the key, its value, the remedy."""
-    path = ".".join(str(part) for part in error["loc"])
-    where = f"config key `{path}`" if path else "the config"
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), all_keys(), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "remove it, or see config/README.md for the keys there are."
-        return f"{where} is not known; {hint}"
-    if error["type"] == "missing":
-        return f"{where} is missing; add it (config/README.md tells what it means)."
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    if error["type"] == "secret":  # the value itself must not be repeated
-        return f"{where} {message}."
-    if error["type"] == "value_error":
-        value = error["input"].get("path") if isinstance(error["input"], Mapping) else None
-        return f"{where} {f'({value}) ' if value else ''}{message}."
-    return f"{where} is {error['input']!r}, but {message[0].lower() + message[1:]}; correct it."
-
-
-def parse_settings(section: type[Section], settings: Mapping[str, Any]) -> Any:
-    """Return `settings` validated as `section`; raise ConfigError for the first mistake in it."""
-    try:
-        return section.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError(describe(error.errors()[0])) from None
-
-
-def canonical(settings: Any) -> str:
-    """Return sections, runs and plain values as JSON with sorted keys: what Snakemake tracks and a stage is told."""
-
-    def plain(value: Any) -> Any:
-        return value.model_dump() if isinstance(value, BaseModel) else value
-
-    return json.dumps(settings, default=plain, sort_keys=True)

@@ -19,16 +19,9 @@ What counts as equal, where there is a choice:
 - Of several accepted answers any one is right.
 """
 
-import json
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from nested_reft.config.sections import ConfigError
 from nested_reft.grading import algebra as symbolic
 from nested_reft.grading.normalize import (
     DEEPEST,
@@ -49,70 +42,8 @@ from nested_reft.grading.normalize import (
     without_units,
 )
 
-BOX = "\\boxed{"
 RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
 DEGREE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
-BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
-BOX_ESCAPE_OR_BRACE = re.compile(r"\\boxed\s*\{|(?<!\\)\\[{}]|[{}]")
-
-
-class Verdict(NamedTuple):
-    """Whether a completion is right, and how that was found out."""
-
-    correct: bool
-    extracted: str | None
-    # `no answer`, `text`, `number`, `list`, or what the algebra said: `equal`, `different`, `unparsed`, `refused`,
-    # `timeout` or `died`
-    how: str
-
-
-def boxes(text: str) -> tuple[list[tuple[int, str]], bool]:
-    r"""Return (end, content) of every closed `\boxed{...}`, outermost only, and whether none is left open.
-
-    An escaped brace opens and closes nothing, unless a box stays open for it.
-    """
-    found, closed = matched(text, escapes=True)
-    return (found, closed) if closed else matched(text, escapes=False)
-
-
-def matched(text: str, escapes: bool) -> tuple[list[tuple[int, str]], bool]:
-    """Return what `boxes` does, with or without a meaning of escapes."""
-    found: list[tuple[int, str]] = []
-    depth = start = 0
-    for match in (BOX_ESCAPE_OR_BRACE if escapes else BOX_OR_BRACE).finditer(text):
-        if match[0] in ("\\{", "\\}"):
-            continue
-        if depth == 0:
-            if match[0][0] == "\\":
-                depth, start = 1, match.end()
-        elif match[0] == "}":
-            depth -= 1
-            if depth == 0:
-                found.append((match.end(), text[start : match.start()]))
-        else:
-            depth += 1
-    return found, depth == 0
-
-
-def extract_answer(completion: str) -> str | None:
-    """Return the content of the last box, or None if there is none or if it is not closed."""
-    found, closed = boxes(completion.rpartition("</think>")[2])
-    if not found or not closed:
-        return None
-    content = found[-1][1].strip()
-    inner = boxes(content)[0] if BOX in content else []  # a box in a box
-    return inner[-1][1].strip() if inner else content
-
-
-def until_first_answer(completion: str) -> str:
-    """Return the text up to the first closed box after a thought: where a fixed-length completion ends by nature.
-
-    With the end token banned the model has to go on after its answer; what it then writes is noise,
-    and no reward may come from it.
-    """
-    thought = completion.find("</think>")
-    found, _ = boxes(completion[max(0, thought) :])
-    return completion[: max(0, thought) + found[0][0]] if found else completion
 
 
 def compare(found: str, expected: str, deadline: float | None) -> tuple[bool, str]:
@@ -197,96 +128,3 @@ def compare_several(found: Several, expected: Several, deadline: float | None) -
         else:
             return False, "undecided" if undecided else "list"
     return True, "list"
-
-
-def grade(completion: str, answer: str | float | list[str]) -> Verdict:
-    """Return the verdict on a completion's last boxed answer against the expected answer, or any of a list.
-
-    Takes three seconds at most, and one more where children have to be replaced; where threads ask at
-    once they wait for each other. Never raises for what a model wrote, and executes none of it.
-    """
-    extracted = extract_answer(completion)
-    if extracted is None:
-        return Verdict(False, None, "no answer")
-    accepted = [str(one) for one in (answer if isinstance(answer, list) else [answer])]
-    how, undecided = "text", []
-    for one in accepted:
-        same, how = compare(extracted, one, None)
-        if same:
-            return Verdict(True, extracted, how)
-        if how == "undecided":
-            undecided.append(one)
-    deadline = time.monotonic() + symbolic.LIMIT_S
-    for one in undecided:
-        same, how = compare(extracted, one, deadline)
-        if same or how == "timeout":
-            return Verdict(same, extracted, how)
-    return Verdict(False, extracted, how)
-
-
-def is_correct(completion: str, answer: str | float | list[str]) -> bool:
-    """Whether the completion's last boxed answer equals the expected answer, or any of a list."""
-    return grade(completion, answer).correct
-
-
-Completion = str | list[dict[str, str]]
-
-
-def correctness(
-    completions: list[Completion],
-    answer: list[str],
-    log_metric: Callable[[str, float], None] | None = None,
-    **kwargs: Any,
-) -> list[float]:
-    """Reward 1 for a right answer and 0 for a wrong or missing one: an ordinary TRL reward function.
-
-    Args:
-        completions: what the model wrote, as text or as messages.
-        answer: the column of expected answers.
-        log_metric: TRL's; gets `grading/timeouts`, how many answers were wrong for taking too long.
-        **kwargs: the other columns, and what else TRL passes.
-    """
-    texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
-    verdicts = [grade(text, expected) for text, expected in zip(texts, answer, strict=True)]
-    if log_metric is not None:
-        log_metric("grading/timeouts", float(sum(verdict.how in ("timeout", "died") for verdict in verdicts)))
-    return [float(verdict.correct) for verdict in verdicts]
-
-
-def first_answer_correctness(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
-    """Reward the first answer of completions of fixed length: the rest is what the ban on the end token made."""
-    return correctness([until_first_answer(completion) for completion in completions], answer, **kwargs)
-
-
-def read_completions(text: str, name: str) -> list[dict[str, Any]]:
-    """Return rows with `completion` and `answer` from JSON lines.
-
-    Raises:
-        ConfigError: naming the first line that is not JSON, or whose fields are missing or of another type.
-    """
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{name}: line {number} is not JSON ({error.msg}); correct it") from None
-        if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
-            raise ConfigError(f"{name}: line {number} has no text `completion`; give it one")
-        answer = row.get("answer")
-        many = isinstance(answer, list) and answer and all(isinstance(one, str | int | float) for one in answer)
-        if isinstance(answer, bool) or not (many or isinstance(answer, str | int | float)):
-            raise ConfigError(
-                f"{name}: line {number} has `answer` {answer!r}; give a text, a number or a list of them"
-            )
-        rows.append(row)
-    return rows
-
-
-def grade_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield each row with `correct`, `extracted`, `how` and `seconds`; shows progress on a terminal."""
-    for row in tqdm(rows, unit="answer", disable=not sys.stderr.isatty()):
-        started = time.perf_counter()
-        verdict = grade(row["completion"], row["answer"])
-        yield row | verdict._asdict() | {"seconds": round(time.perf_counter() - started, 6)}

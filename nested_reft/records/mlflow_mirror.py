@@ -1,28 +1,15 @@
-"""The record of a stage: files first, MLflow as their mirror.
+"""MLflow as a mirror of the records: sent while a stage runs, or afterwards from its files."""
 
-A stage owns a folder. While it works, its rows and checkpoints lie in `checkpoints/`, which no rule
-declares, because Snakemake deletes the declared outputs of a failed job. When it is done they become
-`run.json` (what was run, on what), `metrics.jsonl` (one row per step) and `metrics.json` (the result).
-MLflow gets the same rows as they come. It may fail or be absent: the files are complete without it,
-and `nested-reft track` rebuilds the store from them.
-"""
-
-import hashlib
-import importlib.metadata
-import json
 import logging
 import os
-import platform
 import re
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.mlflow_views import deltas_of, experiment_tags
 
 log = logging.getLogger(__name__)
@@ -33,171 +20,6 @@ SECONDS_BETWEEN_SENDS = 10.0
 SECONDS_AT_THE_END = 60.0
 # Of a cell, as a run's name has them.
 AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "math-verify", "mlflow", "snakemake")
-
-
-# ---- files -------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one piece: it exists whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
-
-
-def read_rows(path: Path, torn_end: bool = False) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file; with `torn_end` its last line may be half-written and is left out."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in (lines[:-1] if torn_end else lines) if line]
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file in one piece."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(path)
-
-
-def discard(folder: Path) -> None:
-    """Delete a folder in a way that a kill halfway never leaves a part of it under its name."""
-    trash = folder.with_name(folder.name + ".trash")
-    shutil.rmtree(trash, ignore_errors=True)
-    if folder.exists():
-        folder.rename(trash)
-        shutil.rmtree(trash)
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files in a folder with their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None without it: speed is measured where not all of them are."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def provenance() -> dict[str, Any]:
-    """Return the code, the packages and the machine that a result comes from."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "gpus": []}
-    if (torch := sys.modules.get("torch")) is not None:
-        hardware["torch_threads"] = torch.get_num_threads()
-        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "git_commit": git("rev-parse", "HEAD") or "unknown",
-        "git_dirty": bool(git("status", "--porcelain", "--", ":/nested_reft", ":/workflow", ":/Snakefile")),
-        "python": platform.python_version(),
-        "packages": {name: installed_version(name) for name in PACKAGES},
-        "hardware": hardware,
-    }
-
-
-class StageRecord:
-    """The folder of one stage product, and its mirror in MLflow."""
-
-    def __init__(
-        self,
-        out: Path,
-        stage: str,
-        cell: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        tracking_uri: str | None,
-        study: str,
-    ) -> None:
-        """Open the record, or continue the one that an interrupted attempt with these settings left.
-
-        Args:
-            out: the folder of the product.
-            stage: `sft`, `train`, `evaluate` or `analyse`.
-            cell: where in the grid: model, dataset, ...
-            settings: everything the stage was told.
-            inputs: name -> file or folder that the stage reads; checksummed into `run.json`.
-            tracking_uri: the MLflow store, or None for none.
-            study: the MLflow experiment.
-        """
-        self.out = out
-        self.checkpoints = out / "checkpoints"
-        self.rows: list[dict[str, Any]] = []
-        digests = {name: checksum(path) for name, path in inputs.items()}
-        fingerprint = json.dumps([settings, digests], sort_keys=True)
-        started = self.checkpoints / "started.json"
-        if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-            discard(self.checkpoints)  # checkpoints of other settings are of no use
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not started.exists():
-            now = datetime.now(UTC).isoformat(timespec="microseconds")
-            write_json(started, {"fingerprint": fingerprint, "started": now, "attempts": 0})
-        beginning = read_json(started)
-        write_json(started, beginning | {"attempts": beginning["attempts"] + 1})
-        self.run = {
-            "uid": f"{out}@{beginning['started']}",
-            "study": study,
-            "stage": stage,
-            "cell": dict(cell),
-            "settings": dict(settings),
-            "inputs": {name: {"path": str(path), "sha256": digests[name]} for name, path in inputs.items()},
-            "provenance": provenance(),
-            "started": beginning["started"],
-            "attempts": beginning["attempts"] + 1,
-        }
-        self.mirror = Mirror(self.run, tracking_uri) if tracking_uri else None
-
-    def resume_at(self, step: int) -> None:
-        """Forget the rows after `step`: they will be written again."""
-        path = self.checkpoints / "metrics.jsonl"
-        if path.exists():
-            self.rows = [row for row in read_rows(path, torn_end=True) if row["step"] <= step]
-            write_rows(path, self.rows)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the row of a step."""
-        row = {"step": step, "time": time.time(), **metrics}
-        self.rows.append(row)
-        with (self.checkpoints / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.mirror:
-            self.mirror.send([row])
-
-    def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
-        """Write the final files, send what MLflow has not got yet, and drop the checkpoints.
-
-        Args:
-            metrics: the result of the stage.
-            facts: more to note in `run.json`.
-        """
-        self.run |= facts | {"finished": datetime.now(UTC).isoformat(timespec="microseconds")}
-        if self.rows:
-            write_rows(self.out / "metrics.jsonl", self.rows)
-        write_json(self.out / "metrics.json", dict(metrics))
-        write_json(self.out / "run.json", self.run)
-        if self.mirror:
-            self.mirror.finish(final_row(self.run, metrics, len(self.rows)))
-        discard(self.checkpoints)
-
-
-# ---- MLflow ------------------------------------------------------------------------------------------
 
 
 def milliseconds(moment: str) -> int:
@@ -273,7 +95,7 @@ def open_study(uri: str, study: str) -> tuple[Any, str, str]:
     return client, experiment, parent.info.run_id
 
 
-class Mirror:
+class MLflowMirror:
     """One MLflow run that follows a record. It never raises: what could not be sent is kept and sent later."""
 
     def __init__(self, run: Mapping[str, Any], uri: str) -> None:
@@ -373,7 +195,7 @@ def rebuild(results: Path, reports: Path, uri: str) -> tuple[int, int]:
     for path in paths:
         run = read_json(path)
         studies.add(run["study"])
-        mirror = Mirror(run, uri)
+        mirror = MLflowMirror(run, uri)
         steps = path.with_name("metrics.jsonl")
         mirror.waiting = read_rows(steps) if steps.exists() else []
         taken += mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
@@ -381,9 +203,6 @@ def rebuild(results: Path, reports: Path, uri: str) -> tuple[int, int]:
         if (reports / study / "deltas.csv").exists():
             mirror_report(reports / study, results, study, uri)
     return len(paths), taken
-
-
-# ---- the results of a study in MLflow ------------------------------------------------------------------
 
 
 def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> None:

@@ -17,92 +17,11 @@ from typing import Any
 import torch
 from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nested_reft.model.layers import decoder_layers, forwards, layers_return_tuples
-
-ATTENTION = "nested_reft_decode"
-HARMLESS = ("position_ids", "use_cache", "is_causal", "output_attentions")
-
-
-def decode_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend from one token of each row, as sums that a compiler fuses: no (B, H, T) tensor but the weights.
-
-    Args:
-        module: the attention module; not used.
-        query: (B, H, 1, D).
-        key: (B, K, T, D), each of K heads shared by H / K queries and never repeated.
-        value: (B, K, T, D).
-        attention_mask: added to the scores: 0 where a row may attend to a column, the least number elsewhere,
-            (B, 1, 1, T). Sums with it are faster than choices by a boolean one.
-        scaling: of the scores.
-        dropout: not used: nothing is dropped while sampling.
-        sliding_window: not used: the mask holds it.
-        softcap: the scores stay within plus and minus this.
-        **others: what transformers passes along; sinks and biases, which change the result, are not known here.
-
-    Returns:
-        (B, 1, H, D), and no weights.
-
-    Raises:
-        NotImplementedError: for an argument that may change the result.
-    """
-    if unknown := [name for name, value in others.items() if value is not None and name not in HARMLESS]:
-        raise NotImplementedError(f"attention with {', '.join(unknown)}")
-    num_rows, num_heads, _, head_dim = query.shape
-    query = query.view(num_rows, key.shape[1], -1, 1, head_dim)  # (B, K, H / K, 1, D)
-    scores = (query.float() * key.unsqueeze(2)).sum(dim=-1) * scaling  # (B, K, H / K, T)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores + attention_mask
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()  # softmax, whose sum is divided by at the end
-    attended = (weights.unsqueeze(-1) * value.unsqueeze(2)).sum(dim=-2) / weights.sum(dim=-1, keepdim=True)
-    return attended.view(num_rows, 1, num_heads, head_dim).to(value.dtype), None  # attended: (B, K, H / K, D)
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, decode_attention)
-
-
-def store_token(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    every_row: torch.Tensor,
-    positions: torch.Tensor,
-    key_states: torch.Tensor,
-    value_states: torch.Tensor,
-) -> None:
-    """Write keys and values (B, K, 1, D) of a token of each row into buffers (B, K, D, C) and (B, K, C, D).
-
-    `every_row` holds 0 to B - 1, and `positions` the column of each, both (B,).
-    """
-    keys[every_row, :, :, positions] = key_states[:, :, 0]
-    values[every_row, :, positions] = value_states[:, :, 0]
-
-
-class Slot:
-    """What a piece sees as the cache: the buffers of its layer, of which it reads the columns of the mask."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, end: int) -> None:
-        self.keys, self.values, self.positions, self.end = keys, values, positions, end
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store what is new, (B, K, 1, D), and return what attention reads, both (B, K, T, D)."""
-        every_row = torch.arange(key_states.shape[0], device=key_states.device)  # compiled away
-        store_token(self.keys, self.values, every_row, self.positions, key_states, value_states)
-        return self.keys[..., : self.end].transpose(2, 3), self.values[:, :, : self.end]
+from nested_reft.model.layers import decoder_layers, layers_return_tuples, replaced_forwards
+from nested_reft.rollout.attention import ATTENTION
+from nested_reft.rollout.cuda_graphs import Graphs
+from nested_reft.rollout.kv_cache import Slot
 
 
 def build_of(layer: torch.nn.Module) -> tuple[Any, ...]:
@@ -283,62 +202,6 @@ def first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-class Graphs:
-    """CUDA graphs of the steps of layers, one for each layer and number of columns, in one pool of memory.
-
-    All graphs read and write the same hidden states, so they can follow each other in any order.
-    """
-
-    def __init__(self) -> None:
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self.addresses: dict[int, list[int]] = {}  # of the weights that the graphs of a layer read
-        self.inputs: dict[tuple[Any, ...], torch.Tensor] = {}  # what graphs read, at addresses that stay
-        self.sources: dict[tuple[Any, ...], torch.Tensor] = {}  # what was last copied there
-        self.pool: Any = None
-
-    def look_at(self, index: int, weights: list[torch.Tensor]) -> None:
-        """Forget the graphs of a layer whose weights have moved: they would go on reading where those were."""
-        addresses = [weight.data_ptr() for weight in weights]
-        if self.addresses.setdefault(index, addresses) != addresses:
-            self.graphs = {key: graph for key, graph in self.graphs.items() if key[0] != index}
-            self.addresses[index] = addresses
-
-    def keep(self, key: tuple[Any, ...], tensor: torch.Tensor) -> torch.Tensor:
-        """Return the input of this key, with the tensor's values: copied once, however many layers read it."""
-        key = (*key, tensor.shape)
-        if key not in self.inputs:
-            self.inputs[key] = torch.empty_like(tensor)
-        if tensor is not self.inputs[key] and tensor is not self.sources.get(key):
-            self.inputs[key].copy_(tensor)
-            self.sources[key] = tensor
-        return self.inputs[key]
-
-    def run(
-        self,
-        index: int,
-        step: Callable[..., Any],
-        weights: list[torch.Tensor],
-        buffers: tuple[torch.Tensor, ...],
-        changing: list[torch.Tensor],
-        columns: int,
-    ) -> torch.Tensor:
-        """Replay the graph of a layer, captured at its first call; return the hidden states (B, 1, W)."""
-        hidden_states = self.keep((), changing[0])
-        self.sources.pop((hidden_states.shape,), None)  # layers write there, so the next one is always copied
-        arguments = [*weights, *buffers, hidden_states]
-        arguments += [self.keep((index_of, id(step)), given) for index_of, given in enumerate(changing[1:])]
-        if (index, columns) not in self.graphs:
-            step(arguments)  # compiles, and lets libraries allocate what they need
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                hidden_states.copy_(step(arguments))
-            self.pool = self.pool or graph.pool()
-            self.graphs[index, columns] = graph
-        self.graphs[index, columns].replay()
-        return hidden_states
-
-
 class Pieces:
     """The pieces of a model's layers, for buffers of one size.
 
@@ -360,7 +223,7 @@ class Pieces:
     def in_place(self, skipped: Sequence[int]) -> Iterator[None]:
         """Put the piece of each layer that is not skipped in its place for the duration of the block."""
         active = [index for index in range(len(self.layers)) if index not in skipped]
-        with forwards(self.layers, {index: self.piece(index) for index in active}):
+        with replaced_forwards(self.layers, {index: self.piece(index) for index in active}):
             yield
 
     def piece(self, index: int) -> Callable[..., Any]:

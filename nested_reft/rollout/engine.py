@@ -15,135 +15,19 @@ As it stands it is plain PyTorch, the reference path; with `compiled` the steps 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Cache, PreTrainedModel, TopPLogitsWarper
-from transformers.cache_utils import CacheLayerMixin
+from transformers import Cache, PreTrainedModel
 
-from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
-from nested_reft.nesting import nested
-from nested_reft.rollout.compiled import Pieces, store_token
+from nested_reft.model.layers import decoder_layers, language_model, nested
+from nested_reft.rollout.compiled import Pieces
+from nested_reft.rollout.kv_cache import Place, RowsLayer
+from nested_reft.rollout.sampling import Sampling, draw, philox_uniforms, truncate_after_eos
 
 # Buffers, and the part of them that attention reads, grow by so many columns at a time. On a GPU more, since each
 # size has its own CUDA graph.
 COLUMNS, COLUMNS_OF_GPU = 16, 64
-
-
-class Sampling(NamedTuple):
-    """How completions are drawn from softmax(logits / temperature)."""
-
-    max_new_tokens: int
-    temperature: float = 1.0  # 0 takes the likeliest token
-    top_p: float = 1.0
-    fixed_length: bool = False  # the end token is banned, as in the paper; log mu is that of the unbanned softmax
-    eos_token_ids: tuple[int, ...] = ()
-
-
-def uniforms(seed: int, step: int, row: int, size: int) -> np.ndarray:
-    """Return numbers in [0, 1), float64 (size,): a function of the arguments alone.
-
-    Philox is a counter-based generator: (seed, step) is its key and the row its counter, so that rows are
-    independent of each other and of the batch they are in.
-    """
-    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, row])).random(size)
-
-
-class Place:
-    """Where the next tokens go: shared by the cache layers of all model layers.
-
-    Args:
-        num_rows: B, the rows of the batch.
-        num_columns: the most tokens of a row.
-        device: where the buffers are.
-    """
-
-    def __init__(self, num_rows: int, num_columns: int, device: torch.device) -> None:
-        self.num_rows, self.num_columns = num_rows, num_columns
-        self.every_row = torch.arange(num_rows, device=device)
-        self.positions = torch.zeros(num_rows, dtype=torch.long, device=device)  # (B,), the column of the next token
-        self.end = 0  # attention reads columns [0, end)
-        # while prompts are read: the rows that are filled, and the prompt of each
-        self.prompts_of: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-class RowsLayer(CacheLayerMixin):
-    """Keys and values of one layer: row b holds its tokens in columns 0, 1, 2, ... without padding.
-
-    Keys lie with their columns innermost, (B, K, D, T): scores of a token are sums over D for all columns at once.
-    """
-
-    is_compileable = True
-    is_sliding = False
-
-    def __init__(self, place: Place) -> None:
-        super().__init__()
-        self.place = place
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate on first use; a layer that never runs has no buffers."""
-        rows, columns = self.place.num_rows, self.place.num_columns
-        self.keys = key_states.new_zeros((rows, key_states.shape[1], key_states.shape[3], columns))
-        self.values = value_states.new_zeros((rows, value_states.shape[1], columns, value_states.shape[3]))
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store what is new and return what attention reads, both (B, K, T, D)."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        place = self.place
-        if place.prompts_of is not None:
-            rows, prompts = place.prompts_of
-            self.keys[rows, :, :, : key_states.shape[2]] = key_states[prompts].transpose(2, 3)
-            self.values[rows, :, : value_states.shape[2]] = value_states[prompts]
-            return key_states, value_states
-        store_token(self.keys, self.values, place.every_row, place.positions, key_states, value_states)
-        return self.keys[..., : place.end].transpose(2, 3), self.values[:, :, : place.end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return length and offset of the keys: only a prompt's mask is made by the model."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Return 0: positions are given."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """Return the number of columns."""
-        return self.place.num_columns
-
-
-def draw(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw the next tokens by inverting the cumulative distribution.
-
-    Args:
-        logits: (B, V).
-        draws: uniform numbers (B,).
-        sampling: how.
-
-    Returns:
-        The tokens (B,), and log mu(a_t) (B,) of the unbanned, unfiltered softmax(logits / temperature).
-    """
-    logits = logits.float()
-    if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
-    probs = choices = logits.softmax(dim=-1)  # (B, V)
-    if sampling.fixed_length:
-        banned = torch.tensor(sampling.eos_token_ids, dtype=torch.long, device=logits.device)
-        choices = choices.index_fill(1, banned, 0)
-    if sampling.temperature == 0:
-        tokens = choices.argmax(dim=1)
-    else:
-        if sampling.top_p < 1:
-            choices = TopPLogitsWarper(sampling.top_p, filter_value=-torch.inf)(None, choices.log()).exp()
-        # Double precision: over 150,000 tokens single precision would misplace what is rarer than 1e-5.
-        cumulative = choices.cumsum(dim=1, dtype=torch.float64)
-        thresholds = draws.unsqueeze(1) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-    return tokens, probs.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
 
 
 def copy_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -162,7 +46,7 @@ class RolloutEngine:
     """Samples completions from a model over memory that it keeps.
 
     Args:
-        model: a decoder-only language model to which `why_not` has no objection.
+        model: a decoder-only language model to which `unsupported_reason` has no objection.
         compiled: whether the steps of layers are compiled pieces (`compiled.py`).
         dtype: of a copy of the weights to sample from, renewed before each roll-out; None takes the weights.
     """
@@ -301,7 +185,7 @@ class RolloutEngine:
         size = (nobody + 1, length + stride)  # the last row is nobody's
         if sampling.temperature > 0:
             rows = range(first_row, first_row + nobody + 1)
-            draws = torch.from_numpy(np.stack([uniforms(seed, step, row, size[1]) for row in rows])).to(device)
+            draws = torch.from_numpy(np.stack([philox_uniforms(seed, step, row, size[1]) for row in rows])).to(device)
         else:
             draws = torch.zeros(1, 1, dtype=torch.float64, device=device).expand(size)
         tokens = torch.zeros(size, dtype=torch.long, device=device)
@@ -342,68 +226,4 @@ class RolloutEngine:
                 place.positions.masked_fill_(ended, 0)
                 drawn.masked_fill_(ended, 0)
 
-        return until_end(tokens[:nobody, :length], logps[:nobody, :length], eos_token_ids)
-
-
-def until_end(
-    tokens: torch.Tensor, logps: torch.Tensor, eos_token_ids: torch.Tensor
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Cut tokens and their log-probs, both (B, T), behind the first end token of each row."""
-    is_eos = torch.isin(tokens, eos_token_ids)
-    before_end = is_eos.cumsum(dim=1) - is_eos.int()  # ends seen strictly before each token
-    lengths = (before_end == 0).sum(dim=1).tolist()
-    return (
-        [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)],
-        [row[:length] for row, length in zip(logps.tolist(), lengths, strict=True)],
-    )
-
-
-@torch.no_grad()
-def scoring_errors(
-    model: PreTrainedModel,
-    prompt_ids: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    logps: Sequence[Sequence[float]],
-) -> torch.Tensor:
-    """Return how far the log-probs of all tokens are from those of a forward over each whole sequence, in nats."""
-    errors = []
-    for prompt, completion, sampled in zip(prompt_ids, completions, logps, strict=True):
-        tokens = torch.tensor([[*prompt, *completion]], device=model.device)
-        logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        scored = logits.log_softmax(dim=-1).gather(1, tokens[0, len(prompt) :].unsqueeze(1)).squeeze(1)
-        errors.append((scored.cpu() - torch.tensor(sampled)).abs())
-    return torch.cat(errors)
-
-
-@torch.no_grad()
-def why_not(
-    engine: RolloutEngine, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, num_rows: int | None = None
-) -> str | None:
-    """Return why the engine cannot be used for such a roll-out, or None: it draws a few tokens, which are scored.
-
-    A model is covered if the engine's log-probs, with a layer skipped, are those of a forward over the whole sequence.
-    """
-    name = type(engine.model).__name__
-    if unknown := engine.attention_types - {"full_attention", "sliding_attention"}:
-        return f"{name} has layers of {', '.join(sorted(unknown))}"
-    try:
-        num_rows = engine.provide(prompt_ids, sampling, num_rows).num_rows  # what is tried is what will run
-        prompt_ids, skipped = prompt_ids[:num_rows], skippable_layers(engine.model, border=1)[:1]
-        few = Sampling(max_new_tokens=min(8, sampling.max_new_tokens), fixed_length=True)
-        completions, logps = engine.sample(prompt_ids, few, seed=0, skipped=skipped)
-    except torch.OutOfMemoryError:  # no property of the model
-        raise
-    except Exception as error:  # whatever a family does differently ends here
-        return f"{name} does not run over it ({type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]})"
-    distinct = {tuple(prompt): index for index, prompt in enumerate(prompt_ids)}
-    some = list(distinct.values())[:4]
-    with nested(engine.model, skipped):
-        apart = scoring_errors(
-            engine.model,
-            [prompt_ids[index] for index in some],
-            [completions[index] for index in some],
-            [logps[index] for index in some],
-        )
-    # Rounding is 1e-6 in float32 and about .01 in bfloat16; another position or mask is more than one.
-    is_rounding = apart.mean() < 0.05 and apart.max() < 0.5  # and no nan
-    return None if is_rounding else f"{name} gives other log-probabilities over it"
+        return truncate_after_eos(tokens[:nobody, :length], logps[:nobody, :length], eos_token_ids)

@@ -19,7 +19,8 @@ import sys
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from nested_reft.config.sections import ConfigError, Evaluation
+from nested_reft.config.sections import Evaluation
+from nested_reft.errors import UserError
 
 
 def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
@@ -32,12 +33,12 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
             prompts.
 
     Raises:
-        ConfigError: if vLLM is not installed.
+        UserError: if vLLM is not installed.
     """
     try:
         from vllm import LLM, SamplingParams
     except ModuleNotFoundError as error:
-        raise ConfigError(
+        raise UserError(
             f"evaluation.sampler is 'vllm', which cannot be imported ({error}); `pip install .[vllm]`, or choose "
             "another sampler"
         ) from None

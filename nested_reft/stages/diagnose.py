@@ -14,15 +14,17 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from nested_reft.config.sections import ConfigError
 from nested_reft.data.prompts import format_prompt
-from nested_reft.grading.compare import correctness, first_answer_correctness
+from nested_reft.errors import UserError
+from nested_reft.grading.rewards import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
-from nested_reft.model.layers import check_nestable, load_model, skippable_layers
-from nested_reft.nesting import draw_mask, nested, num_skipped
-from nested_reft.records.mlflow_mirror import read_rows
+from nested_reft.model.checks import check_nestable
+from nested_reft.model.layers import nested, skippable_layers
+from nested_reft.model.loading import load_model
+from nested_reft.nesting import draw_skipped_layers, num_skipped
+from nested_reft.records.files import read_rows
 from nested_reft.report import figures as plots
-from nested_reft.rollout.sampler import sample
+from nested_reft.rollout.generate import sample
 
 SHOWN = ["kl", "k3_kl", "acceptance_rate", "ess"]
 
@@ -133,7 +135,7 @@ def diagnose(
     """Return a row per skip ratio, and a row per layer that may be skipped.
 
     Raises:
-        ConfigError: if the model cannot be nested, or if a ratio skips more layers than may be.
+        UserError: if the model cannot be nested, or if a ratio skips more layers than may be.
     """
     model, tokenizer = load_model(model_path, dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -145,11 +147,11 @@ def diagnose(
     try:
         check_nestable(model)
         masks = {
-            ratio: [draw_mask(valid, k, settings.seed, step) for step in range(settings.num_masks)]
+            ratio: [draw_skipped_layers(valid, k, settings.seed, step) for step in range(settings.num_masks)]
             for ratio, k in counts.items()
         }
     except ValueError as error:
-        raise ConfigError(f"{model_path} cannot be diagnosed: {error}") from None
+        raise UserError(f"{model_path} cannot be diagnosed: {error}") from None
 
     problems = read_rows(data)[: settings.num_prompts]
     prompts = [format_prompt(row["problem"], template) for row in problems for _ in range(settings.num_generations)]

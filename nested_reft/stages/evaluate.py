@@ -6,18 +6,21 @@ The records hold all that a verdict comes from, so that grading can be repeated 
 
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from nested_reft.config.sections import ConfigError, Evaluation, Prompt
+from nested_reft.config.sections import Evaluation, Prompt
 from nested_reft.data.prompts import format_prompt
-from nested_reft.grading import compare as grading
-from nested_reft.records.mlflow_mirror import StageRecord, provenance, read_json, read_rows, write_json
+from nested_reft.errors import UserError
+from nested_reft.grading import grade as grading
+from nested_reft.records.files import read_json, read_rows, write_json
+from nested_reft.records.provenance import provenance
+from nested_reft.records.stage_record import StageRecord
+from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
+from nested_reft.rollout.generate import complete_by_generate
 
 # Of the intervals among the metrics of a run; those of the report are at `analysis.confidence`.
 CONFIDENCE = 0.95
@@ -32,9 +35,9 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     import torch
     from tqdm import tqdm
 
-    from nested_reft.model.layers import end_token_ids, load_model
-    from nested_reft.rollout.engine import Sampling
+    from nested_reft.model.loading import end_token_ids, load_model
     from nested_reft.rollout.sampler import engine_for
+    from nested_reft.rollout.sampling import Sampling
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -56,36 +59,6 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
 
 
-def complete_by_generate(
-    model: Any, tokenizer: Any, prompt_ids: list[list[int]], settings: Evaluation, on_finished: Callable[[int], object]
-) -> list[list[int]]:
-    """Return the completions that transformers' `generate` draws, up to and including their end tokens."""
-    import torch
-    from transformers import GenerationConfig
-
-    # Nothing of a model's own generation settings but its tokens: some ship a repetition penalty.
-    ends = model.generation_config.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    drawing: dict[str, Any] = {"do_sample": False}
-    if settings.temperature > 0:
-        drawing = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    torch.manual_seed(settings.seed)
-
-    # Neighbours of similar length waste the least padding; the order is undone by what is filled in.
-    order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), index))
-    completions: list[list[int]] = [[]] * len(prompt_ids)
-    for start in range(0, len(order), settings.batch_size):
-        indices = order[start : start + settings.batch_size]
-        rows = {"input_ids": [prompt_ids[index] for index in indices]}
-        batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **drawing)
-        for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            completions[index] = [token for token in row if token != tokenizer.pad_token_id]
-        on_finished(len(indices))
-    return completions
-
-
 def grade(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records with `extracted`, `correct` and `how`, from `completion` and `answer`."""
     verdicts = [
@@ -96,12 +69,6 @@ def grade(records: pd.DataFrame) -> pd.DataFrame:
     for field in ("extracted", "correct", "how"):
         graded[field] = [getattr(verdict, field) for verdict in verdicts]
     return graded
-
-
-def problem_scores(records: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per problem: benchmark, problem_id, `correct` (how many samples are) and `samples`."""
-    grouped = records.groupby(["benchmark", "problem_id"], sort=False)["correct"]
-    return grouped.agg(correct="sum", samples="size").reset_index()
 
 
 def metrics_of(records: pd.DataFrame) -> dict[str, float]:
@@ -172,10 +139,10 @@ def regrade(folder: Path) -> int:
     `records.parquet` and `metrics.json` are written anew, and `run.json` notes by which code.
 
     Raises:
-        ConfigError: if the folder holds no finished evaluation.
+        UserError: if the folder holds no finished evaluation.
     """
     if not all((folder / name).exists() for name in ("records.parquet", "metrics.json", "run.json")):
-        raise ConfigError(
+        raise UserError(
             f"{folder} holds no finished evaluation (records.parquet, metrics.json, run.json); "
             "give --out the folder of one, as results/<study>/evaluate/..."
         )

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from nested_reft.data.prompts import TEMPLATES, format_prompt
 from nested_reft.embedded.problems import KINDS, Problem, generate, stream
-from nested_reft.nesting import draw_mask, nested, valid_layers
+from nested_reft.model.layers import nested
+from nested_reft.nesting import draw_skipped_layers, valid_layers
 
 TEMPLATE = "qwen-math"
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
@@ -207,7 +208,7 @@ def run_phase(
         rate = phase.learning_rate * warmup * (0.55 + 0.45 * math.cos(math.pi * step / phase.steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with nested(model, draw_mask(valid, step % (most_layers + 1), seed, step)):
+        with nested(model, draw_skipped_layers(valid, step % (most_layers + 1), seed, step)):
             loss = model(**collate(list(islice(problems, BATCH_SIZE)), tokenizer)).loss
         optimizer.zero_grad()
         loss.backward()

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from nested_reft.bench.display import speed_figure
-from nested_reft.bench.harness import estimate, interleave, overhead, quartiles, speed_up, summarize
+from nested_reft.bench.harness import estimate, overhead, quartiles, run_interleaved, speed_up, summarize
 from nested_reft.bench.rollout import Rollouts, Settings, decode_seconds, load, share_of_gain, traffic
 from nested_reft.bench.train import Variant, efficiency
-from nested_reft.cli.stages import app
-from nested_reft.config.sections import ConfigError
-from nested_reft.model.layers import bounds
+from nested_reft.cli import app
+from nested_reft.errors import UserError
+from nested_reft.nesting import bounds
 from nested_reft.report.statistics import median_interval
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +38,7 @@ def test_variants_take_turns_and_every_second_round_runs_backwards():
 
         return call
 
-    orders, samples = interleave({"a": measure("a"), "b": measure("b")}, 3)
+    orders, samples = run_interleaved({"a": measure("a"), "b": measure("b")}, 3)
     warm_up, kept = calls[:2], calls[2:]
     assert warm_up == [("a", 3), ("b", 3)]
     assert kept == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
@@ -233,7 +232,7 @@ def test_what_does_not_fit_into_the_budget_is_named(tmp_path):
     ],
 )
 def test_bad_input_is_told_in_one_sentence(arguments, told):
-    with pytest.raises(ConfigError, match=re.escape(told)) as raised:
+    with pytest.raises(UserError, match=re.escape(told)) as raised:
         app(["bench", *arguments], standalone_mode=False)
     assert "\n" not in str(raised.value)
 

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from nested_reft.config import reference as config_docs
-from nested_reft.config.sections import ConfigError, Study, canonical, parse_settings, runs
-
-from .conftest import ROOT, snakemake
+from nested_reft.config.parse import canonical, parse_settings
+from nested_reft.config.study import Study, expand_grid
+from nested_reft.errors import UserError
+from tests.conftest import ROOT, snakemake
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 
@@ -39,8 +40,8 @@ def test_shipped_configs_are_valid(path):
 def test_paper_study_is_the_defaults_and_sixty_runs():
     written = load("paper.yaml")
     study = parse_settings(Study, written)
-    assert len(runs(study)) == 60
-    assert sum(run.skip_ratio == 0 for run in runs(study)) == 6
+    assert len(expand_grid(study)) == 60
+    assert sum(run.skip_ratio == 0 for run in expand_grid(study)) == 6
     needed = {name: written[name] for name in ("study", "models", "datasets", "benchmarks", "grid")}
     assert parse_settings(Study, needed) == study
     # "TRL's default" is no value: each key of the training sections is written out
@@ -50,8 +51,8 @@ def test_paper_study_is_the_defaults_and_sixty_runs():
 
 def test_embedded_study_is_ten_runs():
     study = parse_settings(Study, load("config.yaml"))
-    assert [(run.skip_ratio, run.mitigation) for run in runs(study)][:2] == [(0.0, "base"), (0.05, "base")]
-    assert len({canonical(run) for run in runs(study)}) == 10
+    assert [(run.skip_ratio, run.mitigation) for run in expand_grid(study)][:2] == [(0.0, "base"), (0.05, "base")]
+    assert len({canonical(run) for run in expand_grid(study)}) == 10
 
 
 def test_order_and_spelling_of_numbers_do_not_matter():
@@ -98,7 +99,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence(mistake):
     path, value, words = MISTAKES[mistake]
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         parse_settings(Study, changed(path, value))
     assert words in str(error.value)
     assert "\n" not in str(error.value) and "hush" not in str(error.value)

@@ -10,33 +10,24 @@ import pytest
 
 from nested_reft.config.sections import (
     BenchmarkSource,
-    ConfigError,
     DatasetSource,
     Decontamination,
     Evaluation,
     ModelSource,
     Nesting,
     Prompt,
-    Run,
     Sft,
     Training,
 )
-from nested_reft.data.formats import (
-    benchmark_row,
-    parsed_rows,
-    prepare_benchmarks,
-    prepare_dataset,
-    prepare_model,
-    read_file,
-    solve,
-    training_row,
-    with_box,
-)
+from nested_reft.config.study import Run
+from nested_reft.data.formats import benchmark_row, solve, training_row
+from nested_reft.data.prepare import prepare_benchmarks, prepare_dataset, prepare_model, with_box
 from nested_reft.data.prompts import TEMPLATES, format_prompt
-from nested_reft.grading.compare import is_correct
-from nested_reft.records.mlflow_mirror import checksum, read_json, read_rows
-
-from .conftest import DATA, needs_data, run
+from nested_reft.data.sources import parsed_rows, read_file
+from nested_reft.errors import UserError
+from nested_reft.grading.grade import is_correct
+from nested_reft.records.files import checksum, read_json, read_rows
+from tests.conftest import DATA, needs_data, run
 
 
 def write_lines(path, rows):
@@ -279,7 +270,7 @@ def test_a_mistake_in_a_training_set_is_one_sentence_and_nothing_is_written(mist
     (tmp_path / "train.jsonl").write_text(content)
     before = {benchmarks_file(tmp_path), *tmp_path.iterdir()}
     source = DatasetSource(path=str(tmp_path / "train.jsonl"))
-    with pytest.raises(ConfigError, match=f"^{re.escape(source.path)}: {words}") as error:
+    with pytest.raises(UserError, match=f"^{re.escape(source.path)}: {words}") as error:
         prepare_dataset(source, Decontamination(), tmp_path / "benchmarks.jsonl", tmp_path / "out.jsonl")
     assert "\n" not in str(error.value)
     assert set(tmp_path.iterdir()) == before
@@ -299,7 +290,7 @@ def test_a_mistake_in_a_dataset_ends_the_command_with_exit_code_2(tmp_path):
 
 def test_a_file_that_is_not_text_is_one_sentence(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1\xff\xfe")
-    with pytest.raises(ConfigError, match=r"train\.parquet: is not UTF-8 text; give JSON, JSON lines, or the folder"):
+    with pytest.raises(UserError, match=r"train\.parquet: is not UTF-8 text; give JSON, JSON lines, or the folder"):
         read_file(tmp_path / "train.parquet")
 
 
@@ -316,7 +307,7 @@ def test_braces_of_a_problem_survive_every_template(template):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_stage_puts_a_problem_in_the_same_words(template, tmp_path, monkeypatch):
     from nested_reft.stages import evaluate as evaluation
-    from nested_reft.stages import train as training
+    from nested_reft.stages import sft, train
 
     class Seen(Exception):
         pass
@@ -327,17 +318,17 @@ def test_every_stage_puts_a_problem_in_the_same_words(template, tmp_path, monkey
     write_lines(tmp_path / "rows.jsonl", [math(HOSTILE) | {"benchmark": "b"}])
     config = SimpleNamespace(get_text_config=dict)
     loaded = SimpleNamespace(config=config), SimpleNamespace(eos_token="<end>")
-    monkeypatch.setattr(training, "load_model", lambda *_: loaded)
-    monkeypatch.setattr(training.Dataset, "from_list", lambda rows: seen([row["prompt"] for row in rows]))
-    monkeypatch.setattr(training, "rl_trainer", lambda *rest: seen([row["prompt"] for row in rest[5]]))
+    monkeypatch.setattr(train, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(train.Dataset, "from_list", lambda rows: seen([row["prompt"] for row in rows]))
+    monkeypatch.setattr(train, "build_trainer", lambda *rest: seen([row["prompt"] for row in rest[5]]))
     monkeypatch.setattr(evaluation, "generate_completions", lambda path, prompts, settings: seen(prompts))
     prompt, data = Prompt(template=template), tmp_path / "rows.jsonl"
     record = SimpleNamespace(out=tmp_path, checkpoints=tmp_path)
     cell = Run(model="m", dataset="d", skip_ratio=0.0, mitigation="base", seed=0)
     reft = Training(bf16=False, prompts_per_step=1)
     stages = [
-        lambda: training.sft(Sft(bf16=False), prompt, tmp_path, 0, data, record),
-        lambda: training.train(reft, Nesting(), prompt, cell, tmp_path, data, record),
+        lambda: sft.sft(Sft(bf16=False), prompt, tmp_path, 0, data, record),
+        lambda: train.train(reft, Nesting(), prompt, cell, tmp_path, data, record),
         lambda: evaluation.evaluate(Evaluation(), prompt, "m", data, record),
     ]
     for stage in stages:
@@ -356,7 +347,7 @@ def test_an_unreachable_hub_is_one_sentence_and_exit_code_2(tmp_path):
     assert "give its local path as `path` instead" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "m.json").exists()
-    with pytest.raises(ConfigError, match="could not fetch 'openai/gsm8k'"):
+    with pytest.raises(UserError, match="could not fetch 'openai/gsm8k'"):
         source = DatasetSource(path="openai/gsm8k", config_name="main")
         prepare_dataset(source, Decontamination(), benchmarks_file(tmp_path), tmp_path / "out.jsonl")
 
@@ -381,7 +372,7 @@ def test_a_local_model_is_noted_with_its_shape(tmp_path):
 )
 def test_a_broken_benchmark_is_one_sentence(content, words, tmp_path):
     (tmp_path / "bench.jsonl").write_text(content)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(UserError, match=words):
         prepare_benchmarks({"b": BenchmarkSource(path=str(tmp_path / "bench.jsonl"))}, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -399,12 +390,12 @@ def test_a_downloaded_dataset_is_read_from_its_folder(tmp_path):
     }
     prepare_benchmarks(sources, tmp_path / "out.jsonl")
     assert [row["answer"] for row in read_rows(tmp_path / "out.jsonl")] == [["142"], ["142"]]
-    with pytest.raises(ConfigError, match="split 'math' cannot be read"):
+    with pytest.raises(UserError, match="split 'math' cannot be read"):
         wrong = BenchmarkSource(path=str(tmp_path / "disk"), split="math")
         prepare_benchmarks({"disk": wrong}, tmp_path / "out.jsonl")
     empty = datasets.Dataset.from_list([{"problem": "p", "answer": "1"}, {"problem": "q", "answer": None}])
     datasets.DatasetDict({"aime": empty}).save_to_disk(tmp_path / "empty")
-    with pytest.raises(ConfigError, match=r"empty, split 'aime': row 2 has an empty `answer`"):
+    with pytest.raises(UserError, match=r"empty, split 'aime': row 2 has an empty `answer`"):
         torn = BenchmarkSource(path=str(tmp_path / "empty"), split="aime")
         prepare_benchmarks({"torn": torn}, tmp_path / "torn.jsonl")
 

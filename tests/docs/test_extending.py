@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from nested_reft.records.mlflow_mirror import read_rows
-
-from .conftest import ROOT, TINY, snakemake
+from nested_reft.records.files import read_rows
+from tests.conftest import ROOT, TINY, snakemake
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 
@@ -78,7 +77,7 @@ def test_a_mitigation_is_a_function_and_its_name(tmp_path):
         assert text.count(old) == 1
         (package / name).write_text(text.replace(old, new))
 
-    edit("mitigation.py", "def mitigated_ratio(", f"{function}\n\ndef mitigated_ratio(")
+    edit("mitigation.py", "def token_weights(", f"{function}\n\ndef token_weights(")
     edit("mitigation.py", '        case "is":', f'{case}        case "is":')
     edit("config.py", re.search(r"^Mitigation = .*\n", (package / "config.py").read_text(), re.M)[0], literal)
     program = (
@@ -87,7 +86,7 @@ def test_a_mitigation_is_a_function_and_its_name(tmp_path):
         f"assert nested_reft.__file__.startswith({str(tmp_path)!r})\n"
         "from nested_reft import analysis, config, mitigation\n"
         "from tests import synthetic\n"
-        "h = mitigation.mitigated_ratio('square_root', torch.tensor([4.0, 0.25]), 1.0, 2.0)\n"
+        "h = mitigation.token_weights('square_root', torch.tensor([4.0, 0.25]), 1.0, 2.0)\n"
         "assert h.tolist() == [2.0, 0.5]\n"
         "study = synthetic.study(seeds=1, models=1, datasets=1)\n"
         "grid = study.grid.model_dump() | {'mitigation': ['base', 'square_root']}\n"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,7 +23,7 @@ def test_paths_of_the_readme_exist():
 
 
 def test_make_targets_and_sub_commands_of_the_readme_exist():
-    makefile, command_line = (ROOT / "Makefile").read_text(), (ROOT / "nested_reft/cli/stages.py").read_text()
+    makefile, command_line = (ROOT / "Makefile").read_text(), (ROOT / "nested_reft/cli/__init__.py").read_text()
     for target in re.findall(r"(?:`|^)make (\w+)", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for command in re.findall(r"(?:`|^ *)nested-reft (\w+)", README, re.M):

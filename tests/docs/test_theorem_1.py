@@ -7,10 +7,9 @@ import torch
 from transformers import GenerationConfig
 
 from nested_reft.mitigation import importance_ratio, off_policy_metrics
-from nested_reft.nesting import nested
-from nested_reft.rollout.sampler import sample
-
-from .conftest import ROOT
+from nested_reft.model.layers import nested
+from nested_reft.rollout.generate import sample
+from tests.conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("theorem_1", ROOT / "docs" / "theorem_1.py")
 toy = importlib.util.module_from_spec(spec)

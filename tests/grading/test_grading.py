@@ -13,19 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nested_reft.bench.harness import MIXED
+from nested_reft.bench.grading import MIXED
 from nested_reft.grading import algebra as symbolic
-from nested_reft.grading.compare import (
-    compare,
-    correctness,
-    extract_answer,
-    first_answer_correctness,
-    grade,
-    is_correct,
-    until_first_answer,
-)
-
-from .conftest import DATA, needs_data, run
+from nested_reft.grading.compare import compare
+from nested_reft.grading.extract import extract_answer, until_first_answer
+from nested_reft.grading.grade import grade, is_correct
+from nested_reft.grading.rewards import correctness, first_answer_correctness
+from tests.conftest import DATA, needs_data, run
 
 LONGEST_S = symbolic.LIMIT_S + 1
 

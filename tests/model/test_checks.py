@@ -5,12 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from nested_reft.config.sections import ConfigError
 from nested_reft.embedded.problems import generate
-from nested_reft.model.layers import describe_stack
+from nested_reft.errors import UserError
+from nested_reft.model.describe import describe_stack
 from nested_reft.stages import diagnose as diagnosis
-
-from .conftest import TINY, run
+from tests.conftest import TINY, run
 
 # The shapes of the paper's models, without their weights.
 QWEN_1_5B = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
@@ -84,7 +83,7 @@ def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
     import torch
     from transformers import AutoTokenizer
 
-    from nested_reft.nesting import nested
+    from nested_reft.model.layers import nested
 
     settings = diagnosis.Settings([], 1, 0, 0, 0, 16, True, 64, 1.0, 0)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
@@ -98,6 +97,6 @@ def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
 
 
 def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be diagnosed: 28 layers cannot be skipped where only 26 may be"):
+    with pytest.raises(UserError, match=r"cannot be diagnosed: 28 layers cannot be skipped where only 26 may be"):
         settings = diagnosis.Settings([0.99], 1, 1, 1, 1, 4, True, 4, 1.0, 0)
         diagnosis.diagnose(TINY, "float32", tmp_path / "unread.jsonl", "none", settings)

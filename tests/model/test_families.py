@@ -12,9 +12,11 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 from trl.trainer.utils import disable_dropout_in_model
 
-from nested_reft.model.layers import NestingError, check_nestable, decoder_layers, layers_return_tuples
-from nested_reft.nesting import draw_mask, nested, valid_layers
-from nested_reft.rollout.sampler import sample
+from nested_reft.errors import NestingError
+from nested_reft.model.checks import check_nestable
+from nested_reft.model.layers import decoder_layers, layers_return_tuples, nested
+from nested_reft.nesting import draw_skipped_layers, valid_layers
+from nested_reft.rollout.generate import sample
 
 WIDTHS = {
     "vocab_size": 160,
@@ -101,7 +103,7 @@ def test_sampling_under_a_mask_is_a_full_forward_under_that_mask(family):
     model = build(family)
     check_nestable(model)
     allowed = valid(model)
-    subsets = [draw_mask(allowed, k, seed=0, step=step) for k, step in itertools.product((2, 3), range(2))]
+    subsets = [draw_skipped_layers(allowed, k, seed=0, step=step) for k, step in itertools.product((2, 3), range(2))]
     for skipped in [[], *([layer] for layer in allowed), *subsets, allowed]:
         assert largest_error(model, skipped) < 1e-4, f"{family} under the mask {skipped}"
 

@@ -13,20 +13,13 @@ import pytest
 
 from nested_reft.records import mlflow_mirror as tracking
 from nested_reft.records import mlflow_views as browsing
-from nested_reft.records.mlflow_mirror import (
-    StageRecord,
-    checksum,
-    mirror_report,
-    open_store,
-    open_study,
-    read_json,
-    read_rows,
-    rebuild,
-)
+from nested_reft.records.files import checksum, read_json, read_rows
+from nested_reft.records.mlflow_mirror import mirror_report, open_store, open_study, rebuild
 from nested_reft.records.mlflow_views import deltas_of
-from nested_reft.report import tables as analysis
-
-from . import synthetic
+from nested_reft.records.stage_record import StageRecord
+from nested_reft.report import build
+from tests import synthetic
+from tests.conftest import ROOT
 
 STEPS = 30
 
@@ -174,7 +167,7 @@ def browsed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browsed")
     config = synthetic.study(seeds=2, models=1, datasets=1)
     synthetic.write(config, folder / "results/synthetic", steps=3)
-    analysis.report(config, folder / "results/synthetic", folder / "reports/synthetic")
+    build.report(config, folder / "results/synthetic", folder / "reports/synthetic")
     uri = f"sqlite:///{folder}/mlflow.db"
     assert rebuild(folder / "results", folder / "reports", uri) == (20, 20)
     client, experiment = open_store(uri, "synthetic")

@@ -11,29 +11,18 @@ import pytest
 import yaml
 from scipy import stats
 
-from nested_reft.config.sections import ConfigError
-from nested_reft.records.mlflow_mirror import read_json
-from nested_reft.report import captions
+from nested_reft.config import layout
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_json
+from nested_reft.report import build, captions
 from nested_reft.report import figures as plots
-from nested_reft.report import tables as analysis
+from nested_reft.report.deltas import delta_table, mcnemar_table, overall
+from nested_reft.report.paper import PAPER_TABLE_2, paper_table2
+from nested_reft.report.sources import collect, read_sources
 from nested_reft.report.statistics import accuracy_deltas, holm, mcnemar_test
-from nested_reft.report.tables import (
-    PAPER_TABLE_2,
-    collect,
-    config_table,
-    delta_table,
-    mcnemar_table,
-    overall,
-    paper_table2,
-    read_sources,
-    strategy_counts,
-    table1,
-    table2,
-    truncated,
-)
-
-from . import synthetic
-from .conftest import ROOT, run
+from nested_reft.report.tables import config_table, round_toward_zero, strategy_counts, table1, table2
+from tests import synthetic
+from tests.conftest import ROOT, run
 
 
 def test_table_2_of_the_paper():
@@ -75,7 +64,7 @@ def test_table_2_names_its_instances_and_leaves_out_a_mean_that_a_missing_datase
 
 
 def test_magnitudes_are_cut_off_as_the_paper_does():
-    assert [truncated(value) for value in (0.00967, -0.00967, 0.009, -0.0363, 0.0)] == [
+    assert [round_toward_zero(value) for value in (0.00967, -0.00967, 0.009, -0.0363, 0.0)] == [
         0.009,
         0.009,
         0.009,
@@ -133,7 +122,7 @@ def made_up(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made-up")
     study = synthetic.study(models=1)
     synthetic.write(study, folder / "results")
-    analysis.report(study, folder / "results", folder / "report")
+    build.report(study, folder / "results", folder / "report")
     return folder
 
 
@@ -141,7 +130,7 @@ def test_deltas_of_a_study_are_those_of_its_files(made_up):
     """One cell put together by hand from the records, without the code that reads a study."""
     study, records = synthetic.study(models=1), {}
     cell = "train/model~small-28/dataset~algebra"
-    for path, told in analysis.products(study):
+    for path, told in layout.products(study):
         if path.startswith(cell):
             frame = pd.read_parquet(made_up / "results/evaluate" / path / "records.parquet")
             records[told["skip_ratio"], told["mitigation"], told["seed"]] = frame["correct"].to_numpy(float)
@@ -196,11 +185,11 @@ def test_the_report_alone_rebuilds_itself_without_torch_in_20_seconds(made_up, t
     """The five sources are copied, and nothing else; the tables come out the same, byte for byte."""
     report = tmp_path / "copy"
     report.mkdir()
-    for name in ("results.csv", "verdicts.parquet", "steps.csv", "config.json", "provenance.json"):
+    for name in ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json"):
         shutil.copy(made_up / "report" / name, report)
     program = (
         "import sys; sys.argv = ['nested-reft', 'analyse', '--from', sys.argv[1]]\n"
-        "from nested_reft.cli.stages import app\n"
+        "from nested_reft.cli import app\n"
         "app(standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'trl', 'mlflow'} & set(sys.modules)"
     )
@@ -226,7 +215,7 @@ def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
     shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.1/mitigation~retrace")  # both seeds failed
     (tmp_path / f"results/evaluate/train/{cell}/skip_ratio~0.05/mitigation~base/seed~1/records.parquet").unlink()
     shutil.rmtree(tmp_path / "results/evaluate/sft")
-    analysis.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
+    build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
     missing = read_json(tmp_path / "report/provenance.json")["missing"]
     assert sum(path.startswith("sft/") for path in missing) == 6
     assert [path.removeprefix(f"train/{cell}/") for path in missing if path.startswith("train/")] == [
@@ -245,14 +234,14 @@ def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
     assert "60 runs, of which 57 are here" in findings
     assert "missing" in (tmp_path / "report/heat_map.svg").read_text()
     shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.0")  # without a baseline a cell has no delta
-    analysis.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
+    build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
     table = pd.read_csv(tmp_path / "report/deltas.csv")
     assert set(table.loc[table["dataset"] == "algebra", "verdict"]) == {"missing"}
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path):
     study = synthetic.study(models=1)
-    with pytest.raises(ConfigError, match="holds no evaluated run"):
+    with pytest.raises(UserError, match="holds no evaluated run"):
         collect(study, tmp_path)
 
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from nested_reft.nesting import draw_mask, nested
-from nested_reft.rollout.compiled import Graphs
-from nested_reft.rollout.engine import RolloutEngine, Sampling, draw, uniforms, why_not
+from nested_reft.model.layers import nested
+from nested_reft.nesting import draw_skipped_layers
+from nested_reft.rollout.cuda_graphs import Graphs
+from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.sampler import engine_for
-
-from .test_families import FAMILIES, PROMPTS, build, valid
+from nested_reft.rollout.sampling import Sampling, draw, philox_uniforms
+from nested_reft.rollout.self_check import unsupported_reason
+from tests.model.test_families import FAMILIES, PROMPTS, build, valid
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, eos_token_ids=(2, 3))
 COVERED = [family for family in FAMILIES if family != "bloom"]
@@ -53,8 +55,8 @@ def scored(model, skipped, completions):
 def check_against_generate(model, compiled):
     """Greedy tokens are those of `generate`, log-probs those of a scoring forward, whatever the mask."""
     engine, allowed = RolloutEngine(model, compiled), valid(model)
-    assert why_not(engine, PROMPTS, GREEDY) is None
-    for skipped in ([], allowed[:1], draw_mask(allowed, 2, seed=0, step=0), allowed):
+    assert unsupported_reason(engine, PROMPTS, GREEDY) is None
+    for skipped in ([], allowed[:1], draw_skipped_layers(allowed, 2, seed=0, step=0), allowed):
         completions, logps = engine.sample(PROMPTS, GREEDY, seed=0, skipped=skipped)
         assert completions == by_generate(model, skipped), skipped
         for mine, theirs in zip(logps, scored(model, skipped, completions), strict=True):
@@ -167,15 +169,17 @@ def test_where_a_model_is_not_covered_a_plainer_sampler_is_taken_and_the_log_say
 
 
 def test_what_it_does_not_cover_is_said():
-    assert why_not(RolloutEngine(build("bloom")), PROMPTS, GREEDY).startswith("BloomForCausalLM does not run over it")
+    assert unsupported_reason(RolloutEngine(build("bloom")), PROMPTS, GREEDY).startswith(
+        "BloomForCausalLM does not run over it"
+    )
 
 
 @pytest.mark.parametrize("wrong", [0.0, torch.nan])
 def test_a_wrong_mask_would_be_noticed(wrong, monkeypatch):
-    """The proof that `why_not` can fail: attention to one column too many, and to nothing that is a number."""
+    """`unsupported_reason` can fail: here attention sees one column too many, or only NaN."""
     monkeypatch.setattr(RolloutEngine, "masks", lambda self, place: torch.full((1, 1, 1, place.end), wrong))
     engine = RolloutEngine(build("llama"))
-    assert why_not(engine, PROMPTS, GREEDY) == "LlamaForCausalLM gives other log-probabilities over it"
+    assert unsupported_reason(engine, PROMPTS, GREEDY) == "LlamaForCausalLM gives other log-probabilities over it"
 
 
 def test_completions_depend_on_seed_step_and_row_and_not_on_the_batch(small_model):
@@ -214,7 +218,7 @@ def test_memory_is_allocated_once_and_not_for_a_layer_that_never_ran(small_model
 
 def test_tokens_are_drawn_from_the_softmax():
     logits = torch.tensor([0.0, 1.0, -2.0, 3.0, -torch.inf]).expand(20_000, -1)
-    draws = torch.from_numpy(np.stack([uniforms(0, 0, row, 1)[0] for row in range(20_000)]))
+    draws = torch.from_numpy(np.stack([philox_uniforms(0, 0, row, 1)[0] for row in range(20_000)]))
     tokens, logps = draw(logits, draws, Sampling(max_new_tokens=1, temperature=1.5))
     probs = torch.softmax(logits[0] / 1.5, dim=-1)
     counts = torch.bincount(tokens, minlength=5)

@@ -6,11 +6,10 @@ from transformers import GenerationConfig
 
 from nested_reft.data.prompts import format_prompt
 from nested_reft.embedded.problems import generate
-from nested_reft.model.layers import load_model
-from nested_reft.nesting import nested
-from nested_reft.rollout.sampler import sample
-
-from .conftest import TINY
+from nested_reft.model.layers import nested
+from nested_reft.model.loading import load_model
+from nested_reft.rollout.generate import sample
+from tests.conftest import TINY
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]] * 4
 EOS = [2, 3]

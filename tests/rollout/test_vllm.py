@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from nested_reft.config.sections import ConfigError, Evaluation, Prompt
-from nested_reft.records.mlflow_mirror import StageRecord, read_json, write_rows
+from nested_reft.config.sections import Evaluation, Prompt
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_json, write_rows
+from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.vllm import end_tokens
 from nested_reft.stages.evaluate import evaluate, generate_completions
-
-from .conftest import TINY
+from tests.conftest import TINY
 
 PROMPTS = ["Anna has 3 apples.", "Ben has 12 pears and buys 5 more.", "Anna has 3 apples.", "1 + 1?"]
 END = 2
@@ -100,7 +101,7 @@ def test_every_completion_has_a_seed_of_its_own_that_follows_the_runs_seed(vllm)
 
 
 def test_completions_end_where_those_of_the_other_samplers_do(tmp_path):
-    from nested_reft.model.layers import load_model
+    from nested_reft.model.loading import load_model
 
     bare = tmp_path / "bare"
     shutil.copytree(TINY, bare, ignore=shutil.ignore_patterns("generation_config.json"))
@@ -130,5 +131,5 @@ def test_records_are_those_of_the_other_samplers_but_for_the_completions(vllm, t
 
 def test_without_vllm_one_sentence_tells_the_mend(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match=r"^evaluation\.sampler is 'vllm'.*pip install \.\[vllm\].*another sampler$"):
+    with pytest.raises(UserError, match=r"^evaluation\.sampler is 'vllm'.*pip install \.\[vllm\].*another sampler$"):
         complete()

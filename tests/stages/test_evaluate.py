@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 
 from nested_reft.config.sections import Evaluation, Prompt
-from nested_reft.records.mlflow_mirror import StageRecord, read_json, write_json, write_rows
+from nested_reft.records.files import read_json, write_json, write_rows
+from nested_reft.records.stage_record import StageRecord
+from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import pass_at_k
 from nested_reft.stages import evaluate as evaluation
-from nested_reft.stages.evaluate import evaluate, metrics_of, problem_scores
-
-from .conftest import ROOT, TINY, run
+from nested_reft.stages.evaluate import evaluate, metrics_of
+from tests.conftest import ROOT, TINY, run
 
 PROBLEMS = [
     {"benchmark": "sums", "problem": "1 + 1?", "answer": ["2"]},
@@ -83,7 +84,7 @@ def test_grading_again_changes_what_the_grader_says_otherwise_and_needs_no_torch
     write_json(folder / "metrics.json", {"evaluation_runtime_s": metrics["evaluation_runtime_s"]})
     program = (
         "import sys; sys.argv = ['nested-reft', 'evaluate', '--regrade', '--out', sys.argv[1]]\n"
-        "from nested_reft.cli.stages import app\n"
+        "from nested_reft.cli import app\n"
         "app(standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )

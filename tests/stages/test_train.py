@@ -6,13 +6,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nested_reft.config.sections import ConfigError, Nesting, Prompt, Run, Training
+from nested_reft.config.sections import Nesting, Prompt, Training
+from nested_reft.config.study import Run
 from nested_reft.data.prompts import format_prompt
-from nested_reft.model.layers import load_model
-from nested_reft.records.mlflow_mirror import StageRecord, read_json, read_rows
+from nested_reft.errors import UserError
+from nested_reft.model.loading import load_model
+from nested_reft.records.files import read_json, read_rows
+from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages import train as training
-
-from .conftest import TINY
+from tests.conftest import TINY
 
 SMALL = Training(
     max_steps=3,
@@ -66,7 +68,7 @@ def equal(one, other):
 def test_the_same_seed_gives_the_same_run_and_mitigations_differ(tmp_path, data):
     one, two = (run_cell(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
     assert equal(weights(one), weights(two))
-    assert (one / "nested_layers.jsonl").read_text() == (two / "nested_layers.jsonl").read_text()
+    assert (one / "skipped_layers.jsonl").read_text() == (two / "skipped_layers.jsonl").read_text()
     assert untimed(one) == untimed(two)
     practical, base = (run_cell(tmp_path / name, data, 0.15, name) for name in ("practical", "base"))
     trained = [weights(folder) for folder in (one, practical, base)]
@@ -99,7 +101,7 @@ def test_without_a_skipped_layer_the_measured_ratio_is_the_noise_floor(tmp_path,
 
 def test_too_few_problems_are_one_sentence(tmp_path, data):
     data.write_text(data.read_text().split("\n")[0] + "\n")
-    with pytest.raises(ConfigError, match=r"has 1 problems, fewer than the 2 of a step"):
+    with pytest.raises(UserError, match=r"has 1 problems, fewer than the 2 of a step"):
         run_cell(tmp_path / "run", data, 0.15, "base")
 
 
@@ -128,7 +130,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path,
     run_cell(stopped, data, 0.15, "retrace", settings)
     assert read_json(stopped / "run.json")["attempts"] == 2
     assert untimed(stopped) == untimed(whole)
-    assert (stopped / "nested_layers.jsonl").read_text() == (whole / "nested_layers.jsonl").read_text()
+    assert (stopped / "skipped_layers.jsonl").read_text() == (whole / "skipped_layers.jsonl").read_text()
     assert equal(weights(stopped), weights(whole))
 
 
@@ -147,8 +149,8 @@ def test_the_embedded_tokenizer_round_trips_and_its_chat_template_is_the_prompt(
 
 
 def test_a_second_process_is_refused_and_not_half_supported(monkeypatch):
-    from nested_reft.cli.stages import use_what_is_granted
+    from nested_reft.cli.options import apply_resource_limits
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but a job is one process on one GPU"):
-        use_what_is_granted()
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but a job is one process on one GPU"):
+        apply_resource_limits()

@@ -2,7 +2,7 @@
 
 REQUIRED INPUTS: the files of every run and of every evaluation
 OUTPUTS:         reports/<study>/: five sources (results.csv, a row per model evaluated and benchmark;
-                 verdicts.parquet, a row per problem; steps.csv; config.json; provenance.json), and the
+                 problem_scores.parquet, a row per problem; steps.csv; config.json; provenance.json), and the
                  tables, figures and captions that `nested-reft analyse --from reports/<study>` can
                  rebuild from them alone
 STEPS:           read, compare with the baseline, write. Neither torch nor TRL is needed. The captions
@@ -29,7 +29,7 @@ rule analyse:
         results=f"{REPORTS}/results.csv",
         sources=expand(
             f"{REPORTS}/{{source}}",
-            source=["verdicts.parquet", "steps.csv", "config.json", "provenance.json"],
+            source=["problem_scores.parquet", "steps.csv", "config.json", "provenance.json"],
         ),
         findings=f"{REPORTS}/findings.rst",
         captions=expand(f"{REPORTS}/caption_{{name}}.rst", name=CAPTIONS),

@@ -12,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 from snakemake.utils import Paramspace
 
-from nested_reft.config.sections import ConfigError, Study, canonical, parse_settings, runs
+from nested_reft.config.parse import canonical, parse_settings
+from nested_reft.config.study import Study, expand_grid
+from nested_reft.errors import UserError
 
 try:
     STUDY = parse_settings(Study, config)
-except ConfigError as error:
+except UserError as error:
     # No traceback: this is the one place where a user's mistake in the config surfaces.
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -32,7 +34,7 @@ os.environ.update(
 RESULTS = f"results/{STUDY.study}"
 REPORTS = f"reports/{STUDY.study}"
 
-GRID = pd.DataFrame([run.model_dump() for run in runs(STUDY)]).astype(str)
+GRID = pd.DataFrame([run.model_dump() for run in expand_grid(STUDY)]).astype(str)
 RUNS = Paramspace(GRID)
 WARMUPS = Paramspace(GRID[["model", "dataset", "seed"]].drop_duplicates())
 

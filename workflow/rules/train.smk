@@ -53,7 +53,7 @@ rule train:
         run=f"{RESULTS}/train/{RUNS.wildcard_pattern}/run.json",
         metrics=f"{RESULTS}/train/{RUNS.wildcard_pattern}/metrics.json",
         steps=f"{RESULTS}/train/{RUNS.wildcard_pattern}/metrics.jsonl",
-        masks=f"{RESULTS}/train/{RUNS.wildcard_pattern}/nested_layers.jsonl",
+        masks=f"{RESULTS}/train/{RUNS.wildcard_pattern}/skipped_layers.jsonl",
     log:
         f"logs/{STUDY.study}/train/{RUNS.wildcard_pattern}.log",
     benchmark:

@@ -1,0 +1,52 @@
+"""Validation of settings, with one sentence for the first mistake."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nested_reft.config.sections import Section
+from nested_reft.errors import UserError
+
+
+def all_keys(section: type[BaseModel] = Section) -> set[str]:
+    """Return the names of all keys of all sections."""
+    return set(section.model_fields).union(*(all_keys(child) for child in section.__subclasses__()))
+
+
+def describe(error: Mapping[str, Any]) -> str:
+    """Return one sentence for a pydantic error: the key, its value, the remedy."""
+    path = ".".join(str(part) for part in error["loc"])
+    where = f"config key `{path}`" if path else "the config"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), all_keys(), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "remove it, or see config/README.md for the keys there are."
+        return f"{where} is not known; {hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing; add it (config/README.md tells what it means)."
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if error["type"] == "secret":  # the value itself must not be repeated
+        return f"{where} {message}."
+    if error["type"] == "value_error":
+        value = error["input"].get("path") if isinstance(error["input"], Mapping) else None
+        return f"{where} {f'({value}) ' if value else ''}{message}."
+    return f"{where} is {error['input']!r}, but {message[0].lower() + message[1:]}; correct it."
+
+
+def parse_settings(section: type[Section], settings: Mapping[str, Any]) -> Any:
+    """Return `settings` validated as `section`; raise UserError for the first mistake in it."""
+    try:
+        return section.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(describe(error.errors()[0])) from None
+
+
+def canonical(settings: Any) -> str:
+    """Return sections, runs and plain values as JSON with sorted keys: what Snakemake tracks and a stage is told."""
+
+    def plain(value: Any) -> Any:
+        return value.model_dump() if isinstance(value, BaseModel) else value
+
+    return json.dumps(settings, default=plain, sort_keys=True)

@@ -1,0 +1,95 @@
+"""Rows of a hub dataset, a local file, or an embedded generator."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nested_reft.config.sections import BenchmarkSource, DatasetSource, Source
+from nested_reft.embedded.problems import generate
+from nested_reft.errors import UserError
+
+Row = dict[str, Any]
+
+
+def unreachable(source: Source, error: Exception) -> UserError:
+    """Return the sentence for something that the hub did not give."""
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"could not fetch {source.path!r} from the hub ({type(error).__name__}: {reason}); "
+        "download it where there is a network and give its local path as `path` instead"
+    )
+
+
+def load_rows(source: DatasetSource | BenchmarkSource) -> list[Any]:
+    """Return the raw rows of embedded data, a JSON or JSON-lines file, a `save_to_disk` folder, or a hub dataset.
+
+    Raises:
+        UserError: the source cannot be fetched or read.
+    """
+    if source.is_embedded:
+        assert source.size is not None
+        split: Any = "train" if isinstance(source, DatasetSource) else "benchmark"
+        return [vars(problem) for problem in generate(source.name, split, source.size, seed=0)]
+    path = source.local_path
+    if path is not None and path.is_file():
+        return read_file(path)
+    import datasets
+
+    config_name = source.config_name if isinstance(source, DatasetSource) else None
+    try:
+        if path is not None and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(str(path))
+            return list(loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded)
+        return list(datasets.load_dataset(source.path, config_name, split=source.split, revision=source.revision))
+    except Exception as error:
+        if path is None:
+            raise unreachable(source, error) from error
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"{source.path}: split {source.split!r} cannot be read ({type(error).__name__}: {reason}); "
+            "give a JSON-lines file, a `save_to_disk` folder or a downloaded dataset"
+        ) from error
+
+
+def read_file(path: Path) -> list[Any]:
+    """Return the rows of a JSON file that holds a list, or of a JSON-lines file.
+
+    Raises:
+        UserError: it is not text, or not JSON; the sentence names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; give JSON, JSON lines, or the folder of a dataset") from None
+    is_list = text.lstrip().startswith("[")
+    rows = []
+    for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                where = error.lineno if is_list else number
+                raise UserError(f"{path}: line {where} is not JSON ({error.msg}); correct it") from None
+    return rows[0] if is_list else rows
+
+
+def parsed_rows(source: DatasetSource | BenchmarkSource, parse: Callable[[Row], Row]) -> list[Row]:
+    """Return the first `size` rows, each brought into our format by `parse` and with its number as `row`.
+
+    Raises:
+        UserError: a row that `parse` refuses, named; or no rows at all.
+    """
+    in_one_file = source.local_path is not None and source.local_path.is_file()
+    where = source.path if in_one_file else f"{source.path}, split {source.split!r}"
+    rows = []
+    for number, raw in enumerate(load_rows(source)[: source.size], start=1):
+        try:
+            if not isinstance(raw, dict):
+                raise ValueError(f"is {raw!r:.60} and no object with columns; correct it")
+            rows.append({"row": number} | parse(raw))
+        except ValueError as error:
+            raise UserError(f"{where}: row {number} {error}") from None
+    if not rows:
+        raise UserError(f"{where}: has no rows; choose another file or split")
+    return rows

@@ -1,0 +1,36 @@
+"""The stage `sft`: the warm-up on (prompt, chain of thought)."""
+
+from pathlib import Path
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from nested_reft.config.sections import Prompt, Sft
+from nested_reft.data.prompts import format_prompt
+from nested_reft.model.loading import load_model
+from nested_reft.records.files import read_rows
+from nested_reft.records.stage_record import StageRecord
+from nested_reft.stages.loop import StepRecorder, run_trainer, shared_arguments
+
+
+def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, record: StageRecord) -> None:
+    """Warm up on (prompt, chain of thought); the loss is on the chain of thought only."""
+    model, tokenizer = load_model(start, settings.dtype)
+    rows = [
+        {"prompt": format_prompt(row["problem"], prompt.template), "completion": row["solution"] + tokenizer.eos_token}
+        for row in read_rows(data)
+    ]
+    arguments = SFTConfig(
+        **shared_arguments(settings, record.checkpoints, seed),
+        num_train_epochs=settings.num_train_epochs,
+        gradient_accumulation_steps=settings.batch_size // settings.per_device_train_batch_size,
+        max_length=settings.max_length,
+        truncation_mode="keep_start",
+        loss_type="nll",
+        packing=False,
+        padding_free=False,
+        completion_only_loss=True,
+    )
+    trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    totals = run_trainer(trainer, StepRecorder(record), record.out)
+    record.finish(totals | {"loss": record.rows[-1]["loss"], "num_examples": len(rows)})
