@@ -30,7 +30,7 @@ NEVER = VOCABULARY  # an end token outside of the vocabulary: all sequences are 
 ESTIMATORS = {
     "is, sequence": ("is", "sequence"),
     "is": ("is", "token"),
-    "truncated": ("truncated", "token"),
+    "tis": ("tis", "token"),
     "retrace": ("retrace", "token"),
     "practical": ("practical", "token"),
 }

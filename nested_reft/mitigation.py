@@ -5,7 +5,7 @@ With the importance ratio r_t = pi(a_t) / mu(a_t) a policy gradient on samples o
     sum_t h(r_t) A grad log pi(a_t)
 
 and the mitigations are choices of h. `base`, `practical` and `retrace` are the paper's; `is` and
-`truncated` are reference rows. pi is the policy at the time of sampling: later passes over the samples
+`tis` are reference rows. pi is the policy at the time of sampling: later passes over the samples
 have a clipped ratio rho = pi_now / pi of their own, outside of which h stands. Only `base` has a single
 ratio, pi_now / mu = rho r, inside the clip: mu takes the place of TRL's old policy, h adds nothing.
 """
@@ -54,7 +54,7 @@ def importance_sampling(ratio: torch.Tensor) -> torch.Tensor:
     return ratio
 
 
-def truncated(ratio: torch.Tensor, truncation_cap: float) -> torch.Tensor:
+def tis(ratio: torch.Tensor, truncation_cap: float) -> torch.Tensor:
     """h(r) = min(C, r): truncated importance sampling."""
     return ratio.clamp(max=truncation_cap)
 
@@ -70,9 +70,9 @@ def token_weights(mitigation: str, ratio: torch.Tensor, retrace_lambda: float, t
             return retrace(ratio, retrace_lambda)
         case "is":
             return importance_sampling(ratio)
-        case "truncated":
-            return truncated(ratio, truncation_cap)
-    raise ValueError(f"mitigation {mitigation!r} is not known; choose base, practical, retrace, is or truncated")
+        case "tis":
+            return tis(ratio, truncation_cap)
+    raise ValueError(f"mitigation {mitigation!r} is not known; choose base, practical, retrace, is or tis")
 
 
 def scale_gradient(per_token_logps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ class NestedRollouts(_TRLTrainer):
     Args:
         *args: TRL's.
         skip_ratio: x, the share of the layers that a roll-out skips.
-        mitigation: `base`, `practical`, `retrace`, `is` or `truncated` (`nested_reft.mitigation`).
+        mitigation: `base`, `practical`, `retrace`, `is` or `tis` (`nested_reft.mitigation`).
         nesting: border, ratio level, and the parameters of the mitigations.
         sampler: who draws the completions; with `generate`, x = 0 is stock TRL bit for bit.
         **kwargs: TRL's.

@@ -46,10 +46,10 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
     difficulty = rng.normal(size=len(problems)) - 0.7
     for model in config.grid.model:
         write_json_at(results / f"pretrained/model~{model}/model.json", {"path": "x", "num_layers": 28, "width": 64})
-    for path, cell in products(config):
-        shift = {"pretrained": -0.6, "sft": -0.3, "train": 0.0}[cell["stage"]]
-        shift += 0.05 * rng.normal() if cell["stage"] == "train" else 0.0
-        if cell.get("mitigation") == "practical" and cell["skip_ratio"] == 0.15:
+    for path, product in products(config):
+        shift = {"pretrained": -0.6, "sft": -0.3, "train": 0.0}[product["product"]]
+        shift += 0.05 * rng.normal() if product["product"] == "train" else 0.0
+        if product.get("mitigation") == "practical" and product["skip_ratio"] == 0.15:
             shift += effect
         correct = 0.4 * rng.normal(size=len(problems)) + shift > difficulty
         records = pd.DataFrame(problems, columns=["benchmark", "problem_id"])
@@ -90,7 +90,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
             "uid": f"{folder}@2026",
             "study": config.study,
             "stage": "train",
-            "cell": run.model_dump(),
+            "run": run.model_dump(),
             "settings": {},
         }
         write_json(folder / "run.json", who | facts | times | {"provenance": PROVENANCE})

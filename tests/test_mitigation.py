@@ -15,7 +15,7 @@ RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
         ("practical", [1.0, 1.0, 1.0, 1.0, 1.0]),
         ("retrace", [0.05, 0.25, 0.5, 0.5, 0.5]),
         ("is", [0.1, 0.5, 1.0, 2.0, 10.0]),
-        ("truncated", [0.1, 0.5, 1.0, 2.0, 3.0]),
+        ("tis", [0.1, 0.5, 1.0, 2.0, 3.0]),
     ],
 )
 def test_each_reads_as_its_formula(mitigation, expected):

@@ -25,7 +25,7 @@ from nested_reft.rollout.sampler import Sampler
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 from tests.conftest import ROOT, TINY
 
-MITIGATIONS = ["base", "practical", "retrace", "is", "truncated"]
+MITIGATIONS = ["base", "practical", "retrace", "is", "tis"]
 STOCK = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}
 NESTED = {"grpo": NestedGRPOTrainer, "rloo": NestedRLOOTrainer}
 PROMPTS = ["What is 3 + 4?", "Tom has 2 apples and buys 5 more.", "5", "Is 17 prime? Say why.", "2 * 8 ="]
@@ -124,7 +124,7 @@ def ratios(some_trainer):
 
 
 @pytest.mark.parametrize("algorithm", STOCK)
-@pytest.mark.parametrize("kind", ["generate", "eager", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["generate", "engine", pytest.param("engine-compiled", marks=pytest.mark.slow)])
 def test_with_no_layer_skipped_every_sampler_is_the_target_policy(kind, algorithm, small_model, tmp_path):
     seen = ratios(ours(small_model, tmp_path, algorithm, 0.0, "base", sampler=Sampler(kind)))
     assert len(seen) > 100 and (seen - 1).abs().max() < 2e-5
@@ -134,19 +134,19 @@ def test_with_no_layer_skipped_every_sampler_is_the_target_policy(kind, algorith
 def test_with_layers_skipped_the_engine_is_off_policy_by_as_much_as_generate(small_model, tmp_path):
     """Mean KL(mu || pi) over some hundred tokens; the samples differ, their distribution does not."""
     kls = {}
-    for kind in ("generate", "eager", "compiled"):
+    for kind in ("generate", "engine", "engine-compiled"):
         still = {"learning_rate": 0.0, "max_steps": 12}
         seen = ratios(ours(copy.deepcopy(small_model), tmp_path, arguments=still, sampler=Sampler(kind)))
         kls[kind] = -seen.log().mean(), seen.log().std() / len(seen) ** 0.5
     assert kls["generate"][0] > 4 * kls["generate"][1]
-    for kind in ("eager", "compiled"):
+    for kind in ("engine", "engine-compiled"):
         assert abs(kls[kind][0] - kls["generate"][0]) < 3 * (kls[kind][1] + kls["generate"][1]), kls
 
 
 def test_in_bfloat16_over_float32_weights_the_engine_is_the_target_policy_but_for_rounding(small_model, tmp_path):
     """As in the paper's study: autocast in sampling and in training alike."""
     arguments = {"bf16": True, "use_cpu": True}
-    seen = ratios(ours(small_model, tmp_path, "grpo", 0.0, "base", arguments, Sampler("eager")))
+    seen = ratios(ours(small_model, tmp_path, "grpo", 0.0, "base", arguments, Sampler("engine")))
     assert next(small_model.parameters()).dtype == torch.float32
     assert 1e-5 < seen.log().abs().mean() < 0.02
 
@@ -155,7 +155,7 @@ def test_what_the_engine_draws_does_not_depend_on_the_global_random_state(small_
     seen = []
     for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
         arguments = {"max_steps": 1, "seed": seed, "data_seed": 0}
-        some_trainer = ours(copy.deepcopy(small_model), tmp_path, arguments=arguments, sampler=Sampler("eager"))
+        some_trainer = ours(copy.deepcopy(small_model), tmp_path, arguments=arguments, sampler=Sampler("engine"))
         torch.manual_seed(global_seed)
         some_trainer.train()
         seen.append(some_trainer._behavior_logps)
@@ -165,7 +165,7 @@ def test_what_the_engine_draws_does_not_depend_on_the_global_random_state(small_
 def test_an_end_that_is_banned_for_a_while_is_the_business_of_generate(small_model, tmp_path):
     arguments = {"generation_kwargs": {"min_new_tokens": 3}}
     with pytest.raises(NestingError, match=r"min_new_tokens = 3 is less than max_new_tokens = 6.*sampler generate"):
-        ours(small_model, tmp_path, arguments=arguments, sampler=Sampler("eager")).train()
+        ours(small_model, tmp_path, arguments=arguments, sampler=Sampler("engine")).train()
 
 
 def nested_sampler(algorithm):
@@ -221,8 +221,8 @@ GRADIENTS = {
     ("retrace", -1.0): [0.1, 0.5, 0.9, 1.0, 1.0, 1.0],
     ("is", 1.0): RATIOS,
     ("is", -1.0): RATIOS,
-    ("truncated", 1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],  # min(2, r)
-    ("truncated", -1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],
+    ("tis", 1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],  # min(2, r)
+    ("tis", -1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],
 }
 
 
@@ -307,13 +307,13 @@ def test_the_ratio_of_a_sequence_is_the_product_of_its_tokens(algorithm, small_m
     for mitigation, expected in (("is", product), ("retrace", min(1.0, product)), ("practical", 1.0)):
         some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation, ratio_level="sequence")
         assert gradient(some_trainer, monkeypatch, 1.0) == pytest.approx([expected] * 6, abs=1e-4)
-    some_trainer = ours(small_model, tmp_path, algorithm, 0.5, "truncated", ratio_level="sequence", truncation_cap=0.5)
+    some_trainer = ours(small_model, tmp_path, algorithm, 0.5, "tis", ratio_level="sequence", truncation_cap=0.5)
     assert gradient(some_trainer, monkeypatch, 1.0) == pytest.approx([0.5] * 6, abs=1e-4)
 
 
 def test_the_share_that_a_mitigation_modifies(small_model, tmp_path, monkeypatch):
     """Of the ratio that it takes: plain importance weights modify nothing, at either level."""
-    for mitigation, level, share in (("is", "token", 0), ("is", "sequence", 0), ("truncated", "token", 1 / 6)):
+    for mitigation, level, share in (("is", "token", 0), ("is", "sequence", 0), ("tis", "token", 1 / 6)):
         some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, ratio_level=level)
         gradient(some_trainer, monkeypatch, 1.0)
         of_tokens = (torch.cat(tensors) for tensors in zip(*some_trainer._off_policy, strict=True))

@@ -92,12 +92,12 @@ def test_runs_differ_only_in_what_their_instance_says(smoke_study):
     assert len(records) == 4
     for record in records:
         record["num_skipped"] = None
-        record["settings"]["cell"] = None
+        record["settings"]["run"] = None
         same = ("settings", "inputs", "data_order_sha256", "valid_layers")
         assert all(record[name] == records[0][name] for name in same)
-        assert record["cell"]["seed"] == 0
+        assert record["run"]["seed"] == 0
         assert "/sft/" in record["inputs"]["model"]["path"]
-    assert len({str(record["cell"]) for record in records}) == 4
+    assert len({str(record["run"]) for record in records}) == 4
 
 
 def test_instances_of_a_ratio_sample_with_the_same_masks(smoke_study):
@@ -122,7 +122,7 @@ def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smok
             rows = read_rows(path.with_name("metrics.jsonl"))
             kept = client.get_metric_history(mirrored.info.run_id, "sampling/kl")
             assert [(m.step, m.value) for m in kept] == [(row["step"], row["sampling/kl"]) for row in rows]
-            assert mirrored.data.tags["skip_ratio"] == str(record["cell"]["skip_ratio"])
+            assert mirrored.data.tags["skip_ratio"] == str(record["run"]["skip_ratio"])
     (parent,) = [run for run in tracked if run.data.tags["stage"] == "study"]
     folders = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert folders == {"figures", "sources", "tables"}

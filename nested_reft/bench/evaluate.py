@@ -58,8 +58,8 @@ def measure_eval(settings: Settings) -> dict[str, Any]:
         return engine.sample(given[index], sampling, seed=0, num_rows=settings.batch_size)[0]
 
     calls: dict[str, Callable[[int], list[list[int]]]] = {"generate": by_generate}
-    for name in ("eager", "compiled"):
-        engine = RolloutEngine(model, name == "compiled")
+    for name in ("engine", "engine-compiled"):
+        engine = RolloutEngine(model, name == "engine-compiled")
         if reason := unsupported_reason(engine, given[0], sampling, settings.batch_size):
             raise UserError(f"the engine cannot be measured: {reason}")
         calls[name] = partial(by_engine, engine)

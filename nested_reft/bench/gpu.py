@@ -88,7 +88,7 @@ def measure_shape(settings: Settings, results: dict[str, Any], budget: Budget) -
         return
     pairs = max(2, settings.pairs // 2)  # `generate` is slow
     results["generate"] = budget.run(
-        f"{name}/generate", lambda: against_generate(rollouts, ["compiled", "eager"], pairs)
+        f"{name}/generate", lambda: against_generate(rollouts, ["engine-compiled", "engine"], pairs)
     )
     results["log_prob_errors"] = budget.run(f"{name}/check", lambda: log_prob_errors(rollouts))
     results["skip"] = budget.run(f"{name}/skip", lambda: skip_gain(rollouts))
@@ -133,10 +133,10 @@ def main() -> None:
     sizes = TOY if given.toy else SEQUENCES
     ratios = [0.125, 0.25] if given.toy else [0.05, 0.10, 0.15]  # 1, 3 and 4 of 28
     dtype = "float32" if given.toy else "bfloat16"
-    settings = Settings("", ratios, **sizes, dtype=dtype, sampler="compiled", pairs=2 if given.toy else 6)
+    settings = Settings("", ratios, **sizes, dtype=dtype, sampler="engine-compiled", pairs=2 if given.toy else 6)
 
     trl_is_here = importlib.util.find_spec("trl") is not None
-    sampler = "eager" if given.toy else "compiled"
+    sampler = "engine" if given.toy else "engine-compiled"
     trained = replace(settings, model=TRAINED, skip_ratios=ratios[-1:], pairs=2, sampler=sampler)
 
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ class Settings:
     prompt_length: int = 32
     new_tokens: int = 64  # 2 at least: the first is drawn together with reading the prompt
     dtype: str = "float32"
-    sampler: str = "compiled"
+    sampler: str = "engine-compiled"
     pairs: int = 20
 
 
@@ -182,7 +182,7 @@ class Rollouts:
         """
         sampler = sampler or self.settings.sampler
         if (sampler, dtype) not in self.engines:
-            engine = self.engines[sampler, dtype] = RolloutEngine(self.model, sampler == "compiled", dtype)
+            engine = self.engines[sampler, dtype] = RolloutEngine(self.model, sampler == "engine-compiled", dtype)
             if reason := unsupported_reason(engine, self.prompts(0), self.sampling):
                 raise UserError(f"the {sampler} engine cannot be measured: {reason}")
         return self.engines[sampler, dtype]

@@ -32,7 +32,7 @@ from nested_reft.stages.loop import StepRecorder, peak_memory_gib
 from nested_reft.stages.train import build_trainer
 
 STOCK = "stock"
-SAMPLERS = ("compiled", "eager")
+SAMPLERS = ("engine-compiled", "engine")
 PHASES = ("generate", "score", "fwd_bwd", "optimizer")
 STEPS = 2  # of a visit; the last is timed
 MICRO_BATCH = 16  # at most
@@ -99,7 +99,7 @@ class Bench:
         trainer.train()
         if variant.trainer != STOCK:
             engine = trainer.sampler.engine
-            if engine is None or engine.compiled != (variant.trainer == "compiled"):
+            if engine is None or engine.compiled != (variant.trainer == "engine-compiled"):
                 raise UserError(f"sampler {variant.trainer} cannot be measured, for the reason in the log")
         row = self.rows[variant.trainer][-1]
         return {phase: row[f"perf/{phase}_s"] for phase in ("step", *PHASES) if f"perf/{phase}_s" in row}
@@ -111,7 +111,7 @@ def make_trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     model, tokenizer = load(settings.model, settings.dtype, device)
     is_random = settings.model in SHAPES
     size = settings.prompts * settings.generations
-    chosen: dict[str, Any] = {"sampler": "eager" if name == STOCK else name, "dtype": settings.dtype}
+    chosen: dict[str, Any] = {"sampler": "engine" if name == STOCK else name, "dtype": settings.dtype}
     training = Training(
         **chosen,
         max_steps=STEPS,

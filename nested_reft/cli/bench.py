@@ -85,14 +85,14 @@ def bench_rollout(
     threads: Threads = None,
     dtype: Dtype = "float32",
     pairs: Pairs = 20,
-    sampler: Annotated[str, typer.Option(help="The engine: eager or compiled.")] = "compiled",
+    sampler: Annotated[str, typer.Option(help="The engine: engine or engine-compiled.")] = "engine-compiled",
     json_path: Json = None,
 ) -> None:
     """Measure roll-outs: the engine against `generate`, and what skipping layers gains."""
     ratios = read_ratios(skip_ratios)
-    if dtype not in ("float32", "bfloat16") or sampler not in ("eager", "compiled"):
+    if dtype not in ("float32", "bfloat16") or sampler not in ("engine", "engine-compiled"):
         raise UserError(
-            f"--dtype is {dtype!r} and --sampler {sampler!r}; give float32 or bfloat16, and eager or compiled"
+            f"--dtype is {dtype!r} and --sampler {sampler!r}; give float32 or bfloat16, and engine or engine-compiled"
         )
     set_bench_threads(threads)
     from nested_reft.bench import display as bench_report

@@ -61,7 +61,7 @@ def apply_resource_limits() -> None:
 
 
 def open_record(
-    out: Path, stage: str, cell: dict[str, Any], settings: Any, inputs: dict[str, Path], tracking: Path | None
+    out: Path, stage: str, run: dict[str, Any], settings: Any, inputs: dict[str, Path], tracking: Path | None
 ) -> Any:
     """Return the record of a stage product."""
     from nested_reft.records.files import read_json
@@ -72,7 +72,7 @@ def open_record(
         store = read_json(tracking)
         uri, study = store["uri"], store["study"]
     plain = json.loads(parse.canonical(settings))
-    return StageRecord(out, stage, cell, plain, inputs, uri, study)
+    return StageRecord(out, stage, run, plain, inputs, uri, study)
 
 
 SkipRatios = Annotated[str, typer.Option(help="Skip ratios, separated by commas.")]

@@ -50,8 +50,8 @@ def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tr
     from nested_reft.stages import sft
 
     inputs = {"model": model_folder(model), "data": data}
-    record = open_record(out, "sft", parsed.cell.model_dump(), parsed, inputs, tracking)
-    sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.cell.seed, data, record)
+    record = open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking)
+    sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
 
 
 def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
@@ -60,8 +60,8 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
     apply_resource_limits()
     from nested_reft.stages import train
 
-    record = open_record(out, "train", parsed.cell.model_dump(), parsed, {"model": model, "data": data}, tracking)
-    train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.cell, model, data, record)
+    record = open_record(out, "train", parsed.run.model_dump(), parsed, {"model": model, "data": data}, tracking)
+    train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def evaluate(
     parsed = read_settings(stages.EvaluateStage, settings)
     apply_resource_limits()
     inputs = {"model": model_folder(model), "benchmarks": benchmarks}
-    record = open_record(out, "evaluate", parsed.cell, parsed, inputs, tracking)
+    record = open_record(out, "evaluate", parsed.run, parsed, inputs, tracking)
     evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
 
 

@@ -12,12 +12,12 @@ def train_folder(run: Run) -> str:
 
 
 def products(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, cell) of every model that the study evaluates: pretrained, warmed up, trained."""
+    """Yield (path, settings) of every model that the study evaluates: pretrained, warmed up, trained."""
     for model in study.grid.model:
-        yield f"pretrained/model~{model}", {"stage": "pretrained", "model": model}
+        yield f"pretrained/model~{model}", {"product": "pretrained", "model": model}
         for dataset in study.grid.dataset:
             for seed in study.grid.seed:
                 path = f"sft/model~{model}/dataset~{dataset}/seed~{seed}"
-                yield path, {"stage": "sft", "model": model, "dataset": dataset, "seed": seed}
+                yield path, {"product": "sft", "model": model, "dataset": dataset, "seed": seed}
     for run in expand_grid(study):
-        yield f"train/{train_folder(run)}", {"stage": "train"} | run.model_dump()
+        yield f"train/{train_folder(run)}", {"product": "train"} | run.model_dump()

@@ -22,7 +22,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0)]
 SkipRatio = Annotated[float, Field(gt=0, lt=1)]
-Mitigation = Literal["base", "practical", "retrace", "is", "truncated"]
+Mitigation = Literal["base", "practical", "retrace", "is", "tis"]
 
 
 def key(default: Any, description: str, source: str = "chosen", unit: str = "", **constraints: Any) -> Any:
@@ -158,7 +158,7 @@ class Grid(Section):
     mitigation: list[Mitigation] = key(
         ["base", "practical", "retrace"],
         "What corrects for the off-policy samples. Beside the paper's three there are `is`, the plain importance "
-        "weight, and `truncated`, the same up to a cap.",
+        "weight, and `tis`, the same up to a cap.",
         "paper",
         min_length=1,
     )
@@ -187,10 +187,10 @@ class Nesting(Section):
     retrace_lambda: float = key(
         1.0, "Lambda of `retrace`. Adam cancels a constant factor of the gradient, so it hardly matters.", gt=0
     )
-    truncation_cap: float = key(2.0, "C of `truncated`: no weight is larger.", gt=0)
+    truncation_cap: float = key(2.0, "C of `tis`: no weight is larger.", gt=0)
     ratio_level: Literal["token", "sequence"] = key(
         "token",
-        "Level of the ratio r in `retrace`, `is` and `truncated`: each token's, or the product over its sequence.",
+        "Level of the ratio r in `retrace`, `is` and `tis`: each token's, or the product over its sequence.",
         "paper",
     )
 
@@ -242,8 +242,8 @@ class Training(Optimization):
     max_completion_length: int = key(256, "Length of a completion.", "restored", unit="tokens", gt=0)
     fixed_length: bool = key(True, "Ban the end token, so that all completions have equal length.", "paper")
     temperature: float = key(1.0, "Sampling temperature; log-probs are taken at it.", "TRL", gt=0)
-    sampler: Literal["generate", "eager", "compiled"] = key(
-        "eager",
+    sampler: Literal["generate", "engine", "engine-compiled"] = key(
+        "engine",
         "Who draws completions: transformers' `generate` as in stock TRL, the roll-out engine, or the engine with "
         "compiled layers (some seconds of compilation per job; on a GPU CUDA graphs, not yet measured). The same "
         "distribution, other draws. Where a model is not covered, a plainer one is taken and the log says why.",
@@ -299,7 +299,7 @@ class Training(Optimization):
         if self.sampling_dtype and self.sampler == "generate":
             raise ValueError(
                 f"has sampling_dtype {self.sampling_dtype} with sampler generate, which draws from the weights "
-                "themselves; set sampling_dtype to null, or sampler to eager or compiled"
+                "themselves; set sampling_dtype to null, or sampler to engine or engine-compiled"
             )
         return self
 
@@ -342,8 +342,8 @@ class Evaluation(Section):
     top_p: float = key(1.0, "Nucleus of the sampling distribution; 1 is all of it.", "restored", gt=0, le=1)
     max_new_tokens: int = key(3000, "Longest completion.", "restored", unit="tokens", gt=0)
     batch_size: int = key(32, "Completions generated at once.", unit="completions", gt=0)
-    sampler: Literal["generate", "eager", "compiled", "vllm"] = key(
-        "eager",
+    sampler: Literal["generate", "engine", "engine-compiled", "vllm"] = key(
+        "engine",
         "Who draws completions: as in `training`, or vLLM where it is installed (`pip install .[vllm]`; not tested on "
         "a GPU yet).",
     )

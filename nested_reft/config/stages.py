@@ -39,7 +39,7 @@ class Warmup(Section):
 class SftStage(Section):
     """Settings of `sft`."""
 
-    cell: Warmup
+    run: Warmup
     sft: Sft
     prompt: Prompt
 
@@ -47,15 +47,15 @@ class SftStage(Section):
 class TrainStage(Section):
     """Settings of `train`."""
 
-    cell: Run
+    run: Run
     training: Training
     nesting: Nesting
     prompt: Prompt
 
 
 class EvaluateStage(Section):
-    """Settings of `evaluate`. The cell has the keys of whatever was produced: a model, a warm-up or a run."""
+    """Settings of `evaluate`. `run` names the product that is evaluated: a pretrained model, a warm-up or a run."""
 
-    cell: dict[str, str]
+    run: dict[str, str]
     evaluation: Evaluation
     prompt: Prompt

@@ -75,7 +75,7 @@ class Study(Section):
 
 
 class Run(Section):
-    """One training run: a cell of the grid."""
+    """One training run of the grid."""
 
     model: str
     dataset: str

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SENDS = 10.0
 # At the end of a stage a locked database gets this much patience.
 SECONDS_AT_THE_END = 60.0
-# Of a cell, as a run's name has them.
+# Of a run of the grid, in the order in which its name has them.
 AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
 
 
@@ -117,12 +117,12 @@ class MLflowMirror:
         if found is not None:
             self.run_id = found.info.run_id
         else:
-            tags = {name: str(value) for name, value in self.run["cell"].items()}
+            tags = {name: str(value) for name, value in self.run["run"].items()}
             tags |= {name: self.run[name] for name in ("study", "stage", "uid")}
             tags["git_commit"] = self.run["provenance"]["git_commit"]
             tags["mlflow.parentRunId"] = parent
-            cell = [str(self.run["cell"][axis]) for axis in AXES if axis in self.run["cell"]]
-            name = " ".join([self.run["stage"], *cell])
+            axes = [str(self.run["run"][axis]) for axis in AXES if axis in self.run["run"]]
+            name = " ".join([self.run["stage"], *axes])
             started = milliseconds(self.run["started"])
             self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
         params = [Param(name, value[:6000]) for name, value in flatten(self.run["settings"]).items()]
@@ -231,9 +231,9 @@ def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> N
             run = read_json(path)
             if run["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
                 continue
-            cell = run["cell"]
-            values = dict(deltas.get((cell["model"], cell["dataset"], cell["skip_ratio"], cell["mitigation"]), {}))
-            verdict = values.pop("verdict", "baseline" if cell["skip_ratio"] == 0 else "no baseline")
+            axes = run["run"]
+            values = dict(deltas.get((axes["model"], axes["dataset"], axes["skip_ratio"], axes["mitigation"]), {}))
+            verdict = values.pop("verdict", "baseline" if axes["skip_ratio"] == 0 else "no baseline")
             root = next(folder for folder in path.parents if folder.name == "train").parent
             evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
             values |= read_json(evaluation) if evaluation.exists() else {}

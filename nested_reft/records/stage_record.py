@@ -19,7 +19,7 @@ class StageRecord:
         self,
         out: Path,
         stage: str,
-        cell: Mapping[str, Any],
+        run: Mapping[str, Any],
         settings: Mapping[str, Any],
         inputs: Mapping[str, Path],
         tracking_uri: str | None,
@@ -30,7 +30,7 @@ class StageRecord:
         Args:
             out: the folder of the product.
             stage: `sft`, `train`, `evaluate` or `analyse`.
-            cell: where in the grid: model, dataset, ...
+            run: where in the grid: model, dataset, ...
             settings: everything the stage was told.
             inputs: name -> file or folder that the stage reads; checksummed into `run.json`.
             tracking_uri: the MLflow store, or None for none.
@@ -54,7 +54,7 @@ class StageRecord:
             "uid": f"{out}@{beginning['started']}",
             "study": study,
             "stage": stage,
-            "cell": dict(cell),
+            "run": dict(run),
             "settings": dict(settings),
             "inputs": {name: {"path": str(path), "sha256": digests[name]} for name, path in inputs.items()},
             "provenance": provenance(),

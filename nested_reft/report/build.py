@@ -40,7 +40,7 @@ def rebuild(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     grid = sources.config["grid"]
     per_run = overall(sources.results)
-    per_run = per_run[per_run["stage"] == "train"]
+    per_run = per_run[per_run["product"] == "train"]
     deltas = delta_table(sources)
     accuracy = deltas[deltas["metric"] == "accuracy"]
     tables = {

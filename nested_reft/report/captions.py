@@ -50,7 +50,7 @@ def what_was_run(config: Mapping[str, Any], provenance: Mapping[str, Any], resul
     samples = config["evaluation"].get("num_samples", 1)
     absent = provenance.get("missing", [])
     ratios = ", ".join(f"{100 * ratio:g} %" for ratio in grid["skip_ratio"])
-    trained = results[results["stage"] == "train"]
+    trained = results[results["product"] == "train"]
     present = trained.drop_duplicates(["model", "dataset", "skip_ratio", "mitigation", "seed"])
     return "\n\n".join(
         text

@@ -15,7 +15,7 @@ from nested_reft.report.statistics import Delta, Floats, accuracy_deltas, holm, 
 def overall(results: pd.DataFrame) -> pd.DataFrame:
     """Return one row per model evaluated: the unweighted mean over the benchmarks, the paper's performance."""
     firsts = [*FACTS, "mean_reward", *SPEEDS, *PHASES]
-    grouped = results.groupby(["stage", *RUN], dropna=False, sort=False)
+    grouped = results.groupby(["product", *RUN], dropna=False, sort=False)
     aggregated = grouped.agg(
         accuracy=("accuracy", "mean"), **{name: (name, "first") for name in firsts if name in results}
     )
@@ -36,7 +36,7 @@ def cell_scores(
     """
     problems = verdicts.drop_duplicates(["benchmark", "problem_id"]).sort_values(["benchmark", "problem_id"])
     wide = verdicts.pivot(
-        index=["benchmark", "problem_id"], columns=[*INSTANCE, "seed"], values="correct"
+        index=["benchmark", "problem_id"], columns=[*INSTANCE, "seed"], values="num_correct"
     ).sort_index()
     columns = pd.MultiIndex.from_tuples([(*instance, seed) for instance in instances for seed in seeds])
     samples = problems["samples"].to_numpy(float)
@@ -55,8 +55,8 @@ def delta_table(sources: Sources) -> pd.DataFrame:
     grid, confidence = sources.config["grid"], sources.config["analysis"]["confidence"]
     instances = [(0.0, "base"), *((x, name) for x in grid["skip_ratio"] for name in grid["mitigation"])]
     per_run = overall(sources.results)
-    per_run = per_run[per_run["stage"] == "train"]
-    verdicts = sources.verdicts[sources.verdicts["stage"] == "train"]
+    per_run = per_run[per_run["product"] == "train"]
+    verdicts = sources.verdicts[sources.verdicts["product"] == "train"]
     rows = []
     for model in grid["model"]:
         for dataset in grid["dataset"]:
@@ -114,14 +114,14 @@ def mcnemar_table(sources: Sources) -> pd.DataFrame:
     assumption. With several samples per problem there is no such test, and the table is empty.
     """
     keys = [*CELL, "seed", "benchmark", "problem_id"]
-    chosen = sources.verdicts[(sources.verdicts["stage"] == "train") & (sources.verdicts["samples"] == 1)]
-    baselines = chosen[chosen["skip_ratio"] == 0][[*keys, "correct"]]
+    chosen = sources.verdicts[(sources.verdicts["product"] == "train") & (sources.verdicts["samples"] == 1)]
+    baselines = chosen[chosen["skip_ratio"] == 0][[*keys, "num_correct"]]
     paired = chosen[chosen["skip_ratio"] > 0].merge(baselines, on=keys, suffixes=("", "_baseline"))
     paired = pd.concat([paired, paired.assign(benchmark="all problems")])
     rows = []
     for key, pairs in paired.groupby([*RUN, "benchmark"], sort=False):
-        only_instance = int((pairs["correct"] > pairs["correct_baseline"]).sum())
-        only_baseline = int((pairs["correct"] < pairs["correct_baseline"]).sum())
+        only_instance = int((pairs["num_correct"] > pairs["num_correct_baseline"]).sum())
+        only_baseline = int((pairs["num_correct"] < pairs["num_correct_baseline"]).sum())
         row: dict[str, Any] = dict(zip([*RUN, "benchmark"], key, strict=True))
         row |= {"n": len(pairs), "only_instance": only_instance, "only_baseline": only_baseline}
         rows.append(row | {"p": mcnemar_test(only_instance, only_baseline)})

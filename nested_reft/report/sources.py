@@ -38,7 +38,7 @@ def evaluated(folder: Path, confidence: float) -> tuple[list[dict[str, Any]], pd
     problems, metrics = problem_scores(pd.read_parquet(folder / "records.parquet")), read_json(folder / "metrics.json")
     rows = []
     for benchmark, of_benchmark in problems.groupby("benchmark", sort=False):
-        scores = (of_benchmark["correct"] / of_benchmark["samples"]).to_numpy(float)
+        scores = (of_benchmark["num_correct"] / of_benchmark["samples"]).to_numpy(float)
         low, high = wilson_interval(scores.mean(), effective_n(scores), confidence)
         row = {"benchmark": benchmark, "n": len(scores), "accuracy": scores.mean(), "ci_low": low, "ci_high": high}
         told = rf"eval/{re.escape(str(benchmark))}/(truncated|mean_length|pass_at_\d+)"
@@ -70,32 +70,34 @@ def collect(study: Study, results: Path) -> Sources:
     """
     rows: list[dict[str, Any]] = []
     verdicts, curves, missing, records = [], [], [], []
-    for path, cell in products(study):
+    for path, product in products(study):
         try:
             told: dict[str, Any] = {}
-            if cell["stage"] == "train":
+            if product["product"] == "train":
                 told, steps = trained(results / path)
                 records.append(read_json(results / path / "run.json"))
-                curves.append(steps.assign(**{axis: cell[axis] for axis in RUN}))
+                curves.append(steps.assign(**{axis: product[axis] for axis in RUN}))
             of_benchmarks, problems = evaluated(results / "evaluate" / path, study.analysis.confidence)
         except FileNotFoundError:
             missing.append(path)
             continue
-        rows += [cell | told | row for row in of_benchmarks]
-        verdicts.append(problems.assign(**{axis: cell.get(axis) for axis in ["stage", *RUN]}))
-    if not any(row["stage"] == "train" for row in rows):
+        rows += [product | told | row for row in of_benchmarks]
+        verdicts.append(problems.assign(**{axis: product.get(axis) for axis in ["product", *RUN]}))
+    if not any(row["product"] == "train" for row in rows):
         raise UserError(
             f"{results} holds no evaluated run of study {study.study!r}; run it first, or correct --results"
         )
-    order = ["stage", *RUN, *FACTS, "benchmark", "n"]
+    order = ["product", *RUN, *FACTS, "benchmark", "n"]
     order += ["accuracy", "ci_low", "ci_high", "truncated", "mean_length", "mean_reward", *SPEEDS, *PHASES]
     table = pd.DataFrame(rows)
     order += sorted((name for name in map(str, table) if name.startswith("pass_at_")), key=lambda name: int(name[8:]))
     whole = ("seed", *FACTS)
-    problems = pd.concat(verdicts, ignore_index=True)[["stage", *RUN, "benchmark", "problem_id", "correct", "samples"]]
+    problems = pd.concat(verdicts, ignore_index=True)[
+        ["product", *RUN, "benchmark", "problem_id", "num_correct", "samples"]
+    ]
     return Sources(
         table.reindex(columns=order).astype(dict.fromkeys(whole, "Int64")),
-        problems.astype({"seed": "Int64", "skip_ratio": float, "correct": "int32", "samples": "int32"}),
+        problems.astype({"seed": "Int64", "skip_ratio": float, "num_correct": "int32", "samples": "int32"}),
         pd.concat(curves, ignore_index=True)[[*RUN, "step", "reward", *OFF_POLICY]],
         study.model_dump(exclude={"tracking", "jobs"}),
         provenance(study, results, records) | {"missing": missing},
@@ -128,7 +130,7 @@ def write_sources(sources: Sources, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sources.results.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     sources.steps.to_csv(folder / "steps.csv", index=False, float_format="%.6g")
-    names = dict.fromkeys(("stage", "model", "dataset", "mitigation", "benchmark"), "category")
+    names = dict.fromkeys(("product", "model", "dataset", "mitigation", "benchmark"), "category")
     sources.verdicts.astype(names).to_parquet(folder / "problem_scores.parquet", index=False, compression="zstd")
     write_json(folder / "config.json", sources.config)
     write_json(folder / "provenance.json", sources.provenance)
@@ -145,7 +147,7 @@ def read_sources(folder: Path) -> Sources:
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}, of which a report is rebuilt; give the folder of a whole report")
     verdicts = pd.read_parquet(folder / "problem_scores.parquet")
-    plain = dict.fromkeys(("stage", "model", "dataset", "mitigation", "benchmark"), object)
+    plain = dict.fromkeys(("product", "model", "dataset", "mitigation", "benchmark"), object)
     return Sources(
         pd.read_csv(folder / "results.csv"),
         verdicts.astype(plain),
@@ -156,6 +158,6 @@ def read_sources(folder: Path) -> Sources:
 
 
 def problem_scores(records: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per problem: benchmark, problem_id, `correct` (how many samples are) and `samples`."""
+    """Return a row per problem: benchmark, problem_id, `num_correct` (of its samples) and `samples`."""
     grouped = records.groupby(["benchmark", "problem_id"], sort=False)["correct"]
-    return grouped.agg(correct="sum", samples="size").reset_index()
+    return grouped.agg(num_correct="sum", samples="size").reset_index()

@@ -129,16 +129,16 @@ def stages_table(sources: Sources) -> pd.DataFrame:
         for dataset in sources.config["grid"]["dataset"]:
             here = verdicts["dataset"] == dataset
             for stage, chosen in (
-                ("pretrained", verdicts["stage"] == "pretrained"),
-                ("SFT", here & (verdicts["stage"] == "sft")),
-                ("ReFT baseline", here & (verdicts["stage"] == "train") & (verdicts["skip_ratio"] == 0)),
+                ("pretrained", verdicts["product"] == "pretrained"),
+                ("SFT", here & (verdicts["product"] == "sft")),
+                ("ReFT baseline", here & (verdicts["product"] == "train") & (verdicts["skip_ratio"] == 0)),
             ):
                 row: dict[str, Any] = {"model": model, "dataset": dataset, "stage": stage}
                 of_stage = verdicts[chosen & (verdicts["model"] == model)]
                 if of_stage.empty:
                     rows.append(row | {"seeds": 0})
                     continue
-                scored = of_stage.assign(score=of_stage["correct"] / of_stage["samples"])
+                scored = of_stage.assign(score=of_stage["num_correct"] / of_stage["samples"])
                 by_problem = scored.groupby(["benchmark", "problem_id"])["score"].mean()
                 benchmarks = by_problem.index.get_level_values("benchmark").to_numpy(str)
                 low, high = problem_interval(by_problem.to_numpy(), benchmarks, confidence)

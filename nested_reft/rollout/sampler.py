@@ -27,15 +27,15 @@ def engine_for(
 
     Args:
         model: the model to sample from.
-        sampler: `compiled`, `eager` or `generate`.
+        sampler: `engine-compiled`, `engine` or `generate`.
         prompt_ids: some prompts, on which an engine is tried.
         sampling: how they will be sampled.
         num_rows: the rows of a batch, if not all prompts.
         dtype: of a copy of the weights to sample from, if not the weights.
     """
-    samplers = ["compiled", "eager", "generate"]
+    samplers = ["engine-compiled", "engine", "generate"]
     for kind, plainer in itertools.pairwise(samplers[samplers.index(sampler) :]):
-        engine = RolloutEngine(model, kind == "compiled", dtype)
+        engine = RolloutEngine(model, kind == "engine-compiled", dtype)
         reason = unsupported_reason(engine, prompt_ids, sampling, num_rows)
         if reason is None:
             return engine
@@ -47,7 +47,7 @@ class Sampler:
     """Draws the completions of training, batch by batch.
 
     Args:
-        kind: `compiled`, `eager` or `generate`.
+        kind: `engine-compiled`, `engine` or `generate`.
         dtype: of a copy of the weights to sample from, if not the weights; an engine's only.
     """
 
@@ -87,7 +87,7 @@ class Sampler:
                     "does not know; make them equal, leave it out, or take sampler generate"
                 )
             self.engine = engine_for(model, self.kind, prompt_ids, sampling, dtype=self.dtype)
-            self.kind = "generate" if self.engine is None else "compiled" if self.engine.compiled else "eager"
+            self.kind = "generate" if self.engine is None else "engine-compiled" if self.engine.compiled else "engine"
         if self.engine is None:
             with nested(model, skipped), torch.no_grad():
                 return sample(model, prompt_ids, generation_config, eos_token_ids)

@@ -84,7 +84,7 @@ def metrics_of(records: pd.DataFrame) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for benchmark, rows in records.groupby("benchmark", sort=False):
         of_benchmark = problems[problems["benchmark"] == benchmark]
-        scores = (of_benchmark["correct"] / samples).to_numpy()
+        scores = (of_benchmark["num_correct"] / samples).to_numpy()
         low, high = wilson_interval(scores.mean(), effective_n(scores), CONFIDENCE)
         prefix = f"eval/{benchmark}"
         metrics[f"{prefix}/pass_at_1"] = float(scores.mean())
@@ -92,7 +92,7 @@ def metrics_of(records: pd.DataFrame) -> dict[str, float]:
         metrics[f"{prefix}/n"] = len(of_benchmark)
         for power in range(1, samples.bit_length()):
             k = 2**power
-            estimates = pass_at_k(of_benchmark["correct"], samples, k)
+            estimates = pass_at_k(of_benchmark["num_correct"], samples, k)
             metrics[f"{prefix}/pass_at_{k}"] = float(estimates.mean())
         metrics[f"{prefix}/truncated"] = float(rows["truncated"].mean())
         metrics[f"{prefix}/mean_length"] = float(rows["length"].mean())
@@ -106,7 +106,7 @@ def metrics_of(records: pd.DataFrame) -> dict[str, float]:
         metrics[f"eval/overall/{name}"] = (
             sum(values) if name in ("n", "grading_timeouts") else sum(values) / len(values)
         )
-    scores = (problems["correct"] / samples).to_numpy()
+    scores = (problems["num_correct"] / samples).to_numpy()
     low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
     metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
     return metrics

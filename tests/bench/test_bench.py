@@ -118,15 +118,15 @@ TINY_SIZES = ("--prompts", "2", "--generations", "2", "--new-tokens", "3", "--pa
 
 
 def test_roll_outs_are_measured_and_drawn(tmp_path):
-    sizes = (*TINY_SIZES, "--prompt-length", "4", "--skip-ratios", "0.05,0.15", "--sampler", "eager")
+    sizes = (*TINY_SIZES, "--prompt-length", "4", "--skip-ratios", "0.05,0.15", "--sampler", "engine")
     finished = bench("rollout", "embedded/tiny-28", *sizes, "--json", str(tmp_path / "rollout.json"))
     assert finished.returncode == 0, finished.stderr
     assert "decode step" in finished.stdout and "Peak memory" in finished.stdout
     results = json.loads((tmp_path / "rollout.json").read_text())
     check_surroundings(results)
     assert results["settings"]["prompt_length"] == 4
-    check_summary(results["generate"], ["generate", "eager"], 2)
-    assert set(results["generate"]["tokens_per_second"]) == {"generate", "eager"}
+    check_summary(results["generate"], ["generate", "engine"], 2)
+    assert set(results["generate"]["tokens_per_second"]) == {"generate", "engine"}
     assert results["generate"]["peak_memory"]["gib"] and "process" in results["generate"]["peak_memory"]["of"]
     check_summary(results["skip"]["rollout"], ["0", "1", "4"], 2)
     check_summary(results["skip"]["decode_step"], ["0", "1", "4"], 2)
@@ -146,17 +146,17 @@ def test_roll_outs_are_measured_and_drawn(tmp_path):
 def test_optimizer_steps_are_measured():
     from nested_reft.bench.train import measure_train
 
-    settings = Settings("embedded/tiny-28", [0.15], prompts=2, generations=2, new_tokens=3, sampler="eager", pairs=2)
-    results = json.loads(json.dumps(measure_train(settings, samplers=["eager"])))
-    names = ["stock", "eager, k = 0", "eager, k = 4"]
-    assert [Variant("stock").name, Variant("eager").name, Variant("eager", 4).name] == names
+    settings = Settings("embedded/tiny-28", [0.15], prompts=2, generations=2, new_tokens=3, sampler="engine", pairs=2)
+    results = json.loads(json.dumps(measure_train(settings, samplers=["engine"])))
+    names = ["stock", "engine, k = 0", "engine, k = 4"]
+    assert [Variant("stock").name, Variant("engine").name, Variant("engine", 4).name] == names
     assert results["steps"]["orders"] == [names, names[::-1]] and set(results["steps"]["seconds"]) == set(names)
     assert set(results["phases"]["stock"]) == {"step", "optimizer"}
     for name in names[1:]:
         assert set(results["phases"][name]) == {"step", "generate", "score", "fwd_bwd", "optimizer"}
         for row in results["samples"][name]:  # the parts of a step are not more than it
             assert 0 < sum(seconds for phase, seconds in row.items() if phase != "step") <= row["step"]
-    assert [(row["sampler"], row["num_skipped"]) for row in results["skip"]] == [("eager", 4)]
+    assert [(row["sampler"], row["num_skipped"]) for row in results["skip"]] == [("engine", 4)]
     assert results["num_layers"] == 28 and results["peak_memory_gib"] is None
 
 
@@ -170,7 +170,7 @@ def test_training_and_evaluation_are_measured_with_all_samplers(tmp_path):
     assert finished.returncode == 0, finished.stderr
     results = json.loads(path.read_text())
     check_surroundings(results)
-    names = ["stock", "compiled, k = 0", "compiled, k = 4", "eager, k = 0", "eager, k = 4"]
+    names = ["stock", "engine-compiled, k = 0", "engine-compiled, k = 4", "engine, k = 0", "engine, k = 4"]
     check_summary(results["steps"], names, 1)
     assert set(results["peak_memory_gib"]) == set(names)
 
@@ -179,8 +179,8 @@ def test_training_and_evaluation_are_measured_with_all_samplers(tmp_path):
     assert finished.returncode == 0, finished.stderr
     results = json.loads((tmp_path / "eval.json").read_text())
     check_surroundings(results)
-    check_summary(results["evaluation"], ["generate", "eager", "compiled"], 2)
-    assert set(results["problems_per_second"]) == {"generate", "eager", "compiled"}
+    check_summary(results["evaluation"], ["generate", "engine", "engine-compiled"], 2)
+    assert set(results["problems_per_second"]) == {"generate", "engine", "engine-compiled"}
 
 
 @pytest.mark.slow
@@ -192,11 +192,11 @@ def test_the_measurement_for_a_gpu_runs_as_a_toy(tmp_path):
     assert results["not_measured"] == {}
     assert [row["settings"]["model"] for row in results["rollouts"]] == ["qwen2.5-1.5b", "qwen2.5-7b"]
     for row in results["rollouts"]:
-        assert set(row["generate"]["seconds"]) == {"generate", "compiled", "eager"}
+        assert set(row["generate"]["seconds"]) == {"generate", "engine-compiled", "engine"}
         assert row["log_prob_errors"]["mean"] <= row["log_prob_errors"]["largest"] < 1e-4  # float32
         assert row["mask"]["num_skipped"] == 2 and [of_k["num_skipped"] for of_k in row["skip"]["rows"]] == [1, 2]
         assert [of_k["num_skipped"] for of_k in row["bandwidth"]["rows"]] == [0, 1, 2]
-    assert set(results["train"]["steps"]["seconds"]) == {"stock", "eager, k = 0", "eager, k = 2"}
+    assert set(results["train"]["steps"]["seconds"]) == {"stock", "engine, k = 0", "engine, k = 2"}
     assert (tmp_path / "gpu.png").exists() and (tmp_path / "gpu.svg").exists()
 
 

@@ -106,7 +106,7 @@ def test_chance_of_being_neither_best_nor_worst_by_enumeration():
 
 
 def test_overall_is_the_unweighted_mean_over_benchmarks():
-    run = {"stage": "train", "model": "m", "dataset": "d", "skip_ratio": 0.1, "mitigation": "base", "seed": 0}
+    run = {"product": "train", "model": "m", "dataset": "d", "skip_ratio": 0.1, "mitigation": "base", "seed": 0}
     table = pd.DataFrame(
         [run | {"benchmark": b, "accuracy": a, "n": n} for b, a, n in (("x", 0.5, 100), ("y", 0.9, 10))]
     )
@@ -164,10 +164,14 @@ def test_mcnemar_table_counts_discordant_problems(made_up):
     table = mcnemar_table(sources)
     assert len(table) == 3 * 9 * 2 * 4  # datasets x instances x seeds x (benchmarks and all)
     row = table[(table["benchmark"] == "all problems") & (table["mitigation"] == "practical")].iloc[-1]
-    chosen = sources.verdicts[(sources.verdicts["stage"] == "train") & (sources.verdicts["dataset"] == row["dataset"])]
+    chosen = sources.verdicts[
+        (sources.verdicts["product"] == "train") & (sources.verdicts["dataset"] == row["dataset"])
+    ]
     chosen = chosen[chosen["seed"] == row["seed"]].set_index(["benchmark", "problem_id"])
-    instance = chosen[(chosen["skip_ratio"] == row["skip_ratio"]) & (chosen["mitigation"] == "practical")]["correct"]
-    baseline = chosen[chosen["skip_ratio"] == 0]["correct"]
+    instance = chosen[(chosen["skip_ratio"] == row["skip_ratio"]) & (chosen["mitigation"] == "practical")][
+        "num_correct"
+    ]
+    baseline = chosen[chosen["skip_ratio"] == 0]["num_correct"]
     difference = instance - baseline
     assert row["only_instance"] == (difference == 1).sum() and row["only_baseline"] == (difference == -1).sum()
     assert row["p"] == mcnemar_test(row["only_instance"], row["only_baseline"]) and row["n"] == 150

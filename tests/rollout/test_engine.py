@@ -126,7 +126,7 @@ def test_compiled_layers_see_the_weights_of_now(small_model):
     assert logps[0] == pytest.approx(scored(small_model, [], completions)[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine-compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_samples_of_a_model_have_its_distribution(compiled, small_model):
     """Chi-square over the vocabulary: 20,000 rows of one prompt, read once."""
     num_rows = 20_000
@@ -159,12 +159,12 @@ def test_a_copy_in_another_type_follows_the_weights(small_model):
     assert 0 < error.mean() < 0.05
 
 
-@pytest.mark.parametrize(("family", "kind"), [("gpt_oss", "eager"), ("bloom", "generate")])
+@pytest.mark.parametrize(("family", "kind"), [("gpt_oss", "engine"), ("bloom", "generate")])
 def test_where_a_model_is_not_covered_a_plainer_sampler_is_taken_and_the_log_says_why(family, kind, caplog):
     model = build(family)
-    engine = engine_for(model, "compiled", PROMPTS, GREEDY)
+    engine = engine_for(model, "engine-compiled", PROMPTS, GREEDY)
     assert (engine is None) == (kind == "generate") and (engine is None or not engine.compiled)
-    tried = "compiled" if kind == "eager" else "eager"
+    tried = "engine-compiled" if kind == "engine" else "engine"
     assert caplog.messages[-1].startswith(f"sampler {tried} cannot be used, {kind} is instead: {type(model).__name__}")
 
 

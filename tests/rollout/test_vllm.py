@@ -116,17 +116,17 @@ def test_records_are_those_of_the_other_samplers_but_for_the_completions(vllm, t
     ]
     write_rows(tmp_path / "benchmarks.jsonl", problems)
     records = {}
-    for sampler in ("eager", "vllm"):
+    for sampler in ("engine", "vllm"):
         settings = Evaluation(sampler=sampler, num_samples=2, temperature=1.0, max_new_tokens=4, dtype="float32")
         record = StageRecord(tmp_path / sampler, "evaluate", {"model": "m"}, {}, {}, None, "study")
         evaluate(settings, Prompt(), str(TINY), tmp_path / "benchmarks.jsonl", record)
         records[sampler] = pd.read_parquet(tmp_path / sampler / "records.parquet")
-    assert list(records["vllm"].columns) == list(records["eager"].columns)
+    assert list(records["vllm"].columns) == list(records["engine"].columns)
     given = ["benchmark", "problem_id", "sample", "problem", "answer", "prompt"]
-    pd.testing.assert_frame_equal(records["vllm"][given], records["eager"][given])
+    pd.testing.assert_frame_equal(records["vllm"][given], records["engine"][given])
     assert list(records["vllm"]["length"]) == [4] * 4 and records["vllm"]["truncated"].all()
-    assert read_json(tmp_path / "vllm" / "metrics.json").keys() == read_json(tmp_path / "eager/metrics.json").keys()
-    assert vllm.prompts == AutoTokenizer.from_pretrained(TINY)(list(records["eager"]["prompt"]))["input_ids"]
+    assert read_json(tmp_path / "vllm" / "metrics.json").keys() == read_json(tmp_path / "engine/metrics.json").keys()
+    assert vllm.prompts == AutoTokenizer.from_pretrained(TINY)(list(records["engine"]["prompt"]))["input_ids"]
 
 
 def test_without_vllm_one_sentence_tells_the_mend(monkeypatch):

@@ -70,7 +70,7 @@ def test_several_samples_tell_pass_at_k_for_powers_of_two(evaluated):
     folder = evaluated(completions, num_samples=5, temperature=0.6)
     records, metrics = pd.read_parquet(folder / "records.parquet"), read_json(folder / "metrics.json")
     assert list(records["sample"][:6]) == [0, 1, 2, 3, 4, 0]
-    assert list(problem_scores(records)["correct"]) == [2, 0, 0, 5]
+    assert list(problem_scores(records)["num_correct"]) == [2, 0, 0, 5]
     assert metrics["eval/sums/pass_at_1"] == pytest.approx(2 / 15)
     assert metrics["eval/sums/pass_at_2"] == pytest.approx(pass_at_k([2, 0, 0], 5, 2).mean())
     assert metrics["eval/overall/pass_at_4"] == pytest.approx((1 / 3 + 1) / 2)

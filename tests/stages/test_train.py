@@ -44,10 +44,10 @@ def data(tmp_path, problems):
 
 
 def run_cell(out, data, skip_ratio, mitigation, settings=SMALL):
-    """Train one cell as the stage does; return its folder."""
-    cell = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, mitigation=mitigation, seed=0)
-    record = StageRecord(out, "train", cell.model_dump(), settings.model_dump(), {}, None, "test")
-    training.train(settings, Nesting(), Prompt(), cell, TINY, data, record)
+    """Train one run as the stage does; return its folder."""
+    run = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, mitigation=mitigation, seed=0)
+    record = StageRecord(out, "train", run.model_dump(), settings.model_dump(), {}, None, "test")
+    training.train(settings, Nesting(), Prompt(), run, TINY, data, record)
     return out
 
 

@@ -78,28 +78,28 @@ def dataset_settings(wildcards):
 
 
 def sft_settings(wildcards):
-    """What `sft` is told: the cell, the section `sft`, the prompt."""
+    """What `sft` is told: the run, the section `sft`, the prompt."""
     return canonical(
-        {"cell": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt}
+        {"run": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt}
     )
 
 
 def train_settings(wildcards):
-    """What `train` is told: the cell, the sections `training` and `nesting`, the prompt."""
+    """What `train` is told: the run, the sections `training` and `nesting`, the prompt."""
     sections = {
         "training": STUDY.training,
         "nesting": STUDY.nesting,
         "prompt": STUDY.prompt,
     }
-    return canonical({"cell": dict(wildcards), **sections})
+    return canonical({"run": dict(wildcards), **sections})
 
 
 def evaluate_settings(wildcards):
     """What `evaluate` is told: which product it is, the section `evaluation`, the prompt."""
-    stage, *cell = wildcards.product.split("/")
-    cell = {"product": stage, **dict(axis.split("~", 1) for axis in cell)}
+    product, *axes = wildcards.product.split("/")
+    run = {"product": product, **dict(axis.split("~", 1) for axis in axes)}
     return canonical(
-        {"cell": cell, "evaluation": STUDY.evaluation, "prompt": STUDY.prompt}
+        {"run": run, "evaluation": STUDY.evaluation, "prompt": STUDY.prompt}
     )
 
 
@@ -110,8 +110,8 @@ def analyse_settings(wildcards):
 
 def get_model(wildcards):
     """The model of a product: a folder of weights, or the note that says where the pretrained one is."""
-    stage = wildcards.product.split("/")[0]
-    return f"{RESULTS}/{wildcards.product}/{'model.json' if stage == 'pretrained' else 'model'}"
+    product = wildcards.product.split("/")[0]
+    return f"{RESULTS}/{wildcards.product}/{'model.json' if product == 'pretrained' else 'model'}"
 
 
 def shown(file, category, what, caption=None):
