@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.parametrize("table", ["stages", "table2"])
 def test_tables_of_the_readme_are_those_of_the_committed_report(table):
-    assert (ROOT / f"reports/embedded/{table}.md").read_text().strip() in README
+    assert (ROOT / f"docs/reports/embedded/{table}.md").read_text().strip() in README
 
 
 def test_paths_of_the_readme_exist():

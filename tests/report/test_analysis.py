@@ -288,7 +288,7 @@ def test_config_table_lists_what_differs_from_the_paper():
 
 def test_the_embedded_study_has_something_to_lift():
     """In the committed report each stage adds more than its interval."""
-    stages = pd.read_csv(ROOT / "reports/embedded/stages.csv").set_index("stage")
+    stages = pd.read_csv(ROOT / "docs/reports/embedded/stages.csv").set_index("stage")
     assert list(stages.index) == ["pretrained", "SFT", "ReFT baseline"]
     for before, after in (("pretrained", "SFT"), ("SFT", "ReFT baseline")):
         gain = stages.loc[after, "accuracy"] - stages.loc[before, "accuracy"]
@@ -297,7 +297,7 @@ def test_the_embedded_study_has_something_to_lift():
 
 def test_the_reward_of_every_embedded_run_rises():
     """In the committed report: the slope of a straight line through the reward curve, for each of the ten runs."""
-    steps = pd.read_csv(ROOT / "reports/embedded/steps.csv")
+    steps = pd.read_csv(ROOT / "docs/reports/embedded/steps.csv")
     slopes = {
         run: stats.linregress(curve["step"], curve["reward"]).slope
         for run, curve in steps.groupby(["skip_ratio", "mitigation"])
@@ -307,7 +307,7 @@ def test_the_reward_of_every_embedded_run_rises():
 
 
 def test_the_same_table_gives_the_same_figure_files(tmp_path):
-    steps = pd.read_csv(ROOT / "reports/embedded/steps.csv")
+    steps = pd.read_csv(ROOT / "docs/reports/embedded/steps.csv")
     for name in ("one", "two"):
         plots.save(plots.reward_curves(steps), tmp_path / name)
     for suffix in (".svg", ".png"):
