@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from nested_reft.config.sections import Nesting
 from nested_reft.mitigation import importance_ratio, scale_gradient, token_weights
 from nested_reft.model.layers import nested
 from nested_reft.nesting import draw_skipped_layers, valid_layers
@@ -90,7 +91,7 @@ def token_gradients(model: PreTrainedModel) -> torch.Tensor:
 def weights(mitigation: str, level: str, logps: torch.Tensor, behavior_logps: torch.Tensor) -> torch.Tensor:
     """Return h(r) (S, T), as the trainer computes it."""
     ratio = importance_ratio(logps, behavior_logps, torch.ones_like(logps), level)
-    return token_weights(mitigation, ratio, retrace_lambda=1.0, truncation_cap=2.0)
+    return token_weights(mitigation, ratio, Nesting(retrace_lambda=1.0, truncation_cap=2.0))
 
 
 @torch.no_grad()

@@ -1,31 +1,37 @@
-"""What corrects for samples that come from the behavior policy mu instead of the target policy pi.
+"""Weights that correct for tokens sampled from the behavior policy mu instead of the target policy pi.
 
-With the importance ratio r_t = pi(a_t) / mu(a_t) a policy gradient on samples of mu is
+With the importance ratio r_t = pi(a_t) / mu(a_t), the policy gradient on samples of mu is
 
     sum_t h(r_t) A grad log pi(a_t)
 
-and the mitigations are choices of h. `base`, `practical` and `retrace` are the paper's; `is` and
-`tis` are reference rows. pi is the policy at the time of sampling: later passes over the samples
-have a clipped ratio rho = pi_now / pi of their own, outside of which h stands. Only `base` has a single
-ratio, pi_now / mu = rho r, inside the clip: mu takes the place of TRL's old policy, h adds nothing.
+and each mitigation is a choice of h. `base`, `practical` and `retrace` are the paper's; `is` and `tis` are
+reference methods. Here pi is the policy at the time of sampling. Where a batch is reused after an optimizer
+step, the loss has a second ratio, rho = pi_now / pi, which it clips; h multiplies the gradient outside of that
+clip. Only `base` has a single ratio, pi_now / mu = rho r, and clips it: mu is passed to TRL as the old policy.
+
+The functions use methods of tensors only, so that the config can read the names below without importing torch.
 """
 
-import torch
+from __future__ import annotations
 
-# exp(20) keeps every weight finite: infinity times a gradient of zero is not a number.
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Clamp at exp(20): an infinite weight times a zero gradient would be NaN.
 LARGEST_LOG_RATIO = 20.0
 
 
-def importance_ratio(
-    per_token_logps: torch.Tensor, sampling_per_token_logps: torch.Tensor, mask: torch.Tensor, level: str
-) -> torch.Tensor:
-    """Return r (B, T), without gradient.
+def importance_ratio(per_token_logps: Tensor, sampling_per_token_logps: Tensor, mask: Tensor, level: str) -> Tensor:
+    """Return the ratio r (B, T), detached from the graph.
 
     Args:
         per_token_logps: log pi(a_t), (B, T).
         sampling_per_token_logps: log mu(a_t), (B, T).
-        mask: 1 where there is a token, 0 where there is padding, (B, T).
-        level: `token` for r_t, or `sequence` for the product of r_t over the sequence, at all of its
+        mask: 1 for a token and 0 for padding, (B, T).
+        level: `token` for r_t, or `sequence` for the product of r_t over the sequence, repeated for each of its
             tokens. Only the product makes the gradient of a whole sequence unbiased (Theorem 1).
     """
     log_ratio = (per_token_logps.detach() - sampling_per_token_logps) * mask
@@ -34,83 +40,90 @@ def importance_ratio(
     return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
 
 
-def base(ratio: torch.Tensor) -> torch.Tensor:
-    """h(r) = r, clipped as GRPO clips its ratio (the caller puts mu in the place of the old policy)."""
+class Parameters(Protocol):
+    """The parameters that a mitigation may read; the config section `nesting` holds them."""
+
+    retrace_lambda: float
+    truncation_cap: float
+
+
+def practical(ratio: Tensor, parameters: Parameters) -> Tensor:
+    """h(r) = 1: the samples of mu are treated as samples of pi."""
+    return ratio.new_ones(ratio.shape)
+
+
+def retrace(ratio: Tensor, parameters: Parameters) -> Tensor:
+    """h(r) = lambda min(1, r): the trace coefficient of Munos et al. (2016)."""
+    return parameters.retrace_lambda * ratio.clamp(max=1.0)
+
+
+def importance_sampling(ratio: Tensor, parameters: Parameters) -> Tensor:
+    """h(r) = r: the plain importance weight."""
     return ratio
 
 
-def practical(ratio: torch.Tensor) -> torch.Tensor:
-    """h(r) = 1: the samples are taken for on-policy ones."""
-    return torch.ones_like(ratio)
+def truncated_importance_sampling(ratio: Tensor, parameters: Parameters) -> Tensor:
+    """h(r) = min(C, r): the importance weight up to a cap."""
+    return ratio.clamp(max=parameters.truncation_cap)
 
 
-def retrace(ratio: torch.Tensor, retrace_lambda: float) -> torch.Tensor:
-    """h(r) = lambda min(1, r), the trace coefficient of Munos et al. (2016)."""
-    return retrace_lambda * ratio.clamp(max=1.0)
+# The names of the config key `grid.mitigation`. To add a mitigation, add its function here.
+MITIGATIONS: dict[str, Callable[[Tensor, Parameters], Tensor]] = {
+    "base": importance_sampling,  # inside GRPO's clip: the trainer puts mu in the place of the old policy
+    "practical": practical,
+    "retrace": retrace,
+    "is": importance_sampling,  # never clipped
+    "tis": truncated_importance_sampling,
+}
 
 
-def importance_sampling(ratio: torch.Tensor) -> torch.Tensor:
-    """h(r) = r: `is`, the plain importance weight, never clipped."""
-    return ratio
+def check_mitigation(mitigation: str) -> None:
+    """Raise a ValueError that names the choices, unless there is a mitigation of that name."""
+    if mitigation not in MITIGATIONS:
+        raise ValueError(f"mitigation {mitigation!r} is not known; choose one of {', '.join(MITIGATIONS)}")
 
 
-def tis(ratio: torch.Tensor, truncation_cap: float) -> torch.Tensor:
-    """h(r) = min(C, r): truncated importance sampling."""
-    return ratio.clamp(max=truncation_cap)
+def token_weights(mitigation: str, ratio: Tensor, parameters: Parameters) -> Tensor:
+    """Return the weights h(r) (B, T) of the mitigation of that name; raises ValueError if there is none."""
+    check_mitigation(mitigation)
+    return MITIGATIONS[mitigation](ratio, parameters)
 
 
-def token_weights(mitigation: str, ratio: torch.Tensor, retrace_lambda: float, truncation_cap: float) -> torch.Tensor:
-    """Return h(r) (B, T) of the mitigation of that name."""
-    match mitigation:
-        case "base":
-            return base(ratio)
-        case "practical":
-            return practical(ratio)
-        case "retrace":
-            return retrace(ratio, retrace_lambda)
-        case "is":
-            return importance_sampling(ratio)
-        case "tis":
-            return tis(ratio, truncation_cap)
-    raise ValueError(f"mitigation {mitigation!r} is not known; choose base, practical, retrace, is or tis")
+def scale_gradient(per_token_logps: Tensor, weight: Tensor) -> Tensor:
+    """Return log pi (B, T), bit-identical, with its gradient multiplied by `weight` (B, T).
 
-
-def scale_gradient(per_token_logps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return log pi (B, T), the same to the last bit, with its gradient multiplied by `weight` (B, T).
-
-    Whatever loss is made of it, per token as in GRPO or per sequence as in RLOO, its gradient is
-    weighted token by token, outside of the loss's own ratio and clip. A weight inside would lose its
-    gradient where r > 1, or where the clip cuts.
+    The gradient of any loss of the result, per token as in GRPO or per sequence as in RLOO, is weighted token by
+    token, outside of the loss's own ratio and clip. Inside of them, the weight would have no effect on the gradient
+    where r > 1 or where the clip is active.
     """
     constant = per_token_logps.detach()
     return constant + weight * (per_token_logps - constant)
 
 
-def off_policy_metrics(log_ratio: torch.Tensor, ratio_used: torch.Tensor, applied: torch.Tensor) -> dict[str, float]:
+def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dict[str, float]:
     """Return how far the behavior policy is from the target policy, on the tokens of one step.
 
     Args:
-        log_ratio: log r_t = log pi(a_t) - log mu(a_t), (tokens,).
-        ratio_used: r as the mitigation takes it, the token's or its sequence's, (tokens,).
-        applied: h(r), the ratio after mitigation, before any clip of the loss, (tokens,).
+        log_ratio: log r_t = log pi(a_t) - log mu(a_t) of each token, not clamped, (tokens,).
+        ratio: the ratio that the mitigation was applied to, of the token or of its sequence, (tokens,).
+        weights: h(r), the ratio after mitigation and before any clip of the loss, (tokens,).
 
     Returns:
-        TRL's and verl's names. `kl` is the k1 and `k3_kl` the k3 estimate of KL(mu || pi) in nats
-        per token; `ess` the effective share of the samples, (sum r)^2 / (n sum r^2); and
-        `acceptance_rate` the mean of min(1, r), which is 1 - TV(mu, pi) and the acceptance rate
-        of speculative sampling.
+        Metrics under TRL's and verl's names. `kl` is the k1 estimate and `k3_kl` the k3 estimate of KL(mu || pi) in
+        nats per token; `ess` is the effective share of the samples, (sum r)^2 / (n sum r^2); `acceptance_rate`
+        is the mean of min(1, r), which is 1 - TV(mu, pi) and the acceptance rate of speculative sampling.
     """
-    log_ratio, ratio_used, applied = log_ratio.double(), ratio_used.double(), applied.double()
-    ratio = log_ratio.exp()
+    log_ratio, ratio, weights = log_ratio.double(), ratio.double(), weights.double()
+    raw_ratio = log_ratio.exp()
     metrics = {}
-    for name, values in (("raw_importance_sampling_ratio", ratio), ("importance_sampling_ratio", applied)):
+    for name, values in (("raw_importance_sampling_ratio", raw_ratio), ("importance_sampling_ratio", weights)):
         metrics[f"sampling/{name}/min"] = values.min().item()
         metrics[f"sampling/{name}/mean"] = values.mean().item()
         metrics[f"sampling/{name}/max"] = values.max().item()
-    modified = (applied / ratio_used - 1).abs() > 1e-3
+    modified = (weights / ratio - 1).abs() > 1e-3
     metrics["sampling/frac_modified_importance_sampling_ratio"] = modified.double().mean().item()
     metrics["sampling/kl"] = -log_ratio.mean().item()
-    metrics["sampling/k3_kl"] = (ratio - 1 - log_ratio).mean().item()
-    metrics["sampling/ess"] = (ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum())).item()
-    metrics["sampling/acceptance_rate"] = ratio.clamp(max=1.0).mean().item()
+    metrics["sampling/k3_kl"] = (raw_ratio - 1 - log_ratio).mean().item()
+    metrics["sampling/ess"] = (raw_ratio.sum() ** 2 / (len(raw_ratio) * (raw_ratio**2).sum())).item()
+    metrics["sampling/acceptance_rate"] = raw_ratio.clamp(max=1.0).mean().item()
     return metrics

@@ -153,7 +153,7 @@ class NestedRollouts(_TRLTrainer):
         ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
         applied = torch.ones_like(ratio)
         if self.num_skipped > 0:
-            applied = token_weights(self.mitigation, ratio, self.nesting.retrace_lambda, self.nesting.truncation_cap)
+            applied = token_weights(self.mitigation, ratio, self.nesting)
             if self.mitigation == "base":
                 inputs["old_per_token_logps"] = sampling_per_token_logps  # GRPO's, per token
                 inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # RLOO's, per sequence

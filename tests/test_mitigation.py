@@ -1,9 +1,13 @@
 """The mitigations as functions; test_trainer.py has their gradients, test_theorem_1.py what they estimate."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from nested_reft.mitigation import importance_ratio, off_policy_metrics, scale_gradient, token_weights
+from nested_reft.config.sections import Nesting
+from nested_reft.mitigation import MITIGATIONS, importance_ratio, off_policy_metrics, scale_gradient, token_weights
 
 RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
 
@@ -19,13 +23,25 @@ RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
     ],
 )
 def test_each_reads_as_its_formula(mitigation, expected):
-    found = token_weights(mitigation, RATIO, retrace_lambda=0.5, truncation_cap=3.0)
+    found = token_weights(mitigation, RATIO, Nesting(retrace_lambda=0.5, truncation_cap=3.0))
     assert found[0].tolist() == pytest.approx(expected)
 
 
 def test_an_unknown_one_is_refused():
-    with pytest.raises(ValueError, match="'retrase' is not known; choose base"):
-        token_weights("retrase", RATIO, 1.0, 2.0)
+    with pytest.raises(ValueError, match="'retrase' is not known; choose one of base, practical, retrace, is, tis"):
+        token_weights("retrase", RATIO, Nesting())
+
+
+def test_a_mitigation_is_added_by_one_entry(monkeypatch):
+    monkeypatch.setitem(MITIGATIONS, "square_root", lambda ratio, parameters: ratio.sqrt())
+    assert token_weights("square_root", torch.tensor([4.0, 0.25]), Nesting()).tolist() == [2.0, 0.5]
+    with pytest.raises(ValueError, match=r"choose one of .*, square_root"):
+        token_weights("retrase", RATIO, Nesting())
+
+
+def test_the_names_of_mitigations_are_read_without_torch():
+    script = "import sys; from nested_reft.mitigation import MITIGATIONS; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_ratios_leave_padding_out_and_stay_finite():
