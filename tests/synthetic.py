@@ -8,7 +8,7 @@ import pandas as pd
 from nested_reft.config.layout import products, train_folder
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
-from nested_reft.records.files import write_json, write_rows
+from nested_reft.records.files import write_json, write_rows, write_versioned_json
 from nested_reft.report.sources import PHASES
 from nested_reft.stages.evaluate import metrics_of, write_records
 
@@ -56,7 +56,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         records = records.assign(sample=0, correct=correct, how="number", length=20, truncated=False)
         (results / "evaluate" / path).mkdir(parents=True)
         write_records(records, results / "evaluate" / path)
-        write_json(results / "evaluate" / path / "metrics.json", metrics_of(records))
+        write_versioned_json(results / "evaluate" / path / "metrics.json", metrics_of(records))
     for run in expand_grid(config):
         folder = results / "train" / train_folder(run)
         folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         phases = dict(zip(PHASES, (generate, 1.0, 30.0, 2.0), strict=True))
         seconds = sum(phases.values()) * (1 + 0.01 * rng.normal())
         totals = {"mean_reward": rewards.mean(), "token_speed_tok_s": 60_000 / seconds, "train_runtime_s": seconds}
-        write_json(folder / "metrics.json", totals | phases)
+        write_versioned_json(folder / "metrics.json", totals | phases)
         facts = {"num_layers": 28, "num_skipped": k, "layer_parameters": 50_000, "lm_head_parameters": 250_000}
         times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00"}
         who = {
@@ -93,7 +93,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
             "run": run.model_dump(),
             "settings": {},
         }
-        write_json(folder / "run.json", who | facts | times | {"provenance": PROVENANCE})
+        write_versioned_json(folder / "run.json", who | facts | times | {"provenance": PROVENANCE})
 
 
 def write_json_at(path: Path, content: dict) -> None:

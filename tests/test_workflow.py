@@ -10,7 +10,7 @@ import yaml
 
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
-from nested_reft.records.files import read_json, read_rows
+from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from tests.conftest import DATA, ROOT, needs_data, run, snakemake
 
@@ -116,7 +116,7 @@ def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smok
     for path in files:
         record = read_json(path)
         mirrored = by_uid[record["uid"]]
-        for name, value in read_json(path.with_name("metrics.json")).items():
+        for name, value in read_versioned_json(path.with_name("metrics.json")).items():
             assert mirrored.data.metrics[name] == pytest.approx(value)
         if record["stage"] == "train":
             rows = read_rows(path.with_name("metrics.jsonl"))

@@ -7,6 +7,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nested_reft.errors import UserError
+
+# Version of the layout of run.json, metrics.json and a report's provenance.json. Raise it with every change after
+# which this code cannot read files of the version before.
+SCHEMA_VERSION = 1
+
+
+def check_schema_version(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a versioned file in a layout that this code does not read.
+
+    Raises:
+        UserError: naming the file, its version, the version that this code reads, and the remedy.
+    """
+    version = content.get("schema_version", "missing")
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"schema_version of {path} is {version} but this version of nested-reft reads {SCHEMA_VERSION}; "
+            "run the stage that wrote the file again, or read the file with the version of nested-reft that wrote it"
+        )
+
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file."""
@@ -18,6 +38,19 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     temporary.replace(path)
+
+
+def read_versioned_json(path: Path) -> dict[str, Any]:
+    """Return the content of a versioned JSON file, its `schema_version` checked and left out."""
+    content = read_json(path)
+    check_schema_version(content, path)
+    del content["schema_version"]
+    return content
+
+
+def write_versioned_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one piece, with the `schema_version` of its layout."""
+    write_json(path, {"schema_version": SCHEMA_VERSION, **content})
 
 
 def read_rows(path: Path, torn_end: bool = False) -> list[dict[str, Any]]:

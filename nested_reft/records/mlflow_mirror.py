@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nested_reft.records.files import read_json, read_rows
+from nested_reft.records.files import read_rows, read_versioned_json
 from nested_reft.records.mlflow_views import deltas_of, experiment_tags
 
 log = logging.getLogger(__name__)
@@ -189,20 +189,23 @@ def rebuild(results: Path, reports: Path, uri: str) -> tuple[int, int]:
 
     Returns:
         How many records there are, and how many of them the store took.
+
+    Raises:
+        UserError: if a record is in a layout that this code does not read; nothing is sent then.
     """
-    paths = sorted(results.rglob("run.json"))
+    folders = [path.parent for path in sorted(results.rglob("run.json"))]
+    records = [[read_versioned_json(folder / name) for name in ("run.json", "metrics.json")] for folder in folders]
     taken, studies = 0, set()
-    for path in paths:
-        run = read_json(path)
+    for folder, (run, metrics) in zip(folders, records, strict=True):
         studies.add(run["study"])
         mirror = MLflowMirror(run, uri)
-        steps = path.with_name("metrics.jsonl")
+        steps = folder / "metrics.jsonl"
         mirror.waiting = read_rows(steps) if steps.exists() else []
-        taken += mirror.finish(final_row(run, read_json(path.with_name("metrics.json")), len(mirror.waiting)))
+        taken += mirror.finish(final_row(run, metrics, len(mirror.waiting)))
     for study in sorted(studies):
         if (reports / study / "deltas.csv").exists():
             mirror_report(reports / study, results, study, uri)
-    return len(paths), taken
+    return len(records), taken
 
 
 def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> None:
@@ -228,7 +231,7 @@ def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> N
         trainings = client.search_runs([experiment], "tags.stage = 'train'", max_results=50_000)
         run_ids = {training.data.tags["uid"]: training.info.run_id for training in trainings}
         for path in sorted(results.rglob("train/model~*/**/run.json")):
-            run = read_json(path)
+            run = read_versioned_json(path)
             if run["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
                 continue
             axes = run["run"]
@@ -236,7 +239,7 @@ def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> N
             verdict = values.pop("verdict", "baseline" if axes["skip_ratio"] == 0 else "no baseline")
             root = next(folder for folder in path.parents if folder.name == "train").parent
             evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
-            values |= read_json(evaluation) if evaluation.exists() else {}
+            values |= read_versioned_json(evaluation) if evaluation.exists() else {}
             now = int(time.time() * 1000)
             metrics = [Metric(name, float(value), now, 0) for name, value in values.items() if value != ""]
             client.log_batch(run_ids[run["uid"]], metrics=metrics, tags=[RunTag("verdict", verdict)])

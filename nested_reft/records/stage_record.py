@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nested_reft.records.files import checksum, discard, read_json, read_rows, write_json, write_rows
+from nested_reft.records.files import (
+    checksum,
+    discard,
+    read_json,
+    read_rows,
+    write_json,
+    write_rows,
+    write_versioned_json,
+)
 from nested_reft.records.mlflow_mirror import MLflowMirror, final_row
 from nested_reft.records.provenance import provenance
 
@@ -89,8 +97,8 @@ class StageRecord:
         self.run |= facts | {"finished": datetime.now(UTC).isoformat(timespec="microseconds")}
         if self.rows:
             write_rows(self.out / "metrics.jsonl", self.rows)
-        write_json(self.out / "metrics.json", dict(metrics))
-        write_json(self.out / "run.json", self.run)
+        write_versioned_json(self.out / "metrics.json", metrics)
+        write_versioned_json(self.out / "run.json", self.run)
         if self.mirror:
             self.mirror.finish(final_row(self.run, metrics, len(self.rows)))
         discard(self.checkpoints)

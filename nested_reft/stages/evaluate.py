@@ -15,12 +15,11 @@ from nested_reft.config.sections import Evaluation, Prompt
 from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading import grade as grading
-from nested_reft.records.files import read_json, read_rows, write_json
+from nested_reft.records.files import read_rows, read_versioned_json, write_versioned_json
 from nested_reft.records.provenance import provenance
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
-from nested_reft.rollout.generate import complete_by_generate
 
 # Of the intervals among the metrics of a run; those of the report are at `analysis.confidence`.
 CONFIDENCE = 0.95
@@ -36,6 +35,7 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     from tqdm import tqdm
 
     from nested_reft.model.loading import end_token_ids, load_model
+    from nested_reft.rollout.generate import complete_by_generate
     from nested_reft.rollout.sampler import engine_for
     from nested_reft.rollout.sampling import Sampling
 
@@ -139,16 +139,16 @@ def regrade(folder: Path) -> int:
     `records.parquet` and `metrics.json` are written anew, and `run.json` notes by which code.
 
     Raises:
-        UserError: if the folder holds no finished evaluation.
+        UserError: if the folder holds no finished evaluation, or one in a layout that this code does not read.
     """
     if not all((folder / name).exists() for name in ("records.parquet", "metrics.json", "run.json")):
         raise UserError(
             f"{folder} holds no finished evaluation (records.parquet, metrics.json, run.json); "
             "give --out the folder of one, as results/<study>/evaluate/..."
         )
+    run, old = (read_versioned_json(folder / name) for name in ("run.json", "metrics.json"))
     before = pd.read_parquet(folder / "records.parquet")
     records = grade(before)
-    old = read_json(folder / "metrics.json")
     made_with = provenance()
     note = {
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -157,6 +157,7 @@ def regrade(folder: Path) -> int:
         "packages": made_with["packages"],
     }
     write_records(records, folder)
-    write_json(folder / "metrics.json", metrics_of(records) | {"evaluation_runtime_s": old["evaluation_runtime_s"]})
-    write_json(folder / "run.json", read_json(folder / "run.json") | {"regraded": note})
+    runtime = {"evaluation_runtime_s": old["evaluation_runtime_s"]}
+    write_versioned_json(folder / "metrics.json", metrics_of(records) | runtime)
+    write_versioned_json(folder / "run.json", run | {"regraded": note})
     return int((records["correct"] != before["correct"]).sum())

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from nested_reft.errors import UserError
 from nested_reft.records import mlflow_mirror as tracking
 from nested_reft.records import mlflow_views as browsing
-from nested_reft.records.files import checksum, read_json, read_rows
+from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json
 from nested_reft.records.mlflow_mirror import mirror_report, open_store, open_study, rebuild
 from nested_reft.records.mlflow_views import deltas_of
 from nested_reft.records.stage_record import StageRecord
@@ -85,6 +86,26 @@ def test_the_store_can_be_rebuilt_from_the_files_and_rebuilding_twice_changes_no
     assert history(uri) == once
 
 
+def test_the_schema_version_is_in_the_files_and_not_among_the_metrics(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    work(tmp_path / "results", "cell", uri)
+    rebuild(tmp_path / "results", tmp_path / "reports", uri)
+    assert all(read_json(tmp_path / f"results/cell/{name}.json")["schema_version"] == 1 for name in ("run", "metrics"))
+    client, experiment = open_store(uri, "study")
+    (run,) = client.search_runs([experiment], "tags.stage = 'train'")
+    assert set(run.data.metrics) == {"reward", "loss", "mean_reward"}
+
+
+def test_a_record_of_another_version_is_refused_before_anything_is_sent(tmp_path):
+    work(tmp_path / "results", "cell", None)
+    work(tmp_path / "results", "other", None)
+    path = tmp_path / "results/other/metrics.json"
+    write_json(path, {"mean_reward": 1.0})
+    with pytest.raises(UserError, match=f"schema_version of {path} is missing"):
+        rebuild(tmp_path / "results", tmp_path / "reports", f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 def test_a_resumed_stage_continues_its_run(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = record_in(tmp_path, "cell", uri)
@@ -138,18 +159,8 @@ def test_work_never_fails_because_mlflow_does(uri, tmp_path, monkeypatch):
     started = time.monotonic()
     work(tmp_path, "cell", uri)
     assert time.monotonic() - started < 45  # nor does it wait for it
-    assert read_json(tmp_path / "cell/metrics.json") == {"mean_reward": 1.0}
+    assert read_versioned_json(tmp_path / "cell/metrics.json") == {"mean_reward": 1.0}
     assert len(read_rows(tmp_path / "cell/metrics.jsonl")) == STEPS
-
-
-def test_checksum_sees_names_and_content(tmp_path):
-    (tmp_path / "a").write_text("x")
-    before = checksum(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert checksum(tmp_path) != before
-    (tmp_path / "b").write_text("y")
-    (tmp_path / "b").rename(tmp_path / "a")
-    assert checksum(tmp_path) != before
 
 
 def test_run_json_says_what_was_run_on_what(tmp_path):

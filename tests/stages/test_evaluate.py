@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from nested_reft.config.sections import Evaluation, Prompt
-from nested_reft.records.files import read_json, write_json, write_rows
+from nested_reft.records.files import read_json, write_json, write_rows, write_versioned_json
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import pass_at_k
@@ -81,7 +81,7 @@ def test_grading_again_changes_what_the_grader_says_otherwise_and_needs_no_torch
     folder = evaluated(ANSWERS, max_new_tokens=10)
     records, metrics = pd.read_parquet(folder / "records.parquet"), read_json(folder / "metrics.json")
     records.assign(correct=False).to_parquet(folder / "records.parquet", index=False)
-    write_json(folder / "metrics.json", {"evaluation_runtime_s": metrics["evaluation_runtime_s"]})
+    write_versioned_json(folder / "metrics.json", {"evaluation_runtime_s": metrics["evaluation_runtime_s"]})
     program = (
         "import sys; sys.argv = ['nested-reft', 'evaluate', '--regrade', '--out', sys.argv[1]]\n"
         "from nested_reft.cli import app\n"
@@ -93,6 +93,15 @@ def test_grading_again_changes_what_the_grader_says_otherwise_and_needs_no_torch
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "records.parquet"), records)
     assert read_json(folder / "metrics.json") == metrics
     assert read_json(folder / "run.json")["regraded"]["git_commit"]
+
+
+def test_an_evaluation_of_another_schema_version_is_not_graded_again(evaluated):
+    folder = evaluated(ANSWERS)
+    write_json(folder / "run.json", {"stage": "evaluate"})
+    before = (folder / "records.parquet").read_bytes()
+    finished = run("nested-reft", "evaluate", "--regrade", "--out", str(folder))
+    assert finished.returncode == 2 and "run.json is missing" in finished.stderr
+    assert (folder / "records.parquet").read_bytes() == before
 
 
 @pytest.mark.parametrize(
