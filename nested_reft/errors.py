@@ -1,9 +1,9 @@
-"""Mistakes that end with one sentence for the user and exit code 2."""
+"""Errors that a user can mend: each message is one sentence, and the command line exits with code 2."""
 
 
 class UserError(Exception):
-    """A user's mistake, told in one sentence that names the key or file, the value and the remedy."""
+    """A user's mistake. The message names the key or file, the value and the remedy, in one sentence."""
 
 
 class NestingError(ValueError):
-    """Roll-outs from this nested model would be silently wrong; says why, in one sentence."""
+    """The model or a setting would make nested roll-outs silently wrong. The message says why, in one sentence."""

@@ -1,13 +1,21 @@
-"""Nested-ReFT as hooks on TRL 1.16: the same few for GRPOTrainer and RLOOTrainer.
+"""Nested-ReFT as hooks on TRL 1.16: one mixin, `NestedRollouts`, for GRPOTrainer and RLOOTrainer.
 
-- `_generate_single_turn`: sample from the nested model and keep log mu(a_t).
-- `_generate_and_score_completions`: put log mu, and log pi where TRL scores it, into the batch; TRL
-  shuffles and splits them with the rest.
-- `_compute_loss` and `_get_per_token_logps_and_entropies`: apply the mitigation to the log-probs of the
-  training forward itself. No forward is added to TRL's. The rest is bookkeeping.
+TRL calls the hooks in this order; what each leaves for the next is on the right:
 
-With no layer skipped the behavior policy *is* the target policy: the samples are then on-policy (bit for bit
-as in stock TRL where `generate` draws them) and the measured ratio is only logged, as the noise floor.
+    training_step                              for each micro-batch
+    |  _generate_and_score_completions         where a new generation batch is due
+    |  |  _generate_single_turn                sample from the nested model        -> _behavior_logps: log mu
+    |  |  _get_per_token_logps_and_entropies   only if TRL scores the batch        -> _target_logps: log pi
+    |  |  (TRL computes rewards and advantages)
+    |  |                                       add log mu and log pi to the batch, which TRL shuffles and splits
+    |  _compute_loss                           copy the inputs of the micro-batch  -> _loss_inputs
+    |  |  _get_per_token_logps_and_entropies   the training forward, log pi_now
+    |  |  |  _mitigate                         apply h(r) to log pi_now, or put log mu into _loss_inputs (`base`)
+    |  |  (TRL reads the copied inputs and computes the loss)
+    |  step_metrics                            after the last micro-batch of an optimizer step
+
+No forward is added to TRL's. With no layer skipped, the behavior policy is the target policy: the training is that
+of stock TRL, bit for bit with sampler `generate`, and the measured ratio is only logged, as the noise floor.
 """
 
 import hashlib
@@ -27,29 +35,37 @@ from trl.trainer.utils import RepeatSampler, pad
 
 from nested_reft.config.sections import Nesting
 from nested_reft.errors import NestingError
-from nested_reft.mitigation import importance_ratio, off_policy_metrics, scale_gradient, token_weights
+from nested_reft.mitigation import (
+    check_mitigation,
+    importance_ratio,
+    off_policy_metrics,
+    scale_gradient,
+    token_weights,
+)
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.rollout.generate import refuse_filters
 from nested_reft.rollout.sampler import Sampler
 
-_TRLTrainer: Any = object  # the hooks below find the rest of themselves in the TRL trainer they are mixed with
+_TRLTrainer: Any = object  # Mixin base: `self` is completed by the TRL trainer that it is combined with.
 
 
 class NestedRollouts(_TRLTrainer):
-    """Mix into a TRL trainer of the GRPO family: its completions come from the nested model.
+    """Mixin for TRL trainers of the GRPO family: completions are sampled from the nested model.
 
     Args:
-        *args: TRL's.
-        skip_ratio: x, the share of the layers that a roll-out skips.
-        mitigation: `base`, `practical`, `retrace`, `is` or `tis` (`nested_reft.mitigation`).
-        nesting: border, ratio level, and the parameters of the mitigations.
-        sampler: who draws the completions; with `generate`, x = 0 is stock TRL bit for bit.
-        **kwargs: TRL's.
+        *args: TRL's arguments.
+        skip_ratio: x, the share of the model's layers that are skipped while sampling.
+        mitigation: a name of `nested_reft.mitigation.MITIGATIONS`: `base`, `practical`, `retrace`, `is` or `tis`.
+        nesting: the border, the level of the ratio, and the parameters of the mitigations.
+        sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
+            faster.
+        **kwargs: TRL's arguments.
 
     Raises:
-        NestingError: for a model, or a sampling filter, with which the ratio would be silently wrong.
+        NestingError: for a model, or an argument of TRL, with which the ratio would be silently wrong.
+        ValueError: if there is no mitigation of that name.
     """
 
     def __init__(
@@ -57,34 +73,35 @@ class NestedRollouts(_TRLTrainer):
         *args: Any,
         skip_ratio: float,
         mitigation: str,
-        nesting: Nesting,
-        sampler: Sampler | None = None,
+        nesting: Nesting | None = None,
+        sampler: Sampler | str | None = None,
         **kwargs: Any,
     ) -> None:
+        check_mitigation(mitigation)
         super().__init__(*args, **kwargs)
-        if self.beta:
-            raise NestingError(f"beta = {self.beta} asks for a reference model, which is not supported; set beta to 0")
+        refuse_arguments(self)
         check_nestable(self.model)
         model = language_model(self.model)
         refuse_filters(self.generation_config, model.generation_config)
-        self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting
-        self.sampler = sampler or Sampler("generate")
+        self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting or Nesting()
+        self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler or "generate")
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
-        self.valid_layers = skippable_layers(model, nesting.border)
-        # of the current generation batch
-        self.skipped, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""
-        self._behavior_logps: list[list[float]] = []  # log mu
-        self._target_logps: torch.Tensor | None = None  # log pi, where TRL scores it: (B, T)
-        # of the current optimizer step
+        self.valid_layers = skippable_layers(model, self.nesting.border)
+        draw_skipped_layers(self.valid_layers, self.num_skipped, seed=0, step=0)  # fails now, not at the first step
+        # State of the current generation batch.
+        self.skipped_layers, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""
+        self._behavior_logps: list[list[float]] = []  # log mu of each completion
+        self._target_logps: torch.Tensor | None = None  # log pi (B, T), if TRL scores the batch
+        # State of the current optimizer step.
         self.generated_tokens = 0
         self.seconds: dict[str, float] = defaultdict(float)  # by phase
-        self._off_policy: list[tuple[torch.Tensor, ...]] = []  # (log r, r, h(r)) per micro-batch
-        # of the current micro-batch, while its loss is computed
+        self._off_policy: list[tuple[torch.Tensor, ...]] = []  # (log r, r, h(r)) of each micro-batch
+        # The inputs of the current micro-batch, while its loss is computed.
         self._loss_inputs: dict[str, Any] | None = None
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the duration of the block to the phase; waits for the GPU, whose work is asynchronous."""
+        """Add the duration of the block to the phase, waiting for the GPU, whose work is asynchronous."""
         started = time.perf_counter()
         yield
         if torch.cuda.is_available():
@@ -93,13 +110,17 @@ class NestedRollouts(_TRLTrainer):
 
     # ---- sampling -------------------------------------------------------------------------------
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, *args: Any) -> Any:
         if not self.model.training:  # evaluation never skips
-            return super()._generate_single_turn(prompt_ids, *args)
+            return super()._generate_single_turn(prompt_ids, images, *args)
+        if images is not None:
+            raise NestingError("the prompts have images, which are not supported; train on text")
         self.sampled_at_step = self.state.global_step
-        self.skipped = draw_skipped_layers(self.valid_layers, self.num_skipped, self.args.seed, self.sampled_at_step)
+        self.skipped_layers = draw_skipped_layers(
+            self.valid_layers, self.num_skipped, self.args.seed, self.sampled_at_step
+        )
         self.prompts_sha256 = hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
-        draws_of = (self.args.seed, self.sampled_at_step, self.accelerator.process_index * len(prompt_ids))
+        first_row = self.accelerator.process_index * len(prompt_ids)
         with (
             self.timed("generate"),
             unwrap_model_for_generation(
@@ -110,7 +131,14 @@ class NestedRollouts(_TRLTrainer):
             ) as model,
         ):
             completion_ids, self._behavior_logps = self.sampler.sample(
-                model, self.skipped, prompt_ids, self.generation_config, self.eos_token_ids, *draws_of
+                model,
+                self.skipped_layers,
+                prompt_ids,
+                self.generation_config,
+                self.eos_token_ids,
+                self.args.seed,
+                self.sampled_at_step,
+                first_row,
             )
         self.generated_tokens += sum(map(len, completion_ids))
         return (completion_ids, None) if isinstance(self, GRPOTrainer) else completion_ids
@@ -146,54 +174,56 @@ class NestedRollouts(_TRLTrainer):
         return per_token_logps, entropies, aux_loss
 
     def _mitigate(self, per_token_logps: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return log pi_now (B, T) as the loss shall see it; `base` changes the old policy of the loss instead."""
+        """Return log pi_now (B, T) for the loss, with its gradient scaled; `base` changes `inputs` instead."""
         mask, sampling_per_token_logps = inputs["completion_mask"], inputs["sampling_per_token_logps"]
-        # log pi at the time of sampling: it is still the current one unless the batch outlives an optimizer step
+        # TRL scores a batch only if it outlives an optimizer step; otherwise log pi_now is log pi.
         old_per_token_logps = inputs.get("old_per_token_logps", per_token_logps.detach())
         ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
-        applied = torch.ones_like(ratio)
+        weights = torch.ones_like(ratio)
         if self.num_skipped > 0:
-            applied = token_weights(self.mitigation, ratio, self.nesting)
+            weights = token_weights(self.mitigation, ratio, self.nesting)
             if self.mitigation == "base":
-                inputs["old_per_token_logps"] = sampling_per_token_logps  # GRPO's, per token
-                inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # RLOO's, per sequence
+                inputs["old_per_token_logps"] = sampling_per_token_logps  # read by GRPO, per token
+                inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # read by RLOO, per sequence
             else:
-                per_token_logps = scale_gradient(per_token_logps, applied)
+                per_token_logps = scale_gradient(per_token_logps, weights)
         log_ratio = old_per_token_logps - sampling_per_token_logps  # (B, T)
-        self._off_policy.append((log_ratio[mask.bool()], ratio[mask.bool()], applied[mask.bool()]))
+        self._off_policy.append((log_ratio[mask.bool()], ratio[mask.bool()], weights[mask.bool()]))
         return per_token_logps
 
     # ---- bookkeeping ----------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Time forward and backward apart from what was done to fill the batch."""
+        """Time forward and backward without the sampling and scoring of the batch, and log the step to TRL."""
         before = self.seconds["generate"] + self.seconds["score"]
         with self.timed("fwd_bwd"):
             loss = super().training_step(*args, **kwargs)
         self.seconds["fwd_bwd"] -= self.seconds["generate"] + self.seconds["score"] - before
+        if self.accelerator.sync_gradients:  # the last micro-batch of an optimizer step
+            for name, value in self.step_metrics().items():
+                self._metrics["train"][name].append(value)  # TRL logs their mean over the steps since its last log
         return loss
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
         sampler = super()._get_train_sampler(dataset)
 
         def set_epoch(epoch: int) -> None:
-            """Bring the generator to where an uninterrupted run has it: one permutation drawn per epoch before."""
+            """Advance the generator to its state in an uninterrupted run, which draws one permutation per epoch."""
             sampler.generator.manual_seed(self.args.seed)
             for _ in range(epoch):
                 torch.randperm(sampler.num_samples, generator=sampler.generator)
 
-        # transformers calls set_epoch where there is one. TRL's sampler has none, so that a run resumed
-        # in a later epoch would see the first epoch's order again.
+        # transformers calls set_epoch if the sampler has it. TRL's sampler has none: a run resumed in a later epoch
+        # would repeat the order of the first epoch.
         sampler.set_epoch = set_epoch
         return sampler
 
-    def step_metrics(self) -> dict[str, Any]:
-        """Return, and forget, what this optimizer step measured."""
-        of_tokens = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
-        metrics: dict[str, Any] = dict(off_policy_metrics(*of_tokens))
-        metrics |= {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
-        metrics |= {"nesting/skipped_layers": self.skipped, "nesting/sampled_at_step": self.sampled_at_step}
-        metrics["data/prompts_sha256"] = self.prompts_sha256
+    def step_metrics(self) -> dict[str, float]:
+        """Return the metrics of the current optimizer step, and begin the next."""
+        metrics: dict[str, float] = {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
+        log_ratio, ratio, weights = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
+        if len(ratio) > 0:  # mask_truncated_completions can mask all tokens
+            metrics |= off_policy_metrics(log_ratio, ratio, weights)
         if self.generated_tokens:
             metrics["perf/generated_tok_s"] = self.generated_tokens / self.seconds["generate"]
         metrics |= {f"perf/{phase}_s": seconds for phase, seconds in self.seconds.items()}
@@ -202,10 +232,42 @@ class NestedRollouts(_TRLTrainer):
         self.generated_tokens = 0
         return metrics
 
+    def generation_record(self) -> dict[str, Any]:
+        """Return the facts of the current generation batch that TRL's log cannot hold, since they are not numbers."""
+        return {
+            "nesting/skipped_layers": self.skipped_layers,
+            "nesting/sampled_at_step": self.sampled_at_step,
+            "data/prompts_sha256": self.prompts_sha256,
+        }
+
+
+def refuse_arguments(trainer: Any) -> None:
+    """Refuse arguments of TRL with which completions would not come from the nested model, or the ratio be wrong.
+
+    Raises:
+        NestingError: naming the argument and the remedy.
+    """
+    args = trainer.args
+    if trainer.beta:
+        raise NestingError(f"beta = {trainer.beta} asks for a reference model, which is not supported; set beta to 0")
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if getattr(args, name):
+            raise NestingError(f"{name} samples from the whole model, without skipping layers; set {name} to False")
+    if getattr(trainer, "tools", None) or getattr(trainer, "rollout_func", None):
+        raise NestingError(
+            "tools, rollout_func and environment_factory replace TRL's single-turn sampling, and only that can be "
+            "nested; leave them out"
+        )
+    if trainer.is_fsdp_enabled or (args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3):
+        raise NestingError(
+            "FSDP and DeepSpeed ZeRO-3 shard the parameters, which the sampler would read incomplete; train with "
+            "DistributedDataParallel or DeepSpeed ZeRO-1 or -2"
+        )
+
 
 class NestedGRPOTrainer(NestedRollouts, GRPOTrainer):
-    """GRPO with nested roll-outs."""
+    """TRL's GRPOTrainer with nested roll-outs."""
 
 
 class NestedRLOOTrainer(NestedRollouts, RLOOTrainer):
-    """RLOO with nested roll-outs. Its ratio, and with it `base`, is that of whole sequences."""
+    """TRL's RLOOTrainer with nested roll-outs. Its ratio, and that of `base`, is the whole sequence's."""

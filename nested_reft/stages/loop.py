@@ -56,7 +56,7 @@ class StepRecorder(TrainerCallback):
         row["perf/optimizer_s"] = self.update_s
         row["perf/peak_memory_gib"] = peak_memory_gib()
         if isinstance(self.trainer, NestedRollouts):
-            row |= self.trainer.step_metrics()
+            row |= self.trainer.generation_record()
             row["num_tokens"] = state.num_input_tokens_seen  # TRL leaves it out where nothing was sampled
             row["perf/total_tok_s"] = (row["num_tokens"] - self.tokens) / row["perf/step_s"]
             self.tokens = row["num_tokens"]
