@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nested_reft.config.layout import products, train_folder
+from nested_reft.config.layout import TRAIN, products
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
 from nested_reft.records.files import write_json, write_rows, write_versioned_json
@@ -58,7 +58,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         write_records(records, results / "evaluate" / path)
         write_versioned_json(results / "evaluate" / path / "metrics.json", metrics_of(records))
     for run in expand_grid(config):
-        folder = results / "train" / train_folder(run)
+        folder = results / TRAIN.format(**run.model_dump())
         folder.mkdir(parents=True)
         k = round(28 * run.skip_ratio)
         speed = 1000 * 28 / (28 - 0.8 * k) * (1 + 0.01 * rng.normal())

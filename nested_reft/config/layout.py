@@ -1,23 +1,63 @@
-"""The paths of what a study produces."""
+"""The paths of a study's products. The rules, the report and the tests take all paths from this module.
+
+A path is a template with the axes of the grid in braces. Snakemake reads it as a pattern with wildcards, and
+`str.format` fills it in for one run.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
-from nested_reft.config.study import Run, Study, expand_grid
+from nested_reft.config.study import Study, expand_grid
 
+# The folder of a study's products, and the folder of its report. Both are relative to the working directory.
+RESULTS = "results/{study}"
+REPORTS = "reports/{study}"
 
-def train_folder(run: Run) -> str:
-    """Return the folder of a run below the stage: its path in the grid."""
-    return "/".join(f"{axis}~{value}" for axis, value in run)
+# Below the results: the prepared data.
+BENCHMARKS = "data/benchmarks.jsonl"
+DATASET = "data/dataset~{dataset}/train.jsonl"
+
+# Below the results: the three products that are evaluated. A pretrained model is a note with the path of its weights.
+PRETRAINED = "pretrained/model~{model}"
+SFT = "sft/model~{model}/dataset~{dataset}/seed~{seed}"
+TRAIN = "train/model~{model}/dataset~{dataset}/skip_ratio~{skip_ratio}/mitigation~{mitigation}/seed~{seed}"
+
+# Below the results: the evaluation of a product, where {product} is one of the three paths above.
+EVALUATE = "evaluate/{product}"
+
+# Below the report: the sources, from which everything else is made, then the tables and figures.
+SOURCES = ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json")
+TABLES = (
+    "table1",
+    "table2",
+    "strategy_counts",
+    "stages",
+    "deltas",
+    "mcnemar",
+    "efficiency",
+    "config",
+    "provenance",
+)
+FIGURES = ("frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward")
+DATASET_FIGURE = "figure_{dataset}"
+CAPTIONS = (*TABLES, *FIGURES, "figure")
 
 
 def products(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, settings) of every model that the study evaluates: pretrained, warmed up, trained."""
+    """Yield (path, axes) for every model that the study evaluates: pretrained, warmed up by SFT, and trained.
+
+    Args:
+        study: the configuration of the study.
+
+    Yields:
+        The path below the results, and a dict with `product` (pretrained, sft or train) and the axes of the product.
+    """
     for model in study.grid.model:
-        yield f"pretrained/model~{model}", {"product": "pretrained", "model": model}
+        axes: dict[str, Any] = {"model": model}
+        yield PRETRAINED.format(**axes), {"product": "pretrained"} | axes
         for dataset in study.grid.dataset:
             for seed in study.grid.seed:
-                path = f"sft/model~{model}/dataset~{dataset}/seed~{seed}"
-                yield path, {"product": "sft", "model": model, "dataset": dataset, "seed": seed}
+                axes = {"model": model, "dataset": dataset, "seed": seed}
+                yield SFT.format(**axes), {"product": "sft"} | axes
     for run in expand_grid(study):
-        yield f"train/{train_folder(run)}", {"product": "train"} | run.model_dump()
+        yield TRAIN.format(**run.model_dump()), {"product": "train"} | run.model_dump()

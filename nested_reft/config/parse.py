@@ -1,4 +1,4 @@
-"""Validation of settings, with one sentence for the first mistake."""
+"""Validation of settings: the first mistake becomes a UserError of one sentence."""
 
 import difflib
 import json
@@ -22,12 +22,12 @@ def describe(error: Mapping[str, Any]) -> str:
     where = f"config key `{path}`" if path else "the config"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), all_keys(), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "remove it, or see config/README.md for the keys there are."
+        hint = f"did you mean `{near[0]}`?" if near else "remove it; config/README.md lists all keys."
         return f"{where} is not known; {hint}"
     if error["type"] == "missing":
-        return f"{where} is missing; add it (config/README.md tells what it means)."
+        return f"{where} is missing; add it (config/README.md explains it)."
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    if error["type"] == "secret":  # the value itself must not be repeated
+    if error["type"] == "secret":  # the message must not repeat the value
         return f"{where} {message}."
     if error["type"] == "value_error":
         value = error["input"].get("path") if isinstance(error["input"], Mapping) else None
@@ -36,7 +36,11 @@ def describe(error: Mapping[str, Any]) -> str:
 
 
 def parse_settings(section: type[Section], settings: Mapping[str, Any]) -> Any:
-    """Return `settings` validated as `section`; raise UserError for the first mistake in it."""
+    """Return `settings` as a validated `section`.
+
+    Raises:
+        UserError: the settings have a mistake; the message describes the first one.
+    """
     try:
         return section.model_validate(settings)
     except ValidationError as error:
@@ -44,7 +48,10 @@ def parse_settings(section: type[Section], settings: Mapping[str, Any]) -> Any:
 
 
 def canonical(settings: Any) -> str:
-    """Return sections, runs and plain values as JSON with sorted keys: what Snakemake tracks and a stage is told."""
+    """Return sections, runs and plain values as JSON with sorted keys.
+
+    Snakemake passes this text to a stage, and reruns the stage when the text changes.
+    """
 
     def plain(value: Any) -> Any:
         return value.model_dump() if isinstance(value, BaseModel) else value

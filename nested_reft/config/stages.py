@@ -29,7 +29,7 @@ class PrepareDataset(Section):
 
 
 class Warmup(Section):
-    """One SFT warm-up: what ten runs start from."""
+    """One SFT warm-up. All runs of a (model, dataset, seed) start from the same warm-up."""
 
     model: str
     dataset: str
@@ -54,7 +54,7 @@ class TrainStage(Section):
 
 
 class EvaluateStage(Section):
-    """Settings of `evaluate`. `run` names the product that is evaluated: a pretrained model, a warm-up or a run."""
+    """Settings of `evaluate`. `run` identifies the model: its product (pretrained, sft or train) and its axes."""
 
     run: dict[str, str]
     evaluation: Evaluation

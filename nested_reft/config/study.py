@@ -30,10 +30,14 @@ from nested_reft.nesting import num_skipped, valid_layers
 class Study(Section):
     """A whole study."""
 
-    study: Name = key(..., "Name of the study: its folder under `results/` and `reports/`, its MLflow experiment.")
-    models: dict[Name, ModelSource] = key(..., "The models that `grid.model` names.", "paper")
-    datasets: dict[Name, DatasetSource] = key(..., "The training sets that `grid.dataset` names.", "paper")
-    benchmarks: dict[Name, BenchmarkSource] = key(..., "All are run for every model produced.", "paper", min_length=1)
+    study: Name = key(
+        ..., "The name of the study. It names the folders under `results/` and `reports/`, and the MLflow experiment."
+    )
+    models: dict[Name, ModelSource] = key(..., "The models, by the name that `grid.model` uses.", "paper")
+    datasets: dict[Name, DatasetSource] = key(..., "The training sets, by the name that `grid.dataset` uses.", "paper")
+    benchmarks: dict[Name, BenchmarkSource] = key(
+        ..., "The benchmarks, by name. Every model of the study is evaluated on all of them.", "paper", min_length=1
+    )
     decontamination: Decontamination = Decontamination()
     grid: Grid
     prompt: Prompt = Prompt()
@@ -47,15 +51,17 @@ class Study(Section):
 
     @field_validator("benchmarks")
     @classmethod
-    def overall_is_taken(cls, benchmarks: dict[str, BenchmarkSource]) -> dict[str, BenchmarkSource]:
-        """Refuse a benchmark that is called as the mean over all of them."""
+    def overall_is_reserved(cls, benchmarks: dict[str, BenchmarkSource]) -> dict[str, BenchmarkSource]:
+        """Refuse a benchmark with the name `overall`, which names the mean over all benchmarks."""
         if "overall" in benchmarks:
-            raise ValueError("has a benchmark named `overall`, which is the mean over all; rename it")
+            raise ValueError(
+                "has a benchmark named `overall`, which is the name of the mean over all benchmarks; rename it"
+            )
         return benchmarks
 
     @model_validator(mode="after")
-    def axes_name_what_exists(self) -> "Study":
-        """Refuse a model or dataset on an axis that has no entry."""
+    def axes_name_entries(self) -> "Study":
+        """Refuse a model or dataset on an axis of the grid that has no entry of its own."""
         for axis, known in (("model", self.models), ("dataset", self.datasets)):
             for name in getattr(self.grid, axis):
                 if name not in known:
@@ -67,7 +73,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def ratios_leave_layers(self) -> "Study":
-        """Refuse a skip ratio that a model cannot have, for the models that are here already."""
+        """Refuse a skip ratio that a model cannot have. Models on the hub are checked before their training."""
         for name in self.grid.model:
             if shape := self.models[name].shape:
                 check_skip_ratios(name, shape, self.nesting.border, self.grid.skip_ratio)
@@ -85,13 +91,16 @@ class Run(Section):
 
 
 def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ratios: list[float]) -> None:
-    """Raise ValueError for a ratio that skips no layer of the model, more than it may, or as many as another.
+    """Check that each ratio skips at least one layer, at most all valid layers, and another number than the others.
 
     Args:
-        model: its name, for the message.
-        shape: its config.json: `num_hidden_layers` is N.
+        model: the name of the model, for the message.
+        shape: the content of the model's config.json: `num_hidden_layers` is N.
         border: b.
         skip_ratios: the ratios x of the grid.
+
+    Raises:
+        ValueError: a ratio fails the check.
     """
     num_layers = shape["num_hidden_layers"]
     valid = len(valid_layers(num_layers, border, shape.get("layer_types")))
@@ -101,7 +110,7 @@ def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ra
         if not 0 < skipped <= valid:
             raise ValueError(
                 f"has skip_ratio {skip_ratio}, which skips {skipped} of the {num_layers} layers of {model}, "
-                f"of which {valid} may be skipped at border {border}; choose a ratio that skips 1 to {valid}"
+                f"of which {valid} can be skipped at border {border}; choose a ratio that skips 1 to {valid}"
             )
         if skipped in ratio_of:
             raise ValueError(
@@ -112,7 +121,7 @@ def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ra
 
 
 def expand_grid(study: Study) -> list[Run]:
-    """Return every training run of the study: per (model, dataset, seed) the baseline, then the instances."""
+    """Return every training run of the study: for each (model, dataset, seed) the baseline, then the instances."""
     grid = study.grid
     instances: list[tuple[float, Mitigation]] = [(0.0, "base")]
     instances += [(ratio, mitigation) for ratio in grid.skip_ratio for mitigation in grid.mitigation]

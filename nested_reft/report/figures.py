@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib
 
@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nested_reft.config.sections import Mitigation
+from nested_reft.mitigation import MITIGATIONS
 
 # Okabe and Ito's palette; a mitigation has the same colour and marker in every figure, and a new one the next.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442"]
-COLORS = dict(zip(get_args(Mitigation), PALETTE, strict=False))
-MARKERS = dict(zip(get_args(Mitigation), "os^DvPX", strict=False))
+COLORS = dict(zip(MITIGATIONS, PALETTE, strict=False))
+MARKERS = dict(zip(MITIGATIONS, "os^DvPX", strict=False))
 PHASE_COLORS = ["#0072B2", "#CC79A7", "#E69F00", "#999999"]
 BASELINE = "#444444"
 TITLES = {"accuracy": "Accuracy", "token_speed_tok_s": "Token speed", "train_runtime_s": "Run time"}

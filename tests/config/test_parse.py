@@ -1,65 +1,20 @@
-"""The configuration: what it accepts, and the sentence for what it does not."""
-
-import copy
+"""Validation: the sentence for each mistake, and the JSON that a stage receives."""
 
 import pytest
 import yaml
 
-from nested_reft.config import reference as config_docs
 from nested_reft.config.parse import canonical, parse_settings
-from nested_reft.config.study import Study, expand_grid
+from nested_reft.config.study import Study
 from nested_reft.errors import UserError
+from tests.config.studies import changed, load
 from tests.conftest import ROOT, snakemake
-
-CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
-
-
-def load(name):
-    return yaml.safe_load((ROOT / "config" / name).read_text())
-
-
-def changed(path, value):
-    """Return the embedded study with one key changed; a value of ... removes it."""
-    study = copy.deepcopy(load("config.yaml"))
-    *sections, last = path.split(".")
-    section = study
-    for name in sections:
-        section = section[name]
-    if value is ...:
-        del section[last]
-    else:
-        section[last] = value
-    return study
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_shipped_configs_are_valid(path):
-    parse_settings(Study, yaml.safe_load(path.read_text()))
-
-
-def test_paper_study_is_the_defaults_and_sixty_runs():
-    written = load("paper.yaml")
-    study = parse_settings(Study, written)
-    assert len(expand_grid(study)) == 60
-    assert sum(run.skip_ratio == 0 for run in expand_grid(study)) == 6
-    needed = {name: written[name] for name in ("study", "models", "datasets", "benchmarks", "grid")}
-    assert parse_settings(Study, needed) == study
-    # "TRL's default" is no value: each key of the training sections is written out
-    for section in ("decontamination", "sft", "training", "evaluation"):
-        assert set(written[section]) == set(type(getattr(study, section)).model_fields)
-
-
-def test_embedded_study_is_ten_runs():
-    study = parse_settings(Study, load("config.yaml"))
-    assert [(run.skip_ratio, run.mitigation) for run in expand_grid(study)][:2] == [(0.0, "base"), (0.05, "base")]
-    assert len({canonical(run) for run in expand_grid(study)}) == 10
 
 
 def test_order_and_spelling_of_numbers_do_not_matter():
     study = load("config.yaml")
     shuffled = {name: study[name] for name in reversed(study)}
     shuffled["training"] = {name: study["training"][name] for name in reversed(study["training"])}
-    shuffled["training"]["learning_rate"] = "1e-4"  # what YAML makes of 1e-4 is text
+    shuffled["training"]["learning_rate"] = "1e-4"  # YAML reads 1e-4 as text
     assert canonical(parse_settings(Study, shuffled)) == canonical(parse_settings(Study, study))
 
 
@@ -73,7 +28,7 @@ MISTAKES = {
     "infinite": ("training.learning_rate", float("inf"), "`training.learning_rate` is inf"),
     "too much skipped": ("grid.skip_ratio", [0.96], "skip_ratio 0.96, which skips 27 of the 28 layers of tiny-28"),
     "nothing skipped": ("grid.skip_ratio", [0.01], "skip_ratio 0.01, which skips 0 of the 28 layers of tiny-28"),
-    "no valid layer": ("nesting.border", 14, "of which 0 may be skipped at border 14"),
+    "no valid layer": ("nesting.border", 14, "of which 0 can be skipped at border 14"),
     "unknown dataset": ("grid.dataset", ["gsm9k"], "'gsm9k', an unknown dataset"),
     "unknown model": ("grid.model", ["tiny-82"], "'tiny-82', an unknown model"),
     "missing path": ("models.tiny-28.path", "/no/such/model", "(/no/such/model) does not exist"),
@@ -81,13 +36,27 @@ MISTAKES = {
     "missing embedded data": ("datasets.mixed.path", "embedded/mixd", "choose one of one-step, multi-step, algebra"),
     "empty axis": ("grid.seed", [], "`grid.seed` is []"),
     "negative seed": ("grid.seed", [0, -1], "`grid.seed.1` is -1"),
-    "duplicate run": ("grid.skip_ratio", [0.1, 0.05, 0.1], "duplicate run: 0.1 stands twice on the axis `skip_ratio`"),
+    "duplicate run": ("grid.skip_ratio", [0.1, 0.05, 0.1], "duplicate run: the axis `skip_ratio` lists 0.1 twice"),
     "as many layers": ("grid.skip_ratio", [0.1, 0.11], "duplicate run: skip_ratio 0.11 skips 3 of the 28 layers"),
     "reserved name": ("benchmarks", {"overall": {"path": "embedded/algebra", "size": 1}}, "named `overall`"),
     "folder that is no model": ("models.tiny-28.path", str(ROOT / "config"), "holds no config.json"),
     "greedy samples": ("evaluation.num_samples", 4, "has num_samples 4 at temperature 0"),
-    "unknown mitigation": ("grid.mitigation", ["retrac"], "`grid.mitigation.0` is 'retrac'"),
+    "unknown mitigation": (
+        "grid.mitigation",
+        ["retrac"],
+        "`grid.mitigation.0` is 'retrac', but it should be 'base', ",
+    ),
     "filtered sampling": ("training.top_p", 0.9, "`training.top_p` is 0.9"),
+    "unknown template": (
+        "prompt.template",
+        "qwen",
+        "`prompt.template` is 'qwen', but it should be 'qwen-math', 'r1' or",
+    ),
+    "unknown sampler": (
+        "training.sampler",
+        "vllm",
+        "`training.sampler` is 'vllm', but it should be 'generate', 'engine'",
+    ),
     "batch does not divide": ("training.per_device_train_batch_size", 7, "7 does not divide"),
     "name that is no folder": ("study", "a/b", "`study` is 'a/b'"),
     "section that is no section": ("training", 3, "`training` is 3"),
@@ -114,9 +83,3 @@ def test_snakemake_stops_with_exit_code_2_before_any_job(mistake, tmp_path):
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "results").exists()
-
-
-def test_schema_and_readme_follow_the_models():
-    """When this fails, run `nested-reft schema`."""
-    assert (ROOT / "config/schema.json").read_text() == config_docs.schema()
-    assert (ROOT / "config/README.md").read_text() == config_docs.readme()

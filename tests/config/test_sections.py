@@ -1,0 +1,39 @@
+"""The sections: registries give the accepted names, and batches are consistent."""
+
+import pytest
+
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.sections import Grid, Prompt, Training
+from nested_reft.config.templates import TEMPLATES
+from nested_reft.errors import UserError
+from nested_reft.mitigation import MITIGATIONS
+
+
+def test_every_name_of_a_registry_is_accepted():
+    grid = parse_settings(Grid, {"model": ["m"], "dataset": ["d"], "mitigation": list(MITIGATIONS)})
+    assert grid.mitigation == list(MITIGATIONS)
+    for name in TEMPLATES:
+        assert parse_settings(Prompt, {"template": name}).template == name
+
+
+def test_sizes_of_a_generation_batch():
+    training = Training(prompts_per_step=16, num_generations=8, per_device_train_batch_size=8, steps_per_generation=32)
+    assert training.gradient_accumulation_steps == 16
+    assert training.prompts_per_generation == 32
+    assert training.optimizer_steps_per_generation == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps_per_generation": 5}, "has steps_per_generation 5, which is not a multiple of the 16 micro-batches"),
+        (
+            {"steps_per_generation": 48, "save_steps": 50},
+            "has save_steps 50, which is not a multiple of the 3 optimizer",
+        ),
+        ({"sampler": "generate", "sampling_dtype": "bfloat16"}, "has sampling_dtype bfloat16 with sampler generate"),
+    ],
+)
+def test_a_training_section_that_contradicts_itself_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        parse_settings(Training, changes)

@@ -1,0 +1,31 @@
+"""The study: the shipped configs, and the grid that each expands to."""
+
+import pytest
+import yaml
+
+from nested_reft.config.parse import canonical, parse_settings
+from nested_reft.config.study import Study, expand_grid
+from tests.config.studies import CONFIGS, load
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_are_valid(path):
+    parse_settings(Study, yaml.safe_load(path.read_text()))
+
+
+def test_paper_study_is_the_defaults_and_sixty_runs():
+    written = load("paper.yaml")
+    study = parse_settings(Study, written)
+    assert len(expand_grid(study)) == 60
+    assert sum(run.skip_ratio == 0 for run in expand_grid(study)) == 6
+    needed = {name: written[name] for name in ("study", "models", "datasets", "benchmarks", "grid")}
+    assert parse_settings(Study, needed) == study
+    # TRL's defaults change between versions, so each key of these sections is written out
+    for section in ("decontamination", "sft", "training", "evaluation"):
+        assert set(written[section]) == set(type(getattr(study, section)).model_fields)
+
+
+def test_embedded_study_is_ten_runs():
+    study = parse_settings(Study, load("config.yaml"))
+    assert [(run.skip_ratio, run.mitigation) for run in expand_grid(study)][:2] == [(0.0, "base"), (0.05, "base")]
+    assert len({canonical(run) for run in expand_grid(study)}) == 10
