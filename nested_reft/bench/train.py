@@ -57,9 +57,9 @@ class Rows:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def log(self, step: int, row: dict[str, Any]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep the row."""
-        self.rows.append(row)
+        self.rows.append(dict(metrics))
 
 
 class Bench:
@@ -76,10 +76,8 @@ class Bench:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         for name in trainers:
             trainer = make_trainer(settings, name, folder)
-            notes: Any = Rows()
-            recorder = StepRecorder(notes)
-            recorder.trainer = trainer
-            trainer.add_callback(recorder)
+            notes = Rows()
+            trainer.add_callback(StepRecorder(notes, trainer))
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
             self.trainers[name], self.rows[name] = trainer, notes.rows

@@ -1,34 +1,50 @@
-"""What the two training stages share: arguments, the recorder of steps, checkpoints."""
+"""What the two training stages share: TRL arguments, the recorder of steps, checkpoints."""
 
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
 from nested_reft.config.sections import Optimization
+from nested_reft.errors import UserError
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.trainer import NestedRollouts
 
 
-class StepRecorder(TrainerCallback):
-    """Writes a row of metrics for each optimizer step, and keeps the record in step with checkpoints."""
+class RowSink(Protocol):
+    """Receives the metrics of each optimizer step: a stage's record, or a benchmark's list of rows."""
 
-    def __init__(self, record: StageRecord) -> None:
-        self.record = record
-        self.trainer: Trainer | None = None
-        self.started = 0.0
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keep the metrics of a step."""
+
+
+class StepRecorder(TrainerCallback):
+    """Sends a row of metrics to a sink after each optimizer step.
+
+    Args:
+        sink: receives the rows.
+        trainer: the trainer whose steps are recorded; a nested one adds its own metrics to each row.
+        num_tokens: the tokens that the trainer has processed before, if it resumes.
+    """
+
+    def __init__(self, sink: RowSink, trainer: Trainer, num_tokens: int = 0) -> None:
+        self.sink = sink
+        self.trainer = trainer
+        self.num_tokens = num_tokens
+        self.step_started = 0.0
         self.update_started = 0.0
         self.update_s = 0.0
-        self.tokens = 0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of the step."""
-        self.started = time.perf_counter()
+        self.step_started = time.perf_counter()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of the update."""
@@ -45,29 +61,50 @@ class StepRecorder(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any],
+        logs: Mapping[str, Any],
         **kwargs: Any,
     ) -> None:
-        """Complete the row that transformers logs after each step, and write it."""
+        """Complete the row that transformers logs after each step, and send it."""
         if "loss" not in logs:  # the summary at the end of training
             return
         row = {name: value for name, value in logs.items() if value is not None}
-        row["perf/step_s"] = time.perf_counter() - self.started
+        row["perf/step_s"] = time.perf_counter() - self.step_started
         row["perf/optimizer_s"] = self.update_s
         row["perf/peak_memory_gib"] = peak_memory_gib()
         if isinstance(self.trainer, NestedRollouts):
             row |= self.trainer.generation_record()
             row["num_tokens"] = state.num_input_tokens_seen  # TRL leaves it out where nothing was sampled
-            row["perf/total_tok_s"] = (row["num_tokens"] - self.tokens) / row["perf/step_s"]
-            self.tokens = row["num_tokens"]
-        self.record.log(state.global_step, row)
+            row["perf/total_tok_s"] = (row["num_tokens"] - self.num_tokens) / row["perf/step_s"]
+            self.num_tokens = row["num_tokens"]
+        self.sink.log(state.global_step, row)
 
 
 def peak_memory_gib() -> float:
-    """Return the most memory held so far: the GPU's if there is one, else the process's."""
+    """Return the peak memory so far, in GiB: allocated on the GPU if there is one, else resident in the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def check_bf16(settings: Optimization, section: Literal["sft", "training"]) -> None:
+    """Refuse autocast to bfloat16 where the device that trains does not compute in it.
+
+    Args:
+        settings: of the stage.
+        section: the part of the configuration that the settings come from; named in the error.
+
+    Raises:
+        UserError: if `bf16` is set and the device does not support it.
+    """
+    if not settings.bf16:
+        return
+    if torch.accelerator.is_available():
+        device, supported = "this GPU", is_torch_bf16_gpu_available()
+    else:
+        device, supported = "the CPU with this build of torch", torch.amp.is_autocast_available("cpu")
+    if not supported:
+        key = f"{section}.bf16"
+        raise UserError(f"{key} is true, but {device} cannot compute in bfloat16; set {key} to false")
 
 
 def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dict[str, Any]:
@@ -88,6 +125,8 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "bf16": settings.bf16,
         "fp16": False,
+        # Without it transformers refuses bf16 on a machine that has no GPU.
+        "use_cpu": not torch.accelerator.is_available(),
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
@@ -101,7 +140,10 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint: transformers writes `trainer_state.json` last, and not atomically."""
+    """Return the newest complete checkpoint in the folder, or None.
+
+    A checkpoint is complete if its `trainer_state.json` is: transformers writes this file last, and not atomically.
+    """
     complete = [
         path.parent
         for path in folder.glob("checkpoint-*/trainer_state.json")
@@ -110,22 +152,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def run_trainer(trainer: Trainer, recorder: StepRecorder, out: Path) -> dict[str, float]:
+def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
     """Train from the last checkpoint, or from the start, and save the model; return the run's totals.
 
-    The wall time of a resumed run is the sum of its steps, since nobody was there between attempts.
+    The run time is the sum of the steps' times, so that a resumed run does not count the time between attempts.
     """
-    recorder.trainer = trainer
-    trainer.add_callback(recorder)
-    checkpoint = last_checkpoint(recorder.record.checkpoints)
-    recorder.record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
-    recorder.tokens = recorder.record.rows[-1]["num_tokens"] if recorder.record.rows else 0
+    checkpoint = last_checkpoint(record.checkpoints)
+    record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    num_tokens = record.rows[-1]["num_tokens"] if record.rows else 0
+    trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    unfinished = out / "model.part"
+    unfinished, model = record.out / "model.part", record.out / "model"
     trainer.save_model(str(unfinished))
-    if (out / "model").exists():
-        shutil.rmtree(out / "model")
-    (unfinished / "training_args.bin").unlink()  # a pickle; run.json says the same in the open
-    unfinished.rename(out / "model")
-    return {"train_runtime_s": sum(row["perf/step_s"] for row in recorder.record.rows)}
+    if model.exists():
+        shutil.rmtree(model)
+    (unfinished / "training_args.bin").unlink()  # a pickle; run.json holds the same settings as text
+    unfinished.rename(model)
+    return {"train_runtime_s": sum(row["perf/step_s"] for row in record.rows)}

@@ -1,4 +1,4 @@
-"""The stage `sft`: the warm-up on (prompt, chain of thought)."""
+"""The stage `sft`: supervised fine-tuning on prompts and chains of thought, from which training starts."""
 
 from pathlib import Path
 
@@ -10,11 +10,16 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_rows
 from nested_reft.records.stage_record import StageRecord
-from nested_reft.stages.loop import StepRecorder, run_trainer, shared_arguments
+from nested_reft.stages.loop import check_bf16, run_trainer, shared_arguments
 
 
 def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, record: StageRecord) -> None:
-    """Warm up on (prompt, chain of thought); the loss is on the chain of thought only."""
+    """Fine-tune the model at `start` on the problems in `data`; the loss is on the chain of thought only.
+
+    Raises:
+        UserError: if the device does not support `sft.bf16`.
+    """
+    check_bf16(settings, "sft")
     model, tokenizer = load_model(start, settings.dtype)
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template), "completion": row["solution"] + tokenizer.eos_token}
@@ -32,5 +37,5 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
         completion_only_loss=True,
     )
     trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    totals = run_trainer(trainer, StepRecorder(record), record.out)
+    totals = run_trainer(trainer, record)
     record.finish(totals | {"loss": record.rows[-1]["loss"], "num_examples": len(rows)})

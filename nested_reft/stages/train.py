@@ -20,7 +20,7 @@ from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
-from nested_reft.stages.loop import StepRecorder, run_trainer, shared_arguments
+from nested_reft.stages.loop import check_bf16, run_trainer, shared_arguments
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 
@@ -33,9 +33,9 @@ def build_trainer(
     rows: list[dict[str, str]],
     output_dir: Path,
 ) -> NestedRollouts:
-    """Return the trainer of a run, with every argument of TRL's that matters written out."""
+    """Return the trainer of a run. Every argument of TRL that affects the result is set explicitly."""
     length = settings.max_completion_length
-    arguments = shared_arguments(settings, output_dir, run.seed) | {
+    training_arguments = shared_arguments(settings, output_dir, run.seed) | {
         "max_steps": settings.max_steps,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "num_generations": settings.num_generations,
@@ -56,7 +56,7 @@ def build_trainer(
         "shuffle_dataset": True,
         "use_vllm": False,
     }
-    of_algorithm: dict[str, Any] = {
+    trainer_arguments: dict[str, Any] = {
         "reward_funcs": first_answer_correctness if settings.fixed_length else correctness,
         "train_dataset": Dataset.from_list(rows),
         "processing_class": tokenizer,
@@ -66,10 +66,10 @@ def build_trainer(
         "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None)),
     }
     if settings.algorithm == "rloo":
-        rloo = RLOOConfig(**arguments, normalize_advantages=False, reward_clip_range=None)
-        return NestedRLOOTrainer(model, args=rloo, **of_algorithm)
+        rloo = RLOOConfig(**training_arguments, normalize_advantages=False, reward_clip_range=None)
+        return NestedRLOOTrainer(model, args=rloo, **trainer_arguments)
     grpo = GRPOConfig(
-        **arguments,
+        **training_arguments,
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards,
         importance_sampling_level=settings.importance_sampling_level,
@@ -79,13 +79,19 @@ def build_trainer(
         entropy_coef=0.0,
         off_policy_mask_threshold=None,
     )
-    return NestedGRPOTrainer(model, args=grpo, **of_algorithm)
+    return NestedGRPOTrainer(model, args=grpo, **trainer_arguments)
 
 
 def train(
     settings: Training, nesting: Nesting, prompt: Prompt, run: Run, start: Path, data: Path, record: StageRecord
 ) -> None:
-    """Train one run of the grid: Nested-ReFT from the SFT model, by GRPO or RLOO."""
+    """Train one run of the grid: Nested-ReFT from the SFT model at `start`, by GRPO or RLOO.
+
+    Raises:
+        UserError: if the data hold too few problems, if the model cannot be nested as configured, or if the device
+            does not support `training.bf16`.
+    """
+    check_bf16(settings, "training")
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template), "answer": row["answer"]} for row in read_rows(data)
     ]
@@ -97,7 +103,7 @@ def train(
     model, tokenizer = load_model(start, settings.dtype)
     config = model.config.get_text_config()
     if run.skip_ratio > 0:
-        try:  # a local model was checked before any job started, one from the hub is known only now
+        try:  # a local model was checked before any job started; a model from the hub can only be checked here
             check_skip_ratios(run.model, config.to_dict(), nesting.border, [run.skip_ratio])
         except ValueError as error:
             raise UserError(f"the config {error}") from None
@@ -105,10 +111,11 @@ def train(
         trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints)
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
-    totals = run_trainer(trainer, StepRecorder(record), record.out)
-    masks = {row["nesting/sampled_at_step"]: row["nesting/skipped_layers"] for row in record.rows}
+    totals = run_trainer(trainer, record)
+    skipped_layers = {row["nesting/sampled_at_step"]: row["nesting/skipped_layers"] for row in record.rows}
     write_rows(
-        record.out / "skipped_layers.jsonl", [{"step": step, "skipped_layers": mask} for step, mask in masks.items()]
+        record.out / "skipped_layers.jsonl",
+        [{"step": step, "skipped_layers": layers} for step, layers in skipped_layers.items()],
     )
     num_tokens = record.rows[-1]["num_tokens"]
     rewards = [row["reward"] for row in record.rows if "reward" in row]
@@ -121,7 +128,7 @@ def train(
         f"{phase}_s": sum(row.get(f"perf/{phase}_s", 0.0) for row in record.rows)
         for phase in ("generate", "score", "fwd_bwd", "optimizer")
     }
-    order = [row["data/prompts_sha256"] for row in record.rows]
+    prompt_digests = [row["data/prompts_sha256"] for row in record.rows]
     layer_parameters, lm_head_parameters = parameter_counts(model)
     record.finish(
         totals,
@@ -131,5 +138,5 @@ def train(
         num_skipped=trainer.num_skipped,
         sampler=trainer.sampler.kind,
         valid_layers=trainer.valid_layers,
-        data_order_sha256=hashlib.sha256(json.dumps(order).encode()).hexdigest(),
+        data_order_sha256=hashlib.sha256(json.dumps(prompt_digests).encode()).hexdigest(),
     )

@@ -1,14 +1,10 @@
-"""The training stage: its record, its reproducibility, and going on after a kill. The hooks are test_trainer.py's."""
-
-import json
+"""The stage `train`: its record, its reproducibility, and resuming after a kill. test_trainer.py tests the hooks."""
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from nested_reft.config.sections import Nesting, Prompt, Training
 from nested_reft.config.study import Run
-from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_json, read_rows
@@ -29,21 +25,7 @@ SMALL = Training(
 )
 
 
-@pytest.fixture()
-def problems():
-    from nested_reft.embedded.problems import generate
-
-    rows = generate("mixed", "train", 4, seed=3)  # two steps are an epoch: tests cross its boundary
-    return [{"problem": row.problem, "solution": row.solution, "answer": row.answer} for row in rows]
-
-
-@pytest.fixture()
-def data(tmp_path, problems):
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
-    return tmp_path / "train.jsonl"
-
-
-def run_cell(out, data, skip_ratio, mitigation, settings=SMALL):
+def train_run(out, data, skip_ratio, mitigation, settings=SMALL):
     """Train one run as the stage does; return its folder."""
     run = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, mitigation=mitigation, seed=0)
     record = StageRecord(out, "train", run.model_dump(), settings.model_dump(), {}, None, "test")
@@ -66,17 +48,17 @@ def equal(one, other):
 
 
 def test_the_same_seed_gives_the_same_run_and_mitigations_differ(tmp_path, data):
-    one, two = (run_cell(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
+    one, two = (train_run(tmp_path / name, data, 0.15, "retrace") for name in ("one", "two"))
     assert equal(weights(one), weights(two))
     assert (one / "skipped_layers.jsonl").read_text() == (two / "skipped_layers.jsonl").read_text()
     assert untimed(one) == untimed(two)
-    practical, base = (run_cell(tmp_path / name, data, 0.15, name) for name in ("practical", "base"))
+    practical, base = (train_run(tmp_path / name, data, 0.15, name) for name in ("practical", "base"))
     trained = [weights(folder) for folder in (one, practical, base)]
     assert not any(equal(trained[i], trained[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_rows_hold_what_the_study_needs(tmp_path, data):
-    folder = run_cell(tmp_path / "run", data, 0.15, "base")
+    folder = train_run(tmp_path / "run", data, 0.15, "base")
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
@@ -85,7 +67,7 @@ def test_rows_hold_what_the_study_needs(tmp_path, data):
         assert row["sampling/kl"] > 0 and 0 < row["sampling/acceptance_rate"] < 1 and 0 < row["sampling/ess"] <= 1
         parts = [row[f"perf/{phase}_s"] for phase in ("generate", "score", "fwd_bwd", "optimizer")]
         assert all(part > 0 for part in parts) and sum(parts) <= row["perf/step_s"] * 1.01
-    assert len({tuple(row["nesting/skipped_layers"]) for row in rows}) == 3  # a mask per gradient step
+    assert len({tuple(row["nesting/skipped_layers"]) for row in rows}) == 3  # one draw per gradient step
     metrics = read_json(folder / "metrics.json")
     assert metrics["num_tokens"] == rows[-1]["num_tokens"]
     assert metrics["token_speed_tok_s"] == pytest.approx(metrics["num_tokens"] / metrics["train_runtime_s"])
@@ -93,16 +75,27 @@ def test_rows_hold_what_the_study_needs(tmp_path, data):
 
 
 def test_without_a_skipped_layer_the_measured_ratio_is_the_noise_floor(tmp_path, data):
-    (row, *_) = read_rows(run_cell(tmp_path / "run", data, 0.0, "base") / "metrics.jsonl")
+    (row, *_) = read_rows(train_run(tmp_path / "run", data, 0.0, "base") / "metrics.jsonl")
     assert row["sampling/raw_importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
     assert row["sampling/acceptance_rate"] == pytest.approx(1.0, abs=1e-4)
     assert row["sampling/importance_sampling_ratio/min"] == row["sampling/importance_sampling_ratio/max"] == 1.0
 
 
+def test_training_computes_in_bfloat16_without_a_gpu(tmp_path, data):
+    settings = SMALL.model_copy(update={"max_steps": 2})
+    half = train_run(tmp_path / "half", data, 0.15, "retrace", settings.model_copy(update={"bf16": True}))
+    single = train_run(tmp_path / "single", data, 0.15, "retrace", settings)
+    rows = read_rows(half / "metrics.jsonl"), read_rows(single / "metrics.jsonl")
+    assert read_json(half / "run.json")["sampler"] == "engine"
+    assert [row["step"] for row in rows[0]] == [1, 2]
+    assert rows[0][0]["sampling/kl"] != rows[1][0]["sampling/kl"]  # the rounding of bfloat16 shows
+    assert rows[0][0]["sampling/kl"] == pytest.approx(rows[1][0]["sampling/kl"], rel=0.5)
+
+
 def test_too_few_problems_are_one_sentence(tmp_path, data):
     data.write_text(data.read_text().split("\n")[0] + "\n")
     with pytest.raises(UserError, match=r"has 1 problems, fewer than the 2 of a step"):
-        run_cell(tmp_path / "run", data, 0.15, "base")
+        train_run(tmp_path / "run", data, 0.15, "base")
 
 
 REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_per_generation": 2, "save_steps": 2})
@@ -113,7 +106,7 @@ REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_pe
 )
 def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path, data, monkeypatch):
     settings = settings.model_copy(update={"algorithm": algorithm})
-    whole = run_cell(tmp_path / "whole", data, 0.15, "retrace", settings)
+    whole = train_run(tmp_path / "whole", data, 0.15, "retrace", settings)
     stopped = tmp_path / "stopped"
     log = StageRecord.log
 
@@ -124,28 +117,14 @@ def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path,
 
     monkeypatch.setattr(StageRecord, "log", die_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        run_cell(stopped, data, 0.15, "retrace", settings)
+        train_run(stopped, data, 0.15, "retrace", settings)
     monkeypatch.setattr(StageRecord, "log", log)
     assert not (stopped / "run.json").exists() and not (stopped / "model").exists()
-    run_cell(stopped, data, 0.15, "retrace", settings)
+    train_run(stopped, data, 0.15, "retrace", settings)
     assert read_json(stopped / "run.json")["attempts"] == 2
     assert untimed(stopped) == untimed(whole)
     assert (stopped / "skipped_layers.jsonl").read_text() == (whole / "skipped_layers.jsonl").read_text()
     assert equal(weights(stopped), weights(whole))
-
-
-def test_the_embedded_tokenizer_round_trips_and_its_chat_template_is_the_prompt():
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    for text in (
-        "\\frac{1}{2} \\boxed{-12,345.67}\n\tπ ≈ 3.14159",
-        "日本語\x00é",
-        "if x:\n    return 1  # two  spaces",
-    ):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
-    messages = [{"role": "user", "content": "What is 1+1?"}]
-    templated = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert templated == format_prompt("What is 1+1?", "qwen-math")
 
 
 def test_a_second_process_is_refused_and_not_half_supported(monkeypatch):
