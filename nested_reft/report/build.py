@@ -8,10 +8,9 @@ from nested_reft.config.study import Study
 from nested_reft.report import captions
 from nested_reft.report import figures as plots
 from nested_reft.report.deltas import delta_table, mcnemar_table, overall
-from nested_reft.report.paper import paper_table2
+from nested_reft.report.paper import config_table, paper_table2
 from nested_reft.report.sources import PHASES, collect, read_sources, write_sources
 from nested_reft.report.tables import (
-    config_table,
     efficiency_table,
     provenance_table,
     stages_table,
@@ -45,7 +44,8 @@ def rebuild(folder: Path, out: Path) -> None:
     accuracy = deltas[deltas["metric"] == "accuracy"]
     tables = {
         "table1": table1(sources.provenance["models"], grid["skip_ratio"]),
-        "table2": pd.concat([table2(accuracy).astype(object), paper_table2().astype(object)], ignore_index=True),
+        "table2": table2(accuracy),
+        "table2_paper": paper_table2(),
         "strategy_counts": strategy_counts(accuracy),
         "stages": stages_table(sources),
         "deltas": deltas,

@@ -139,7 +139,7 @@ def write_captions(
     absent = provenance.get("missing", [])
     left_out = f" {plural(len(absent), 'missing result')} left out." if absent else ""
 
-    here = tables["table2"][tables["table2"]["source"] == "this study"].dropna(subset="best_by_chance")
+    here = tables["table2"].dropna(subset="best_by_chance")
     extremes = "; ".join(
         f"{row['model']}, {row['dataset']}: best {signed(row['best_delta'])} ({row['best_instance']}, "
         f"{row['best_verdict']}), worst {signed(row['worst_delta'])} ({row['worst_instance']}, "
@@ -152,7 +152,7 @@ def write_captions(
         for row in counts.to_dict("records")
     )
     stages = "; ".join(
-        f"{row['model']}, {row['dataset']}, {row['stage']}: {row['accuracy']:.3f} [{row['ci_low']:.3f}, "
+        f"{row['model']}, {row['dataset']}, {row['product']}: {row['accuracy']:.3f} [{row['ci_low']:.3f}, "
         f"{row['ci_high']:.3f}]"
         for row in tables["stages"].dropna(subset="accuracy").to_dict("records")
     )
@@ -184,12 +184,13 @@ def write_captions(
         "table1": ("Table 1. Layers N, width W, and the layers k = round(x N) that a roll-out skips at each ratio x."),
         "table2": (
             "Table 2. The best and the worst accuracy delta to the baseline over "
-            f"{len(grid['skip_ratio']) * len(grid['mitigation'])} instances, with {percent} intervals over {cover}; "
-            f"below it the paper's own numbers, which come without. {extremes}. The magnitude of the mean over "
+            f"{len(grid['skip_ratio']) * len(grid['mitigation'])} instances, with {percent} intervals over {cover}. "
+            f"{extremes}. The magnitude of the mean over "
             "datasets is cut off after three decimals, as in the paper. The best of several is above zero by chance "
             "alone: compare it with best_by_chance, and mind that its interval does not know that it was "
             f"picked.{left_out}"
         ),
+        "table2_paper": "The paper's own Table 2, for comparison. The paper gives neither intervals nor tests.",
         "strategy_counts": (
             "How often a mitigation holds the best or the worst instance of a (model, dataset), or neither, over "
             f"{plural(int(counts['cells'].max()), 'cell')}, and what chance would give: {held}. p is the binomial "

@@ -1,6 +1,10 @@
-"""The delta of every instance to its baseline, with intervals and tests."""
+"""The delta of every instance to its baseline, with intervals and tests.
+
+An instance is a (skip ratio, mitigation), a cell is a (model, dataset). The baseline of a cell skips no layers.
+"""
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -8,13 +12,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from nested_reft.nesting import num_skipped
-from nested_reft.report.sources import CELL, FACTS, INSTANCE, PHASES, RUN, SPEEDS, Sources
+from nested_reft.report.sources import CELL, INSTANCE, MODEL_SIZES, PHASES, RUN, SPEEDS, Sources
 from nested_reft.report.statistics import Delta, Floats, accuracy_deltas, holm, mcnemar_test, metric_deltas
+
+Instance = tuple[float, str]
+BASELINE: Instance = (0.0, "base")
 
 
 def overall(results: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per model evaluated: the unweighted mean over the benchmarks, the paper's performance."""
-    firsts = [*FACTS, "mean_reward", *SPEEDS, *PHASES]
+    """Return one row per product: its unweighted mean accuracy over the benchmarks, the paper's performance."""
+    firsts = [*MODEL_SIZES, "mean_reward", *SPEEDS, *PHASES]
     grouped = results.groupby(["product", *RUN], dropna=False, sort=False)
     aggregated = grouped.agg(
         accuracy=("accuracy", "mean"), **{name: (name, "first") for name in firsts if name in results}
@@ -23,19 +30,17 @@ def overall(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_scores(
-    verdicts: pd.DataFrame, instances: list[tuple[float, str]], seeds: list[int]
+    problem_scores: pd.DataFrame, instances: list[Instance], seeds: list[int]
 ) -> tuple[Floats, npt.NDArray[np.str_]]:
-    """Return scores (instances, seeds, n), and the benchmark (n,) of each problem.
-
-    A run that is missing has NaN.
+    """Return scores (instances, seeds, n), NaN for a run that is missing, and the benchmark (n,) of each problem.
 
     Args:
-        verdicts: of the runs of one (model, dataset).
-        instances: (skip ratio, mitigation), the baseline first.
+        problem_scores: of the runs of one cell.
+        instances: the baseline first.
         seeds: of the grid.
     """
-    problems = verdicts.drop_duplicates(["benchmark", "problem_id"]).sort_values(["benchmark", "problem_id"])
-    wide = verdicts.pivot(
+    problems = problem_scores.drop_duplicates(["benchmark", "problem_id"]).sort_values(["benchmark", "problem_id"])
+    wide = problem_scores.pivot(
         index=["benchmark", "problem_id"], columns=[*INSTANCE, "seed"], values="num_correct"
     ).sort_index()
     columns = pd.MultiIndex.from_tuples([(*instance, seed) for instance in instances for seed in seeds])
@@ -45,78 +50,103 @@ def cell_scores(
     return scores, problems["benchmark"].to_numpy(str)
 
 
-def delta_table(sources: Sources) -> pd.DataFrame:
-    """Return one row per instance and metric: its delta to the baseline, and how sure that is.
+def cell_deltas(
+    runs: pd.DataFrame, problem_scores: pd.DataFrame, instances: list[Instance], seeds: list[int], confidence: float
+) -> dict[str, list[Delta]]:
+    """Return metric -> the delta of each instance of one cell to the baseline; without runs all are empty.
 
-    absolute_delta = metric - baseline's; relative_delta = absolute_delta / baseline's. `p_holm` is adjusted
-    over the instances of a (model, dataset) and metric, and `verdict` says `resolved` where it is below
-    1 - analysis.confidence. `covers` is what the interval is over. An instance without runs is `missing`.
+    Args:
+        runs: of the cell, a row each, as `overall` gives them.
+        problem_scores: of the same runs.
+        instances: without the baseline.
+        seeds: of the grid.
+        confidence: level of the intervals.
+    """
+    if problem_scores.empty:
+        return {metric: [Delta()] * len(instances) for metric in ("accuracy", *SPEEDS)}
+    with_baseline = [BASELINE, *instances]
+    scores, benchmarks = cell_scores(problem_scores, with_baseline, seeds)
+    deltas = {"accuracy": accuracy_deltas(scores, benchmarks, confidence)}
+    keys = pd.MultiIndex.from_tuples([(*instance, seed) for instance in with_baseline for seed in seeds])
+    for metric in SPEEDS:
+        values = runs.set_index([*INSTANCE, "seed"])[metric].reindex(keys).to_numpy(float)
+        deltas[metric] = metric_deltas(values.reshape(len(with_baseline), -1), confidence)
+    return deltas
+
+
+def covers(metric: str, delta: Delta) -> str:
+    """Return the sources of variation that the interval of a delta covers."""
+    if not delta.seeds:
+        return "missing"
+    if metric == "accuracy":
+        return "seeds, problems" if delta.seeds > 1 else "problems"
+    return "nothing" if math.isnan(delta.p) else "seeds"
+
+
+def verdict(delta: Delta, p_holm: float, confidence: float) -> str:
+    """Return whether a delta is `resolved`, `not resolved`, or `missing` for lack of runs."""
+    if not delta.seeds:
+        return "missing"
+    return "resolved" if p_holm < 1 - confidence else "not resolved"
+
+
+def delta_table(sources: Sources) -> pd.DataFrame:
+    """Return one row per instance and metric: its delta to the baseline, with interval, p and verdict.
+
+    absolute_delta = metric - baseline's metric; relative_delta = absolute_delta / baseline's metric. `p_holm` is
+    adjusted over the instances of a cell and metric, and a delta is `resolved` where it is below
+    1 - analysis.confidence.
     """
     grid, confidence = sources.config["grid"], sources.config["analysis"]["confidence"]
-    instances = [(0.0, "base"), *((x, name) for x in grid["skip_ratio"] for name in grid["mitigation"])]
-    per_run = overall(sources.results)
-    per_run = per_run[per_run["product"] == "train"]
-    verdicts = sources.verdicts[sources.verdicts["product"] == "train"]
-    rows = []
-    for model in grid["model"]:
-        for dataset in grid["dataset"]:
-            of_cell = per_run[(per_run["model"] == model) & (per_run["dataset"] == dataset)]
-            chosen = verdicts[(verdicts["model"] == model) & (verdicts["dataset"] == dataset)]
-            by_metric: dict[str, list[Delta]] = {}
-            if len(chosen):
-                scores, benchmarks = cell_scores(chosen, instances, grid["seed"])
-                by_metric["accuracy"] = accuracy_deltas(scores, benchmarks, confidence)
-                for metric in SPEEDS:
-                    values = of_cell.set_index([*INSTANCE, "seed"])[metric].astype(float)
-                    keys = [(*instance, seed) for instance in instances for seed in grid["seed"]]
-                    by_run = values.reindex(pd.MultiIndex.from_tuples(keys)).to_numpy().reshape(len(instances), -1)
-                    by_metric[metric] = metric_deltas(by_run, confidence)
-            num_layers = sources.provenance["models"][model]["num_layers"]
-            for metric in ("accuracy", *SPEEDS):
-                deltas = by_metric.get(metric, [Delta()] * (len(instances) - 1))
-                adjusted = holm([delta.p for delta in deltas])
-                for (skip_ratio, mitigation), delta, p_holm in zip(instances[1:], deltas, adjusted, strict=True):
-                    verdict = "resolved" if p_holm < 1 - confidence else "not resolved"
-                    covers = {"accuracy": "problems"}.get(metric, "nothing")
-                    if not math.isnan(delta.p) and (delta.seeds > 1 or metric != "accuracy"):
-                        covers = "seeds, problems" if metric == "accuracy" else "seeds"
-                    rows.append(
-                        {
-                            "model": model,
-                            "dataset": dataset,
-                            "skip_ratio": skip_ratio,
-                            "num_skipped": num_skipped(num_layers, skip_ratio),
-                            "mitigation": mitigation,
-                            "metric": metric,
-                            "seeds": delta.seeds,
-                            "covers": covers if delta.seeds else "missing",
-                            "baseline": delta.baseline,
-                            "instance": delta.instance,
-                            "absolute_delta": delta.absolute,
-                            "ci_low": delta.ci_low,
-                            "ci_high": delta.ci_high,
-                            "relative_delta": delta.relative,
-                            "relative_ci_low": delta.relative_ci_low,
-                            "relative_ci_high": delta.relative_ci_high,
-                            "standard_error": delta.standard_error,
-                            "p": delta.p,
-                            "p_holm": p_holm,
-                            "verdict": verdict if delta.seeds else "missing",
-                        }
-                    )
+    instances = list(product(grid["skip_ratio"], grid["mitigation"]))
+    runs = overall(sources.results).query("product == 'train'")
+    problem_scores = sources.problem_scores.query("product == 'train'")
+    rows: list[dict[str, Any]] = []
+    for model, dataset in product(grid["model"], grid["dataset"]):
+        num_layers = sources.provenance["models"][model]["num_layers"]
+        cell_runs = runs[(runs["model"] == model) & (runs["dataset"] == dataset)]
+        cell_problems = problem_scores[(problem_scores["model"] == model) & (problem_scores["dataset"] == dataset)]
+        deltas = cell_deltas(cell_runs, cell_problems, instances, grid["seed"], confidence)
+        for metric, metric_row in deltas.items():
+            adjusted = holm([delta.p for delta in metric_row])
+            for (skip_ratio, mitigation), delta, p_holm in zip(instances, metric_row, adjusted, strict=True):
+                rows.append(
+                    {
+                        "model": model,
+                        "dataset": dataset,
+                        "skip_ratio": skip_ratio,
+                        "num_skipped": num_skipped(num_layers, skip_ratio),
+                        "mitigation": mitigation,
+                        "metric": metric,
+                        "seeds": delta.seeds,
+                        "covers": covers(metric, delta),
+                        "baseline": delta.baseline,
+                        "instance": delta.instance,
+                        "absolute_delta": delta.absolute,
+                        "ci_low": delta.ci_low,
+                        "ci_high": delta.ci_high,
+                        "relative_delta": delta.relative,
+                        "relative_ci_low": delta.relative_ci_low,
+                        "relative_ci_high": delta.relative_ci_high,
+                        "standard_error": delta.standard_error,
+                        "p": delta.p,
+                        "p_holm": p_holm,
+                        "verdict": verdict(delta, p_holm, confidence),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def mcnemar_table(sources: Sources) -> pd.DataFrame:
     """Return McNemar's exact test of each run against its baseline, per benchmark and over all problems.
 
-    It knows neither the macro average nor seeds; it stands beside the deltas as a check that needs no
-    assumption. With several samples per problem there is no such test, and the table is empty.
+    The test is a check beside the deltas that needs no assumptions; it considers neither the macro average nor
+    seeds. It exists for one sample per problem only: with several samples the table is empty.
     """
     keys = [*CELL, "seed", "benchmark", "problem_id"]
-    chosen = sources.verdicts[(sources.verdicts["product"] == "train") & (sources.verdicts["samples"] == 1)]
-    baselines = chosen[chosen["skip_ratio"] == 0][[*keys, "num_correct"]]
-    paired = chosen[chosen["skip_ratio"] > 0].merge(baselines, on=keys, suffixes=("", "_baseline"))
+    scores = sources.problem_scores.query("product == 'train' and samples == 1")
+    baselines = scores[scores["skip_ratio"] == 0][[*keys, "num_correct"]]
+    paired = scores[scores["skip_ratio"] > 0].merge(baselines, on=keys, suffixes=("", "_baseline"))
     paired = pd.concat([paired, paired.assign(benchmark="all problems")])
     rows = []
     for key, pairs in paired.groupby([*RUN, "benchmark"], sort=False):

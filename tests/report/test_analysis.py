@@ -17,10 +17,10 @@ from nested_reft.records.files import read_json
 from nested_reft.report import build, captions
 from nested_reft.report import figures as plots
 from nested_reft.report.deltas import delta_table, mcnemar_table, overall
-from nested_reft.report.paper import PAPER_TABLE_2, paper_table2
+from nested_reft.report.paper import PAPER_TABLE_2, config_table, paper_table2
 from nested_reft.report.sources import collect, read_sources
 from nested_reft.report.statistics import accuracy_deltas, holm, mcnemar_test
-from nested_reft.report.tables import config_table, round_toward_zero, strategy_counts, table1, table2
+from nested_reft.report.tables import round_toward_zero, strategy_counts, table1, table2
 from tests import synthetic
 from tests.conftest import ROOT, run
 
@@ -31,7 +31,6 @@ def test_table_2_of_the_paper():
     assert means[["best_delta", "worst_delta"]].values.tolist() == [[0.016, 0.009], [0.009, 0.036]]
     assert table.loc[("Qwen2.5-Math-7B-Instruct", "Math12k"), "best_delta"] == -0.003
     assert table.loc[("Qwen2.5-Math-7B-Instruct", "SVAMP"), "worst_delta"] == -0.070
-    assert set(table["source"]) == {"the paper (arXiv 2508.10123)"}
     assert [len(datasets) for datasets in PAPER_TABLE_2.values()] == [3, 3]
 
 
@@ -164,8 +163,8 @@ def test_mcnemar_table_counts_discordant_problems(made_up):
     table = mcnemar_table(sources)
     assert len(table) == 3 * 9 * 2 * 4  # datasets x instances x seeds x (benchmarks and all)
     row = table[(table["benchmark"] == "all problems") & (table["mitigation"] == "practical")].iloc[-1]
-    chosen = sources.verdicts[
-        (sources.verdicts["product"] == "train") & (sources.verdicts["dataset"] == row["dataset"])
+    chosen = sources.problem_scores[
+        (sources.problem_scores["product"] == "train") & (sources.problem_scores["dataset"] == row["dataset"])
     ]
     chosen = chosen[chosen["seed"] == row["seed"]].set_index(["benchmark", "problem_id"])
     instance = chosen[(chosen["skip_ratio"] == row["skip_ratio"]) & (chosen["mitigation"] == "practical")][
@@ -288,9 +287,9 @@ def test_config_table_lists_what_differs_from_the_paper():
 
 def test_the_embedded_study_has_something_to_lift():
     """In the committed report each stage adds more than its interval."""
-    stages = pd.read_csv(ROOT / "docs/reports/embedded/stages.csv").set_index("stage")
-    assert list(stages.index) == ["pretrained", "SFT", "ReFT baseline"]
-    for before, after in (("pretrained", "SFT"), ("SFT", "ReFT baseline")):
+    stages = pd.read_csv(ROOT / "docs/reports/embedded/stages.csv").set_index("product")
+    assert list(stages.index) == ["pretrained", "sft", "train (baseline)"]
+    for before, after in (("pretrained", "sft"), ("sft", "train (baseline)")):
         gain = stages.loc[after, "accuracy"] - stages.loc[before, "accuracy"]
         assert gain > stages.loc[[before, after], "interval"].max()
 

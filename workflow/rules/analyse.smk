@@ -29,13 +29,21 @@ rule analyse:
         results=f"{REPORTS}/results.csv",
         sources=expand(
             f"{REPORTS}/{{source}}",
-            source=["problem_scores.parquet", "steps.csv", "config.json", "provenance.json"],
+            source=[
+                "problem_scores.parquet",
+                "steps.csv",
+                "config.json",
+                "provenance.json",
+            ],
         ),
         findings=f"{REPORTS}/findings.rst",
         captions=expand(f"{REPORTS}/caption_{{name}}.rst", name=CAPTIONS),
         table1=shown("table1.csv", "1 Setup", "Table 1: layers skipped"),
         stages=shown("stages.csv", "1 Setup", "Accuracy after each stage"),
         table2=shown("table2.csv", "2 Findings", "Table 2: best and worst delta"),
+        table2_paper=shown(
+            "table2_paper.csv", "2 Findings", "Table 2 of the paper itself"
+        ),
         counts=shown("strategy_counts.csv", "2 Findings", "Strategy counts"),
         heat_map=shown("heat_map.svg", "2 Findings", "The whole grid at a glance"),
         frontier=shown("frontier.svg", "2 Findings", "Accuracy against speed"),

@@ -46,7 +46,7 @@ PRODUCTS = [
 ]
 
 # The report: tables and figures by name, and captions that `analyse` writes beside them.
-TABLES = ["table1", "table2", "strategy_counts", "stages", "deltas"]
+TABLES = ["table1", "table2", "table2_paper", "strategy_counts", "stages", "deltas"]
 TABLES += ["mcnemar", "efficiency", "config", "provenance"]
 PLOTS = ["frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward"]
 FIGURES = [*(f"figure_{dataset}" for dataset in STUDY.grid.dataset), *PLOTS]
@@ -79,9 +79,7 @@ def dataset_settings(wildcards):
 
 def sft_settings(wildcards):
     """What `sft` is told: the run, the section `sft`, the prompt."""
-    return canonical(
-        {"run": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt}
-    )
+    return canonical({"run": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt})
 
 
 def train_settings(wildcards):
