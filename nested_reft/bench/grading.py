@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nested_reft.grading import algebra as symbolic
+from nested_reft.grading import algebra
 from nested_reft.grading.grade import grade, is_correct
 from nested_reft.records.files import read_rows
 
@@ -37,7 +37,7 @@ def rate(rows: Sequence[tuple[str, Any]], repeats: int) -> dict[str, float]:
     """Return answers graded in a second, median and spread over repeats; nothing is remembered between them."""
     rates = []
     for _ in range(repeats):
-        symbolic.forget()
+        algebra.reset()
         is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # the child of the algebra is up
         started = time.perf_counter()
         for completion, answer in rows:

@@ -1,1 +1,1 @@
-"""Answers of completions: extracted, compared with the expected answer, and rewarded."""
+"""Grading: the answer of a completion is extracted, compared with the expected answer, and rewarded."""

@@ -1,4 +1,4 @@
-"""Grading a completion: its extracted answer against the expected one."""
+"""Grading a completion: the answer in its last box against the expected answer."""
 
 import json
 import sys
@@ -9,39 +9,40 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from nested_reft.errors import UserError
-from nested_reft.grading import algebra as symbolic
+from nested_reft.grading import algebra
 from nested_reft.grading.compare import compare
 from nested_reft.grading.extract import extract_answer
 
 
 class Grade(NamedTuple):
-    """Whether a completion is right, and how that was found out."""
+    """The judgement on a completion: whether it is correct, and how this was determined."""
 
     correct: bool
     extracted: str | None
-    # `no answer`, `text`, `number`, `list`, or what the algebra said: `equal`, `different`, `unparsed`, `refused`,
-    # `timeout` or `died`
+    # `no answer`, `text`, `number`, `list`, or the comparison of the algebra: `equal`, `different`, `unparsed`,
+    # `refused`, `timeout` or `died`
     how: str
 
 
 def grade(completion: str, answer: str | float | list[str]) -> Grade:
-    """Return the verdict on a completion's last boxed answer against the expected answer, or any of a list.
+    """Return the grade of a completion: its last boxed answer against the expected answer, or any of a list.
 
-    Takes three seconds at most, and one more where children have to be replaced; where threads ask at
-    once they wait for each other. Never raises for what a model wrote, and executes none of it.
+    Grading takes three seconds at most, and one more where a child process has to be replaced; threads that
+    grade at the same time wait for each other's algebra. No completion raises an error or is executed.
     """
     extracted = extract_answer(completion)
     if extracted is None:
         return Grade(False, None, "no answer")
     accepted = [str(one) for one in (answer if isinstance(answer, list) else [answer])]
+    # The rules that need no algebra are tried on every accepted answer first, because the algebra takes longer.
     how, undecided = "text", []
     for one in accepted:
-        same, how = compare(extracted, one, None)
+        same, how = compare(extracted, one, deadline=None)
         if same:
             return Grade(True, extracted, how)
         if how == "undecided":
             undecided.append(one)
-    deadline = time.monotonic() + symbolic.LIMIT_S
+    deadline = time.monotonic() + algebra.LIMIT_S
     for one in undecided:
         same, how = compare(extracted, one, deadline)
         if same or how == "timeout":
@@ -57,8 +58,12 @@ def is_correct(completion: str, answer: str | float | list[str]) -> bool:
 def read_completions(text: str, name: str) -> list[dict[str, Any]]:
     """Return rows with `completion` and `answer` from JSON lines.
 
+    Args:
+        text: the JSON lines.
+        name: the name of their source in an error.
+
     Raises:
-        UserError: naming the first line that is not JSON, or whose fields are missing or of another type.
+        UserError: a line is not JSON, or one of its fields is missing or of another type.
     """
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -79,8 +84,8 @@ def read_completions(text: str, name: str) -> list[dict[str, Any]]:
 
 
 def grade_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield each row with `correct`, `extracted`, `how` and `seconds`; shows progress on a terminal."""
+    """Yield each row with `correct`, `extracted`, `how` and `seconds`; a terminal shows the progress."""
     for row in tqdm(rows, unit="answer", disable=not sys.stderr.isatty()):
         started = time.perf_counter()
-        verdict = grade(row["completion"], row["answer"])
-        yield row | verdict._asdict() | {"seconds": round(time.perf_counter() - started, 6)}
+        judgement = grade(row["completion"], row["answer"])
+        yield row | judgement._asdict() | {"seconds": round(time.perf_counter() - started, 6)}

@@ -1,21 +1,25 @@
-r"""Normal forms of answers in plain Python: they decide almost every comparison, exactly and at once.
+r"""Normal forms of answers, in plain Python: these decide almost every comparison, exactly and fast.
 
-An answer is LaTeX, a number, a few words, or several of these. Nothing here evaluates anything but
-numbers of bounded size, and no pattern backtracks over more than one repetition, so that the time is
-linear in the length of the answer.
+An answer is LaTeX, a number, a few words, or a collection of these. This module evaluates only numbers of
+bounded size, and no pattern backtracks over more than one repetition, so that the time is linear in the
+length of the answer.
 """
 
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-# Longer answers are compared as text only.
-LONGEST_ANSWER = 1000
-LONGEST_NUMBER = 400
-LARGEST_EXPONENT = 400
-MOST_ELEMENTS = 100
-DEEPEST = 24
+# Longer or deeper answers are compared as text only.
+MAX_ANSWER_LENGTH = 1000
+MAX_BRACKET_DEPTH = 24
+# Longer texts, larger exponents and longer bare lists are not read as numbers or lists.
+MAX_NUMBER_LENGTH = 400
+MAX_EXPONENT = 400
+MAX_ELEMENTS = 100
+
+# ---- spelling ------------------------------------------------------------------------------------
 
 SUPERSCRIPTS = str.maketrans({sign: f"^{{{digit}}}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
 SIGNS = str.maketrans({
@@ -24,13 +28,14 @@ SIGNS = str.maketrans({
     "°": "^\\circ ", "⁄": "/", "′": "'", "√": "\\sqrt", "θ": "\\theta ", "∅": "\\varnothing ", "⟨": "(", "⟩": ")",
 })  # fmt: skip
 
-# Spacing, sizes and styles carry no meaning, and thin ones between digits group thousands.
+# Spacing, sizes and styles have no meaning. Thin spaces between digits group thousands.
 GROUPING = re.compile(r"(?<=\d)(?:,\s*\\!|\{,\}|\\,)\s*(?=\d)")
 THIN_SPACE = re.compile(r"\\[,!]")
 SPACING = re.compile(
     r"\\(?:[;:> ]|quad|qquad|displaystyle|textstyle|limits|(?:[Bb]igg?|left|right|middle)[lr]?(?![a-z])\.?)|~|&nbsp;"
 )
-SAME_COMMAND = {
+# The name that stands for a command, or nothing for a command that has no meaning here.
+COMMAND_NAMES = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge",
     "neq": "ne", "lbrace": "{", "rbrace": "}", "land": "wedge", "lor": "vee", "degree": "circ", "langle": "lparen",
     "rangle": "rparen", "lvert": "vert", "rvert": "vert", "dots": "ldots", "cdots": "ldots", "ast": "cdot",
@@ -40,85 +45,23 @@ SAME_COMMAND = {
 COMMAND = re.compile(r"\\([a-zA-Z]+)")
 FRAC_OF_TOKENS = re.compile(r"\\frac\s*(\d|[a-zA-Z]|\{[^{}]*\})\s*(\d|[a-zA-Z]|\{[^{}]*\})")
 SQRT_OF_TOKEN = re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))")
-UPRIGHT_LETTER = re.compile(r"\\mathrm\s*\{\s*([eidxyznk])\s*\}")  # the imaginary unit is no unit
+UPRIGHT_LETTER = re.compile(
+    r"\\mathrm\s*\{\s*([eidxyznk])\s*\}"
+)  # `i` and other variables are not units of measurement
 QUANTITY_IN_TEXT = re.compile(r"^\\text\s*\{\s*(-?[\d.,]+[^{}]*)\}$")
 TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mbox|textup)\s*\{([^{}]*)\}")
 
-# A unit is a wrapper, `\text{...}` or `\mathrm{...}`, or a quotient or product of these, or a word after a number.
-WRAPPER = r"\\(?:text(?:rm|normal|bf)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}"
-POWER_OF_UNIT = r"\s*\^\s*\{?\s*-?\d\s*\}?"
-UNIT_IN_WRAPPERS = re.compile(
-    rf"\s*(?:{WRAPPER}|\\frac\s*\{{\s*{WRAPPER}(?:{POWER_OF_UNIT})?\s*\}}\s*\{{\s*{WRAPPER}(?:{POWER_OF_UNIT})?\s*\}})"
-    rf"(?:\s*(?:[/*]|\\cdot)?\s*{WRAPPER}|{POWER_OF_UNIT})*$"
-)
-UNIT_SYMBOLS = """
-m cm mm km nm um s ms ns min h hr g kg mg N J kJ W kW V A C K Pa kPa Hz mol L l mL ml eV keV MeV GeV T G F H erg ergs
-dyne cal kcal AU pc kpc ly yr rad deg sr in ft lb oz mi mph kmph kph dB bar atm M Da sec cc
-""".split()  # noqa: SIM905
-UNIT_WORDS = (
-    r"(?:millimeter|centimeter|kilometer|meter|metre|inch(?:e)?|foot|feet|yard|mile|unit|degree|radian|dollar|cent|euro|"
-    r"pound|rupee|second|sec|minute|min|hour|hr|day|week|month|year|gram|kilogram|liter|litre|gallon|people|person|"
-    r"newton|joule|watt|volt|ampere|kelvin|pascal|hertz|mole)s?"
-)
-BARE_UNIT = rf"(?:square\s+|cubic\s+|sq\.?\s*)?(?:{UNIT_WORDS}|cm|mm|km|kg|mph|ft|m/s|km/h|usd)(?:{POWER_OF_UNIT})?"
-UNIT_AFTER_NUMBER = re.compile(rf"\s*(?:{BARE_UNIT})(?:\s*(?:/|per)\s*(?:{BARE_UNIT}|[a-z]))?\.?$", re.IGNORECASE)
-NO_UNIT = """
-and or more less only if is not even odd squared cubed million billion trillion thousand hundred dozen percent am pm
-a.m. p.m. increase decrease mod times root
-""".split()  # noqa: SIM905
-SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-SCALE = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALES)}|dozen)\s*\}}?$", re.IGNORECASE)
-DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[CF]?$")
-CURRENCY = re.compile(r"^(-?)\s*(?:\\\$|\$|€|£|¥|\\text\s*\{\s*\$\s*\}|\\pounds)\s*(?=[-\d.])")
-
-UNSIGNED = r"(?:\d+(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
-PLAIN = re.compile(rf"([+-]?)\s*({UNSIGNED})")
-SCIENTIFIC = re.compile(
-    r"([+-]?)\s*(?:(\d+\.?\d*|\.\d+)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*))|10\s*(?:\^|\*\*))"
-    r"\s*\{?\s*([+-]?\d+)\s*\}?"
-)
-POWER = re.compile(r"([+-]?)\s*(\d{1,6})\s*(?:\^|\*\*)\s*\{?\s*(-?\d{1,4})\s*\}?")
-FRACTION = re.compile(
-    r"([+-]?)\s*(?:(\d+)\s*(?:\+\s*)?)?"
-    r"(?:\\frac\s*\{\s*([+-]?[\d.]+)\s*\}\s*\{\s*([+-]?[\d.]+)\s*\}|(?<![\d.])([\d.]+)\s*/\s*([\d.]+))"
-)
-QUOTIENT = re.compile(r"([+-]?)\s*\(?\s*([+-]?[\d.]+)\s*\)?\s*/\s*\(?\s*([+-]?[\d.]+)\s*\)?")
-DECIMAL = re.compile(r"\d*\.?\d+|\d+\.")
-REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\s*\{(\d+)\}")
-IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
-
-# What is assigned to in `x = 5`: a variable, a segment or an area, a function, a word, or several of these.
-ONE_NAME = (
-    r"(?:\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+|[A-Z]{1,4}|[a-zA-Z]|[a-zA-Z]{3,}|\|[A-Z]{2}\|)"
-    r"(?:_(?:\{\w{1,4}\}|\w)|'{1,2}|\s*\([a-z]\))?"
-)
-NAME = re.compile(rf"(?:\\angle\s*)?{ONE_NAME}|\(?\s*{ONE_NAME}(?:\s*[,:]\s*{ONE_NAME}){{1,3}}\s*\)?")
-
-
-class Number(NamedTuple):
-    """A number as it was written."""
-
-    value: Fraction
-    exact: bool  # not a decimal
-    percent: bool
-
-
-class Several(NamedTuple):
-    """Elements in brackets, in a matrix (its rows separated by rows of their own) or in a bare list."""
-
-    kind: str  # `()`, `[)`, ..., `{}`, `matrix`, `union`, `and`, `or`, or empty: a bare list
-    elements: list[str]
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the order of the elements matters."""
-        return self.kind not in ("", "{}", "union", "and", "or")
+# Mathematics in plain ASCII, as programs write it.
+PLAIN_FUNCTION = re.compile(r"(?<![\\a-zA-Z])(sqrt|\^)\s*\(")
+PLAIN_NAME = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|inf|oo)(?![a-zA-Z])")
+PLAIN_NAMES = {"pi": "\\pi ", "infinity": "\\infty ", "inf": "\\infty ", "oo": "\\infty "}
+PERCENT_WORD = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?(?:percentage|percent|pct\.?)\s*\}?$", re.IGNORECASE)
 
 
 def clean(answer: str) -> str:
-    r"""Return the answer with one spelling for what has many: signs, spacing, fractions, `$` around it.
+    r"""Return the answer in one spelling: of signs, spacing, commands and fractions, without `$` around it.
 
-    White space survives as single spaces, since it tells `3 1/2` from `31/2` and `32, 349` from `32,349`.
+    Single spaces stay, because they distinguish `3 1/2` from `31/2` and `32, 349` from `32,349`.
     """
     text = answer
     if not text.isascii():
@@ -129,9 +72,9 @@ def clean(answer: str) -> str:
     if "\\" in text:
         if "\\begin" not in text:
             text = re.sub(r"\\\\(?=[a-zA-Z!,;{}])", r"\\", text)  # escaped twice
-        text = text.replace("\\\\", "\\cr ")  # a row of a matrix ends; two backslashes are no command
+        text = text.replace("\\\\", "\\cr ")  # two backslashes end a row of a matrix
         text = SPACING.sub(" ", THIN_SPACE.sub(" ", text))
-        text = COMMAND.sub(lambda match: renamed(match[1]), text)
+        text = COMMAND.sub(lambda match: canonical_command(match[1]), text)
         text = FRAC_OF_TOKENS.sub(lambda match: f"\\frac{braced(match[1])}{braced(match[2])}", text)
         text = SQRT_OF_TOKEN.sub(r"\\sqrt{\1}", text)
         text = UPRIGHT_LETTER.sub(r" \1 ", QUANTITY_IN_TEXT.sub(r"\1", text))
@@ -140,14 +83,8 @@ def clean(answer: str) -> str:
     return text.rstrip(".").rstrip() if text.endswith(".") and not text.endswith("..") else text
 
 
-PLAIN_FUNCTION = re.compile(r"(?<![\\a-zA-Z])(sqrt|\^)\s*\(")
-PLAIN_NAME = re.compile(r"(?<![\\a-zA-Z])(pi|infinity|inf|oo)(?![a-zA-Z])")
-PLAIN_NAMES = {"pi": "\\pi ", "infinity": "\\infty ", "inf": "\\infty ", "oo": "\\infty "}
-PERCENT_WORD = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?(?:percentage|percent|pct\.?)\s*\}?$", re.IGNORECASE)
-
-
 def from_plain(text: str) -> str:
-    """Return the text with plain ASCII mathematics as LaTeX: `2**(1/4)`, `sqrt(3)`, `x >= 5`, `pi`."""
+    """Return the text with plain ASCII mathematics, such as `2**(1/4)`, `sqrt(3)`, `x >= 5` and `pi`, as LaTeX."""
     text = text.replace("**", "^").replace(">=", "\\ge ").replace("<=", "\\le ").replace("!=", "\\ne ")
     text = PLAIN_NAME.sub(lambda match: PLAIN_NAMES[match[1]], text)
     start = 0
@@ -164,9 +101,9 @@ def from_plain(text: str) -> str:
     return text
 
 
-def renamed(command: str) -> str:
-    """Return the command under the name that it shares with others of its meaning."""
-    name = SAME_COMMAND.get(command, command)
+def canonical_command(command: str) -> str:
+    """Return LaTeX for a command name, under one name for all commands of the same meaning."""
+    name = COMMAND_NAMES.get(command, command)
     if name in ("lparen", "rparen"):
         return "(" if name == "lparen" else ")"
     return f"\\{name}" if name else " "
@@ -178,7 +115,7 @@ def braced(token: str) -> str:
 
 
 def strip_delimiters(text: str) -> str:
-    r"""Return the text without the `$`, `\(` or `\[` around all of it."""
+    r"""Return the text without a pair of `$`, `\(` or `\[` that encloses all of it."""
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inside = text[len(opening) : -len(closing)]
         enclosed = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
@@ -187,10 +124,46 @@ def strip_delimiters(text: str) -> str:
     return text
 
 
-def without_units(found: str, expected: str) -> tuple[str, str]:
-    """Return both texts without currencies before and units after them; units are dropped and not compared.
+# ---- units, names and approximations around a value ----------------------------------------------
 
-    What stands in a wrapper without being a unit has a meaning: it stays if the other side has another one.
+# A unit is text, `\text{...}` or `\mathrm{...}`, or a quotient or product of such texts, or a word after a number.
+TEXT_COMMAND = r"\\(?:text(?:rm|normal|bf)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}"
+POWER_OF_UNIT = r"\s*\^\s*\{?\s*-?\d\s*\}?"
+UNIT_IN_TEXT = re.compile(
+    rf"\s*(?:{TEXT_COMMAND}|\\frac\s*\{{\s*{TEXT_COMMAND}(?:{POWER_OF_UNIT})?\s*\}}\s*\{{\s*{TEXT_COMMAND}(?:{POWER_OF_UNIT})?\s*\}})"
+    rf"(?:\s*(?:[/*]|\\cdot)?\s*{TEXT_COMMAND}|{POWER_OF_UNIT})*$"
+)
+UNIT_SYMBOLS = """
+m cm mm km nm um s ms ns min h hr g kg mg N J kJ W kW V A C K Pa kPa Hz mol L l mL ml eV keV MeV GeV T G F H erg ergs
+dyne cal kcal AU pc kpc ly yr rad deg sr in ft lb oz mi mph kmph kph dB bar atm M Da sec cc
+""".split()  # noqa: SIM905
+UNIT_WORDS = (
+    r"(?:millimeter|centimeter|kilometer|meter|metre|inch(?:e)?|foot|feet|yard|mile|unit|degree|radian|dollar|cent|euro|"
+    r"pound|rupee|second|sec|minute|min|hour|hr|day|week|month|year|gram|kilogram|liter|litre|gallon|people|person|"
+    r"newton|joule|watt|volt|ampere|kelvin|pascal|hertz|mole)s?"
+)
+BARE_UNIT = rf"(?:square\s+|cubic\s+|sq\.?\s*)?(?:{UNIT_WORDS}|cm|mm|km|kg|mph|ft|m/s|km/h|usd)(?:{POWER_OF_UNIT})?"
+UNIT_AFTER_NUMBER = re.compile(rf"\s*(?:{BARE_UNIT})(?:\s*(?:/|per)\s*(?:{BARE_UNIT}|[a-z]))?\.?$", re.IGNORECASE)
+# Words after a number that change its meaning and so are not units.
+NOT_UNITS = """
+and or more less only if is not even odd squared cubed million billion trillion thousand hundred dozen percent am pm
+a.m. p.m. increase decrease mod times root
+""".split()  # noqa: SIM905
+DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[CF]?$")
+CURRENCY = re.compile(r"^(-?)\s*(?:\\\$|\$|€|£|¥|\\text\s*\{\s*\$\s*\}|\\pounds)\s*(?=[-\d.])")
+
+# The left side of an assignment `x = 5`: a variable, a segment or an area, a function, a word, or a tuple of these.
+ONE_NAME = (
+    r"(?:\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+|[A-Z]{1,4}|[a-zA-Z]|[a-zA-Z]{3,}|\|[A-Z]{2}\|)"
+    r"(?:_(?:\{\w{1,4}\}|\w)|'{1,2}|\s*\([a-z]\))?"
+)
+NAME = re.compile(rf"(?:\\angle\s*)?{ONE_NAME}|\(?\s*{ONE_NAME}(?:\s*[,:]\s*{ONE_NAME}){{1,3}}\s*\)?")
+
+
+def without_units(found: str, expected: str) -> tuple[str, str]:
+    """Return both texts without a currency before and a unit after them; units are not compared.
+
+    An unknown word after a value may have a meaning, so both texts stay whole where these words differ.
     """
     found, expected = CURRENCY.sub(r"\1", found), CURRENCY.sub(r"\1", expected)
     (value, unit, known), (expected_value, expected_unit, expected_known) = split_unit(found), split_unit(expected)
@@ -200,12 +173,12 @@ def without_units(found: str, expected: str) -> tuple[str, str]:
 
 
 def split_unit(text: str) -> tuple[str, str, bool]:
-    """Return the text before a unit, the unit (empty if there is none), and whether it is one that we know."""
-    if match := UNIT_IN_WRAPPERS.search(text):
+    """Return the text before a unit, the unit (empty if there is none), and whether the unit is a known one."""
+    if match := UNIT_IN_TEXT.search(text):
         value, unit = text[: match.start()].strip(), match[0].strip()
         words = re.findall(r"[A-Za-z.]+", re.sub(r"\\[a-zA-Z]+", " ", unit))
         known = all(word in UNIT_SYMBOLS or re.fullmatch(UNIT_WORDS, word.lower()) for word in words) and bool(words)
-        noun = len(words) <= 2 and all(len(word) > 2 and word.lower() not in NO_UNIT for word in words)
+        noun = len(words) <= 2 and all(len(word) > 2 and word.lower() not in NOT_UNITS for word in words)
         if value and (known or (noun and words and to_number(value) is not None)):
             return value, unit, known
         return text, "", False
@@ -217,7 +190,7 @@ def split_unit(text: str) -> tuple[str, str, bool]:
 
 
 def without_approximation(text: str) -> str:
-    r"""Return the exact value of `\frac{1}{3} \approx 0.33`; a mere name is none, `r \approx 0.33` is `0.33`."""
+    r"""Return the exact side of `\frac{1}{3} \approx 0.33`, or the value of `r \approx 0.33`, where `r` is a name."""
     exact, _, approximate = text.partition("\\approx")
     if not approximate:
         return text
@@ -234,13 +207,13 @@ def without_membership(text: str) -> str:
 
 
 def name_and_value(text: str) -> tuple[str, str]:
-    """Return name and value of `x = 5` and `x = 2 + 3 = 5`; no name if there is none.
+    """Return name and value of `x = 5` or `x = 2 + 3 = 5`, or an empty name and the whole text.
 
-    An equation is no assignment: `2x + z = 1` has no name. A calculation, `2 + 3 = 5`, has itself for one.
+    An equation such as `2x + z = 1` has no name. The first term of a calculation, `2 + 3 = 5`, serves as its name.
     """
-    if "=" not in text or len(split(text, "=")) < 2:
+    if "=" not in text or len(split_outside_brackets(text, "=")) < 2:
         return "", text
-    name, *between, value = split(text, "=")
+    name, *between, value = split_outside_brackets(text, "=")
     if NAME.fullmatch(name) and value:
         return name, value
     result = to_number(value)
@@ -250,9 +223,44 @@ def name_and_value(text: str) -> tuple[str, str]:
     return (name, value) if all(term is None or same_number(term, result) for term in terms) else ("", text)
 
 
+# ---- numbers -------------------------------------------------------------------------------------
+
+UNSIGNED = r"(?:\d+(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
+DECIMAL_NUMBER = re.compile(rf"([+-]?)\s*({UNSIGNED})")
+SCIENTIFIC = re.compile(
+    r"([+-]?)\s*(?:(\d+\.?\d*|\.\d+)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*))|10\s*(?:\^|\*\*))"
+    r"\s*\{?\s*([+-]?\d+)\s*\}?"
+)
+POWER = re.compile(r"([+-]?)\s*(\d{1,6})\s*(?:\^|\*\*)\s*\{?\s*(-?\d{1,4})\s*\}?")
+MIXED_NUMBER = re.compile(
+    r"([+-]?)\s*(?:(\d+)\s*(?:\+\s*)?)?"
+    r"(?:\\frac\s*\{\s*([+-]?[\d.]+)\s*\}\s*\{\s*([+-]?[\d.]+)\s*\}|(?<![\d.])([\d.]+)\s*/\s*([\d.]+))"
+)
+QUOTIENT = re.compile(r"([+-]?)\s*\(?\s*([+-]?[\d.]+)\s*\)?\s*/\s*\(?\s*([+-]?[\d.]+)\s*\)?")
+DECIMAL = re.compile(r"\d*\.?\d+|\d+\.")
+REPEATING_DECIMAL = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\s*\{(\d+)\}")
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALE = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALES)})\s*\}}?$", re.IGNORECASE)
+IN_BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+
+
+Magnitude = tuple[Fraction, bool]  # the value without its sign, and whether it is exact
+
+
+class Number(NamedTuple):
+    """A number, and how it was written."""
+
+    value: Fraction
+    exact: bool  # an integer or a fraction; decimals are compared with a tolerance
+    percent: bool
+
+
 def to_number(text: str) -> Number | None:
-    """Return a cleaned text as a number: integer, decimal, fraction, mixed number, power, scientific or percentage."""
-    if len(text) > LONGEST_NUMBER or not any(character.isdigit() for character in text):
+    """Return a cleaned text as a number, or None.
+
+    The text is in one of `NUMBER_FORMS`, perhaps in parentheses or before `%` or a word such as `million`.
+    """
+    if len(text) > MAX_NUMBER_LENGTH or not any(character.isdigit() for character in text):
         return None
     percent = text.endswith("%")
     if percent:
@@ -261,115 +269,106 @@ def to_number(text: str) -> Number | None:
         text = text[1:-1].strip()
     if match := SCALE.search(text):
         number = to_number(text[: match.start()].strip())
-        scale = 12 if match[1].lower() == "dozen" else 10 ** SCALES[match[1].lower()]
-        return number and number._replace(value=number.value * scale)
-    if match := REPEATING.fullmatch(text):
-        sign, whole, digits, period = match.groups()
-        value = Fraction(f"{whole or 0}.{digits or 0}") + Fraction(
-            int(period), (10 ** len(period) - 1) * 10 ** len(digits)
-        )
-        return Number(-value if sign == "-" else value, True, percent)
-    if match := PLAIN.fullmatch(text):
-        sign, digits = match.groups()
-        value = Fraction(re.sub("[, ]", "", digits))
-        return Number(-value if sign == "-" else value, "." not in digits, percent)
-    if match := SCIENTIFIC.fullmatch(text):
-        sign, mantissa, exponent = match.groups()
-        if len(exponent) > 5 or abs(int(exponent)) > LARGEST_EXPONENT:
-            return None
-        value = Fraction(mantissa or 1) * Fraction(10) ** int(exponent)
-        return Number(-value if sign == "-" else value, not mantissa or "." not in mantissa, percent)
-    if match := POWER.fullmatch(text):
-        sign, base, exponent = match.groups()
-        if abs(int(exponent)) > LARGEST_EXPONENT or (int(base) == 0 and int(exponent) <= 0):
-            return None
-        value = Fraction(int(base)) ** int(exponent)
-        return Number(-value if sign == "-" else value, True, percent)
-    if match := FRACTION.fullmatch(text):
-        sign, whole, *parts = match.groups()
-        above, below = (part for part in parts if part)
-        return as_quotient(sign, whole, above, below, percent)
-    if match := QUOTIENT.fullmatch(text):
-        sign, above, below = match.groups()
-        return as_quotient(sign, None, above, below, percent)
+        return number and number._replace(value=number.value * SCALES[match[1].lower()])
+    for pattern, build in NUMBER_FORMS:
+        if match := pattern.fullmatch(text):
+            magnitude = build(match)
+            if magnitude is None:
+                return None
+            value, exact = magnitude
+            return Number(-value if match[1] == "-" else value, exact, percent)
     return None
 
 
-def as_quotient(sign: str, whole: str | None, above: str, below: str, percent: bool) -> Number | None:
-    """Return the number [sign][whole] above/below, or None for a division by zero or what is no decimal."""
-    if not all(DECIMAL.fullmatch(part.lstrip("+-")) for part in (above, below)) or not Fraction(below):
+def decimal(match: re.Match[str]) -> Magnitude:
+    """Return the magnitude of `1,234.5`."""
+    digits = match[2]
+    return Fraction(re.sub("[, ]", "", digits)), "." not in digits
+
+
+def repeating_decimal(match: re.Match[str]) -> Magnitude:
+    r"""Return the magnitude of `0.1\overline{6}`, which is exact."""
+    _, whole, digits, period = match.groups()
+    repeated = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits))
+    return Fraction(f"{whole or 0}.{digits or 0}") + repeated, True
+
+
+def scientific(match: re.Match[str]) -> Magnitude | None:
+    r"""Return the magnitude of `6.02 \times 10^{23}` or `10^{23}`, or None for a large exponent."""
+    _, mantissa, exponent = match.groups()
+    if len(exponent) > 5 or abs(int(exponent)) > MAX_EXPONENT:
         return None
-    value = Fraction(above) / Fraction(below)
-    if whole:
-        value += int(whole)
-    return Number(-value if sign == "-" else value, "." not in above + below, percent)
+    return Fraction(mantissa or 1) * Fraction(10) ** int(exponent), not mantissa or "." not in mantissa
+
+
+def power(match: re.Match[str]) -> Magnitude | None:
+    """Return the magnitude of `2^{10}`, or None for a large exponent or a division by zero."""
+    base, exponent = int(match[2]), int(match[3])
+    if abs(exponent) > MAX_EXPONENT or (base == 0 and exponent <= 0):
+        return None
+    return Fraction(base) ** exponent, True
+
+
+def mixed_number(match: re.Match[str]) -> Magnitude | None:
+    r"""Return the magnitude of `3 1/2` or `\frac{7}{2}`, or None for a division by zero."""
+    _, whole, *parts = match.groups()
+    numerator, denominator = (part for part in parts if part)
+    fraction = divided(numerator, denominator)
+    return fraction and (fraction[0] + int(whole or 0), fraction[1])
+
+
+def quotient(match: re.Match[str]) -> Magnitude | None:
+    """Return the magnitude of `(-7)/(2)`, or None for a division by zero."""
+    return divided(match[2], match[3])
+
+
+def divided(numerator: str, denominator: str) -> Magnitude | None:
+    """Return the quotient of two decimals, or None for a division by zero or text such as `1.2.3`."""
+    if not all(DECIMAL.fullmatch(part.lstrip("+-")) for part in (numerator, denominator)) or not Fraction(denominator):
+        return None
+    return Fraction(numerator) / Fraction(denominator), "." not in numerator + denominator
+
+
+# The first pattern that matches the whole text decides. The first group of each is the sign.
+NUMBER_FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Magnitude | None]], ...] = (
+    (DECIMAL_NUMBER, decimal),
+    (REPEATING_DECIMAL, repeating_decimal),
+    (SCIENTIFIC, scientific),
+    (POWER, power),
+    (MIXED_NUMBER, mixed_number),
+    (QUOTIENT, quotient),
+)
 
 
 def same_number(found: Number, expected: Number) -> bool:
-    """Whether two numbers are the same: exactly, or within 1e-6 of their size if one is a decimal.
+    """Whether two numbers are the same: exactly, or to a relative 1e-6 if one is a decimal.
 
     A percentage equals its face value and its hundredth, on either side.
     """
     if found.percent != expected.percent:
         hundredth = found._replace(value=found.value / 100) if found.percent else found
         expected_hundredth = expected._replace(value=expected.value / 100) if expected.percent else expected
-        return near(found, expected) or near(hundredth, expected_hundredth)
-    return near(found, expected)
+        return nearly_equal(found, expected) or nearly_equal(hundredth, expected_hundredth)
+    return nearly_equal(found, expected)
 
 
-def near(found: Number, expected: Number) -> bool:
-    """Whether the values are equal, or nearly so if one is a decimal."""
+def nearly_equal(found: Number, expected: Number) -> bool:
+    """Whether the values are equal, or equal to a relative 1e-6 if one is a decimal."""
     if found.exact and expected.exact:
         return found.value == expected.value
     return abs(found.value - expected.value) <= max(abs(found.value), abs(expected.value)) / 10**6
 
 
-def deepest(text: str) -> int:
-    """Return how deep brackets are nested."""
-    depth = most = 0
-    for character in text.replace("\\{", "").replace("\\}", ""):
-        depth += (character in "([{") - (character in ")]}")
-        most = max(most, depth)
-    return most
-
-
-def split(text: str, separators: str = ",;") -> list[str]:
-    """Return the parts between separators that stand outside of all brackets."""
-    parts, depth, start = [], 0, 0
-    for index, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character in separators and depth == 0 and not text[:index].endswith("\\"):
-            parts.append(text[start:index].strip())
-            start = index + 1
-    parts.append(text[start:].strip())
-    return parts
-
-
-def closes_at_the_end(text: str) -> bool:
-    """Whether the bracket that opens the text is closed by the one that ends it (intervals may mix their kinds)."""
-    depth = 0
-    for index, character in enumerate(text):
-        if character in "([":
-            depth += 1
-        elif character in ")]":
-            depth -= 1
-            if depth == 0:
-                return index == len(text) - 1
-    return False
-
-
-MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}")
-LIST_WORDS = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
-
-
 def in_base(text: str) -> tuple[str, str] | None:
-    """Return digits and base of `2516_8`, or None."""
+    """Return digits and base of `2516_8`, or None for a number without a base."""
     match = IN_BASE.fullmatch(text)
     return (match[1].upper(), match[2]) if match and match[1][0].isdigit() else None
 
+
+# ---- collections and intervals -------------------------------------------------------------------
+
+MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}")
+LIST_WORDS = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
 
 LESS = r"(<|\\le(?![a-z]))"
 MORE = r"(>|\\ge(?![a-z]))"
@@ -377,6 +376,45 @@ BETWEEN = re.compile(rf"([^<>]+?)\s*{LESS}\s*[a-zA-Z]\s*{LESS}\s*([^<>]+)")
 BETWEEN_FALLING = re.compile(rf"([^<>]+?)\s*{MORE}\s*[a-zA-Z]\s*{MORE}\s*([^<>]+)")
 BELOW = re.compile(rf"[a-zA-Z]\s*{LESS}\s*([^<>]+)|([^<>]+?)\s*{MORE}\s*[a-zA-Z]")
 ABOVE = re.compile(rf"[a-zA-Z]\s*{MORE}\s*([^<>]+)|([^<>]+?)\s*{LESS}\s*[a-zA-Z]")
+
+
+class Collection(NamedTuple):
+    r"""Elements in brackets, in a matrix (where the element `\cr` ends each row) or in a bare list."""
+
+    kind: str  # `()`, `[)`, ..., `{}`, `matrix`, `union`, `and`, `or`, or empty: a bare list
+    elements: list[str]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the elements matters."""
+        return self.kind not in ("", "{}", "union", "and", "or")
+
+
+def to_collection(text: str) -> Collection | None:
+    """Return the elements of a cleaned list, tuple, interval, set, matrix or union; None for a single value."""
+    if len(text) > MAX_ANSWER_LENGTH:
+        return None
+    if match := MATRIX.fullmatch(text):
+        rows = [row for row in match[2].split("\\cr") if row.strip()]
+        elements = [cell.strip() for row in rows for cell in (*row.split("&"), "\\cr")]
+        return Collection("matrix", elements)
+    if text.startswith("\\{") and text.endswith("\\}"):
+        if ":" in text or "\\mid" in text or "|" in text:
+            return None  # a set that is defined by a property
+        return Collection("{}", split_outside_brackets(text[2:-2]))
+    if text.startswith("{") and text.endswith("}") and len(split_outside_brackets(text[1:-1])) > 1:
+        return Collection("{}", split_outside_brackets(text[1:-1]))
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and is_enclosed(text):
+        parts = split_outside_brackets(text[1:-1])
+        return Collection(text[0] + text[-1], parts) if len(parts) > 1 else None
+    if "\\cup" in text:
+        return Collection("union", [part.strip() for part in text.split("\\cup")])
+    if "\\pm" in text and text.count("\\pm") == 1:
+        return Collection("", [text.replace("\\pm", "+").removeprefix("+").strip(), text.replace("\\pm", "-").strip()])
+    parts = split_outside_brackets(LIST_WORDS.sub(", ", text))
+    if len(parts) > 1 and re.search(r"[<>]|\\[lg]e(?![a-z])", text) and (word := LIST_WORDS.search(text)):
+        return Collection("or" if "or" in word[0] else "and", parts)
+    return Collection("", parts) if len(parts) > 1 and len(parts) <= MAX_ELEMENTS and all(parts) else None
 
 
 def to_interval(text: str) -> str | None:
@@ -401,41 +439,54 @@ def to_interval(text: str) -> str | None:
     return f"{'(' if closed_low in '<>' else '['}{low.strip()}, {high.strip()}{')' if closed_high in '<>' else ']'}"
 
 
-def to_several(text: str) -> Several | None:
-    """Return the elements of a cleaned list, tuple, interval, set, matrix or union; None for a single thing."""
-    if len(text) > LONGEST_ANSWER:
-        return None
-    if match := MATRIX.fullmatch(text):
-        rows = [row for row in match[2].split("\\cr") if row.strip()]
-        elements = [cell.strip() for row in rows for cell in (*row.split("&"), "\\cr")]
-        return Several("matrix", elements)
-    if text.startswith("\\{") and text.endswith("\\}"):
-        if ":" in text or "\\mid" in text or "|" in text:
-            return None  # a set by its property
-        return Several("{}", split(text[2:-2]))
-    if text.startswith("{") and text.endswith("}") and len(split(text[1:-1])) > 1:
-        return Several("{}", split(text[1:-1]))
-    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and closes_at_the_end(text):
-        parts = split(text[1:-1])
-        return Several(text[0] + text[-1], parts) if len(parts) > 1 else None
-    if "\\cup" in text:
-        return Several("union", [part.strip() for part in text.split("\\cup")])
-    if "\\pm" in text and text.count("\\pm") == 1:
-        return Several("", [text.replace("\\pm", "+").removeprefix("+").strip(), text.replace("\\pm", "-").strip()])
-    parts = split(LIST_WORDS.sub(", ", text))
-    if len(parts) > 1 and re.search(r"[<>]|\\[lg]e(?![a-z])", text) and (word := LIST_WORDS.search(text)):
-        return Several("or" if "or" in word[0] else "and", parts)
-    return Several("", parts) if len(parts) > 1 and len(parts) <= MOST_ELEMENTS and all(parts) else None
+def split_outside_brackets(text: str, separators: str = ",;") -> list[str]:
+    """Return the parts of a text between the separators that are outside all brackets."""
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character in separators and depth == 0 and not text[:index].endswith("\\"):
+            parts.append(text[start:index].strip())
+            start = index + 1
+    parts.append(text[start:].strip())
+    return parts
+
+
+def is_enclosed(text: str) -> bool:
+    """Whether the last bracket of the text closes the first one; the two of an interval may differ in kind."""
+    depth = 0
+    for index, character in enumerate(text):
+        if character in "([":
+            depth += 1
+        elif character in ")]":
+            depth -= 1
+            if depth == 0:
+                return index == len(text) - 1
+    return False
+
+
+def bracket_depth(text: str) -> int:
+    """Return the largest number of brackets that are open at once."""
+    depth = deepest = 0
+    for character in text.replace("\\{", "").replace("\\}", ""):
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+# ---- words ---------------------------------------------------------------------------------------
 
 
 def to_words(text: str) -> str:
-    r"""Return the text without spaces, and without `\text`: words of several letters are compared without case."""
+    r"""Return the text without spaces and `\text`, in lower case if it is a word of three letters or more."""
     text = TEXT.sub(r"\1", text)
     text = re.sub(r"\s|\\(?=[$%])", "", re.sub(r"([_^])\s*\{(\w)\}", r"\1\2", text))
     return text.lower() if re.fullmatch(r"[A-Za-z'.-]{3,}", text) else text
 
 
 def to_choice(text: str) -> str | None:
-    r"""Return the letter of an answer to a multiple choice, `(C)`, `C.` or `\text{C}`; None for anything else."""
+    r"""Return the letter of a choice from A to J, written `(C)`, `C.` or `\text{C}`; None for anything else."""
     match = re.fullmatch(r"\(?([A-J])\)?[.:]?", TEXT.sub(r"\1", text).replace(" ", ""))
     return match[1] if match else None
