@@ -1,41 +1,73 @@
-# Two commands matter: `make study` and `make test`. Both set up .venv first, if it is not there yet.
+# `make` lists the targets. Each sets up .venv first, if it is not there yet.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 CONFIG ?= config/config.yaml
+# More options for pytest, as in `make test PYTEST="--cov --durations=20"`.
+PYTEST ?=
+# Pages that people write; the others are generated.
+PAGES = $(shell git ls-files '*.md' ':!docs/reports' ':!config' ':!nested_reft')
 # The package's own command must be found by the shell commands of the rules.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: study test test-slow lint report ui setup
+.PHONY: help setup study report ui test test-slow test-gpu coverage lint lint-prose format docs
 
-setup: $(VENV)/ready
-
-$(VENV)/ready: requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
 
 study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
-
-test: setup  ## run the tests that take seconds
-	$(BIN)/pytest -m "not slow"
-
-test-slow: setup  ## run the tests that take minutes
-	$(BIN)/pytest -m slow
-
-lint: setup  ## run all linters
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/mypy
-	$(BIN)/snakemake --lint
 
 report: setup  ## build report.html, self-contained, from a finished study
 	$(BIN)/snakemake --configfile $(CONFIG) --report report.html
 
 ui: setup  ## browse all runs of the default store in MLflow, on this machine only
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
+
+test: setup  ## run the tests that take seconds
+	$(BIN)/pytest -m "not slow" $(PYTEST)
+
+test-slow: setup  ## run the tests that take minutes
+	$(BIN)/pytest -m slow $(PYTEST)
+
+test-gpu: setup  ## run the tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu $(PYTEST)
+
+coverage: setup  ## run the tests that take seconds, and list the lines that none of them runs
+	$(BIN)/pytest -m "not slow" --cov $(PYTEST)
+
+lint: setup  ## run all linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/snakemake --lint
+
+lint-prose: setup  ## check the wording and the format of comments, messages and pages
+	$(BIN)/python tools/check_prose.py
+	$(BIN)/mdformat --check $(PAGES)
+
+format: setup  ## format the code and the pages
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+	$(BIN)/mdformat $(PAGES)
+
+docs: setup  ## build the documentation site in site/
+	$(BIN)/mkdocs build --strict
+
+setup: $(VENV)/ready  ## install the package and the pins of requirements.lock in .venv
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
