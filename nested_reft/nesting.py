@@ -1,38 +1,31 @@
-"""The behavior policy: the target model with a random subset of its layers skipped.
+"""Which layers the behavior policy skips: Definitions 1-3 of the paper, as arithmetic.
 
-Definitions 1-3 of the paper. A mask is a pure function of (seed, step), so every rank and every
-resumed run draws the same one, and no global random state is touched.
+The behavior policy is the target model without a random subset of its layers. The subset is a pure function of
+(seed, step), so that every rank and every resumed run draws the same one, and no global random state changes.
 """
 
 import random
 from collections.abc import Sequence
 
 
-def bounds(num_layers: int, k: int, layer_parameters: int, lm_head_parameters: int) -> tuple[float, float]:
-    """Return how much faster a token can become at most by skipping k of N layers, as in `Skipping`."""
-    left = (num_layers - k) * layer_parameters + lm_head_parameters
-    return num_layers / (num_layers - k), (num_layers * layer_parameters + lm_head_parameters) / left
-
-
 def num_skipped(num_layers: int, skip_ratio: float) -> int:
-    """Return k = round(x N): a share of all layers and not of the valid ones (Table 1: 28 -> 1, 3, 4)."""
+    """Return k = round(x N): the ratio is of all layers, not of the valid ones (Table 1: N = 28 gives 1, 3, 4)."""
     return round(skip_ratio * num_layers)
 
 
 def valid_layers(num_layers: int, border: int, layer_types: Sequence[str] | None = None) -> list[int]:
-    """Return the indices of the layers that may be skipped (Definition 2).
+    """Return the indices of the layers that may be skipped (Definition 2), in ascending order.
 
-    Those are the layers i with b <= i < N-b, without the first layer of every attention type:
-    transformers reads the cache length for that type's attention mask from it, so skipping it
-    silently corrupts left-padded batches.
+    These are the layers i with b <= i < N - b, except the first layer of every attention type: transformers reads
+    the cache length for that type's attention mask from it, so skipping it would silently corrupt left-padded batches.
 
     Args:
         num_layers: N.
         border: b.
-        layer_types: the attention type of each layer (`config.layer_types`), if they are told apart.
+        layer_types: the attention type of each layer (`config.layer_types`); None if all layers have the same.
     """
-    first_of_type = {layer_types.index(kind) for kind in layer_types} if layer_types else {0}
-    return [index for index in range(border, num_layers - border) if index not in first_of_type]
+    first_of_each_type = {layer_types.index(name) for name in layer_types} if layer_types else {0}
+    return [index for index in range(border, num_layers - border) if index not in first_of_each_type]
 
 
 def draw_skipped_layers(valid: Sequence[int], k: int, seed: int, step: int) -> list[int]:
@@ -44,3 +37,21 @@ def draw_skipped_layers(valid: Sequence[int], k: int, seed: int, step: int) -> l
     if k > len(valid):
         raise ValueError(f"{k} layers cannot be skipped where only {len(valid)} may be; lower skip_ratio or border")
     return sorted(random.Random(f"nested-reft/{seed}/{step}").sample(list(valid), k))
+
+
+def bounds(num_layers: int, k: int, layer_parameters: int, lm_head_parameters: int) -> tuple[float, float]:
+    """Return two upper bounds on the speed-up of a decode step that skips k of N layers.
+
+    Args:
+        num_layers: N.
+        k: the number of skipped layers.
+        layer_parameters: the parameters of one layer, on average.
+        lm_head_parameters: the parameters of the output projection, which every decode step reads.
+
+    Returns:
+        N / (N - k), where the layers take all of the time (Property 1), and the ratio of the parameters that are
+        read, where reading the weights does.
+    """
+    weights = num_layers * layer_parameters + lm_head_parameters
+    weights_left = (num_layers - k) * layer_parameters + lm_head_parameters
+    return num_layers / (num_layers - k), weights / weights_left

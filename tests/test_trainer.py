@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from nested_reft.nesting import draw_skipped_layers, valid_layers
 from nested_reft.rollout import engine, generate, sampler
 from nested_reft.rollout.generate import sample
 from nested_reft.rollout.sampler import Sampler
-from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
+from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts, refuse_arguments
 from tests.conftest import TINY
 
 MITIGATIONS = ["base", "practical", "retrace", "is", "tis"]
@@ -35,7 +36,7 @@ def vowels(completions, **kwargs):
     return [sum(completion.count(vowel) for vowel in "aeiou") / 10 for completion in completions]
 
 
-def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **nesting):
+def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **others):
     """Return a trainer of TRL or ours: two prompts with four completions a step; 2.5 steps are an epoch."""
     settings = {
         "output_dir": str(tmp_path / "trl"),
@@ -59,7 +60,8 @@ def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **nesting):
     config = GRPOConfig(**settings) if algorithm == "grpo" else RLOOConfig(**settings)
     data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    return kind(model, vowels, config, data, processing_class=tokenizer, **nesting)
+    defaults = {"reward_funcs": vowels, "train_dataset": data, "processing_class": tokenizer}
+    return kind(model, args=config, **defaults | others)
 
 
 def ours(
@@ -203,6 +205,132 @@ def test_mitigations_are_what_stock_trl_makes_of_nested_samples(
     model = copy.deepcopy(small_model)
     stock = trained(make(reference(algorithm), copy.deepcopy(small_model), tmp_path, algorithm, arguments))
     assert equal(trained(ours(model, tmp_path, algorithm, 0.5, mitigation, arguments)), stock)
+
+
+# ---- as users of TRL call it ----------------------------------------------------------------------
+
+CHATS = Dataset.from_list(
+    [
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}], "wanted": wanted}
+        for prompt, wanted in zip(PROMPTS, "aeiou", strict=True)
+    ]
+)
+
+
+def wanted_letter(prompts, completions, wanted, trainer_state, **kwargs):
+    """Reward a letter that a column of the dataset names, in completions that are messages."""
+    assert all([message["role"] for message in prompt] == ["system", "user"] for prompt in prompts)
+    assert all([message["role"] for message in completion] == ["assistant"] for completion in completions)
+    texts = [completion[0]["content"] for completion in completions]
+    return [text.count(letter) / 10 + trainer_state.global_step for text, letter in zip(texts, wanted, strict=True)]
+
+
+def lora(**changes):
+    """Return a LoRA config as users write it: B is zero at first, and adapters are drawn at random."""
+    from peft import LoraConfig
+
+    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes)
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_chats_with_rewards_of_ones_own_and_adapters_are_stock_trl_bit_for_bit(algorithm, small_model, tmp_path):
+    """Without a skipped layer: prompts as messages, two reward functions with a column, and LoRA by `peft_config`."""
+
+    def length(completions, **kwargs):
+        return [len(completion[0]["content"]) / 9 for completion in completions]
+
+    others = {"train_dataset": CHATS, "reward_funcs": [wanted_letter, length]}
+    common = tmp_path, algorithm, {"reward_weights": [1.0, 0.5]}
+    for peft_config in (None, lora()):
+        others["peft_config"] = peft_config
+        stock = trained(make(STOCK[algorithm], copy.deepcopy(small_model), *common, **others))
+        nesting = {"skip_ratio": 0.0, "mitigation": "retrace"}
+        assert equal(trained(make(NESTED[algorithm], copy.deepcopy(small_model), *common, **nesting, **others)), stock)
+        adapted = {name for name in stock if "lora_B" in name}
+        assert bool(adapted) == (peft_config is not None)
+        assert all(stock[name].any() for name in adapted)  # B has moved away from zero
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+@pytest.mark.parametrize("kind", ["generate", "engine", pytest.param("engine-compiled", marks=pytest.mark.slow)])
+def test_samplers_draw_with_the_adapters_active(kind, algorithm, small_model, tmp_path):
+    """With no layer skipped, a sampler that left the adapters out would not draw from the target policy."""
+    arguments = {"learning_rate": 0.1, "max_steps": 3}
+    some_trainer = make(
+        NESTED[algorithm],
+        small_model,
+        tmp_path,
+        algorithm,
+        arguments,
+        train_dataset=CHATS,
+        reward_funcs=wanted_letter,
+        peft_config=lora(),
+        skip_ratio=0.0,
+        mitigation="base",
+        sampler=kind,
+    )
+    seen = ratios(some_trainer)
+    assert some_trainer.sampler.kind == kind
+    assert len(seen) > 60 and (seen - 1).abs().max() < 1e-4
+    model, ids = some_trainer.model, torch.arange(3, 13).unsqueeze(0)
+    with torch.no_grad(), model.disable_adapter():
+        without = model(ids).logits
+    with torch.no_grad():
+        assert (model(ids).logits - without).abs().max() > 0.1  # the adapters matter
+
+
+def test_adapters_with_layers_skipped_train(small_model, tmp_path):
+    others = {"train_dataset": CHATS, "reward_funcs": wanted_letter, "peft_config": lora(), "sampler": "engine"}
+    nesting = {"skip_ratio": 0.5, "mitigation": "retrace"}
+    arguments = {"max_steps": 2, "logging_steps": 1}
+    some_trainer = make(NestedGRPOTrainer, small_model, tmp_path, arguments=arguments, **nesting, **others)
+    some_trainer.train()
+    assert some_trainer.sampler.kind == "engine" and len(some_trainer.skipped_layers) == 3
+    assert some_trainer.state.log_history[-2]["sampling/kl"] > 0.01
+
+
+@pytest.mark.parametrize("logging_steps", [1, 2])
+def test_metrics_are_in_trls_own_log(logging_steps, small_model, tmp_path):
+    """As the mean over the steps since its last log, so that stock callbacks and `report_to` receive them."""
+    arguments = {"logging_steps": logging_steps, "max_steps": 4}
+    logs = {}
+    for steps in (1, logging_steps):
+        some_trainer = ours(copy.deepcopy(small_model), tmp_path, arguments=arguments | {"logging_steps": steps})
+        some_trainer.train()
+        logs[steps] = [row for row in some_trainer.state.log_history if "loss" in row]
+    every, some = logs[1], logs[logging_steps]
+    assert len(some) == 4 // logging_steps
+    for index, row in enumerate(some):
+        steps = every[index * logging_steps : (index + 1) * logging_steps]
+        for name in ("sampling/kl", "sampling/ess", "nesting/num_skipped", "completions/mean_length"):
+            assert row[name] == pytest.approx(sum(step[name] for step in steps) / logging_steps), name
+        assert row["nesting/num_skipped"] == 3 and row["nesting/skip_ratio"] == 0.5
+        assert {"perf/generate_s", "perf/score_s", "perf/fwd_bwd_s", "perf/generated_tok_s"} <= set(row)
+        assert all(isinstance(value, float | int) for value in row.values())
+
+
+def test_a_step_whose_tokens_are_all_masked_is_logged_without_ratios(small_model, tmp_path):
+    """`mask_truncated_completions` masks every completion that does not end within the longest length."""
+    small_model.generation_config.eos_token_id = None
+    arguments = {"mask_truncated_completions": True, "max_steps": 1, "logging_steps": 1, "max_completion_length": 2}
+    arguments["generation_kwargs"] = {"min_new_tokens": 2}
+    some_trainer = ours(small_model, tmp_path, arguments=arguments)
+    some_trainer.train()
+    row = some_trainer.state.log_history[0]
+    assert row["completions/clipped_ratio"] == 1.0 and row["nesting/num_skipped"] == 3 and "sampling/kl" not in row
+
+
+def test_defaults_need_only_the_ratio_and_the_mitigation(small_model, tmp_path):
+    some_trainer = make(NestedGRPOTrainer, small_model, tmp_path, skip_ratio=0.5, mitigation="retrace")
+    assert some_trainer.nesting == Nesting() and some_trainer.sampler.kind == "generate"
+    assert some_trainer.valid_layers == [1, 2, 3, 4] and some_trainer.num_skipped == 3
+
+
+def test_a_mistake_in_the_nesting_is_refused_before_training(small_model, tmp_path):
+    with pytest.raises(ValueError, match="mitigation 'retrase' is not known; choose one of base, practical, retrace"):
+        ours(small_model, tmp_path, mitigation="retrase")
+    with pytest.raises(ValueError, match="6 layers cannot be skipped where only 4 may be"):
+        ours(small_model, tmp_path, skip_ratio=1.0)
 
 
 # ---- the gradient -------------------------------------------------------------------------------
@@ -402,6 +530,59 @@ def test_a_filter_of_the_models_own_is_refused(small_model, tmp_path):
     small_model.generation_config.min_p = 0.05
     with pytest.raises(NestingError, match=r"min_p = 0.05 \(from the model's generation_config.json\)"):
         ours(small_model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["use_vllm", "use_transformers_continuous_batching"])
+def test_samplers_of_trl_are_refused(name, small_model, tmp_path, monkeypatch):
+    some_trainer = ours(small_model, tmp_path)
+    monkeypatch.setattr(some_trainer.args, name, True)
+    with pytest.raises(NestingError, match=rf"{name} samples from the whole model.*set {name} to False"):
+        refuse_arguments(some_trainer)
+
+
+def test_sampling_in_several_turns_is_refused(small_model, tmp_path):
+    rollout_func = lambda prompts, trainer: {}  # noqa: E731
+    with pytest.raises(NestingError, match=r"rollout_func and environment_factory replace .*; leave them out"):
+        make(NestedGRPOTrainer, small_model, tmp_path, rollout_func=rollout_func, skip_ratio=0.5, mitigation="base")
+
+
+def test_images_are_refused(small_model, tmp_path):
+    some_trainer = ours(small_model, tmp_path)
+    some_trainer.model.train()
+    with pytest.raises(NestingError, match="the prompts have images"):
+        some_trainer._generate_single_turn([[5]], [["image"]], {})
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_sharded_parameters_are_refused(algorithm, small_model, tmp_path, monkeypatch):
+    """TRL gathers them while it samples, and the sampler does not."""
+    some_trainer = ours(small_model, tmp_path, algorithm)
+    for stage in (2, 3):
+        monkeypatch.setattr(some_trainer.args, "deepspeed_plugin", SimpleNamespace(zero_stage=stage))
+        with pytest.raises(NestingError, match="ZeRO-3 shard") if stage == 3 else contextlib.nullcontext():
+            refuse_arguments(some_trainer)
+    monkeypatch.setattr(some_trainer.args, "deepspeed_plugin", None)
+    refuse_arguments(some_trainer)
+    monkeypatch.setattr(some_trainer, "is_fsdp_enabled", True)  # as by `accelerate launch --use_fsdp`
+    with pytest.raises(NestingError, match="FSDP and DeepSpeed ZeRO-3 shard the parameters"):
+        refuse_arguments(some_trainer)
+
+
+def test_dropout_of_a_fresh_adapter_is_refused(small_model, tmp_path):
+    """It changes nothing while the adapter is zero, and everything afterwards."""
+    others = {"skip_ratio": 0.5, "mitigation": "retrace", "peft_config": lora(lora_dropout=0.1)}
+    with pytest.raises(NestingError, match=r"drops units at random in training.*set disable_dropout to True"):
+        make(NestedGRPOTrainer, copy.deepcopy(small_model), tmp_path, arguments={"disable_dropout": False}, **others)
+    make(NestedGRPOTrainer, small_model, tmp_path, **others)
+
+
+def test_virtual_tokens_are_refused(small_model, tmp_path):
+    from peft import PromptTuningConfig
+
+    others = {"skip_ratio": 0.5, "mitigation": "retrace"}
+    peft_config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(NestingError, match=r"PROMPT_TUNING adds virtual tokens to the prompt.*such as LoRA"):
+        make(NestedGRPOTrainer, small_model, tmp_path, peft_config=peft_config, **others)
 
 
 # ---- wrappers -----------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Transformers models as nesting sees them: the stack of decoder layers, its checks, and loading."""
+"""Transformers models: their stack of decoder layers, the checks before nesting, and loading."""

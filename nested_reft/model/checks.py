@@ -1,4 +1,4 @@
-"""Whether a model can be nested: checks that refuse a model whose roll-outs would be silently wrong."""
+"""Checks that refuse a model whose nested roll-outs would be silently wrong."""
 
 import torch
 
@@ -7,10 +7,10 @@ from nested_reft.model.layers import decoder_layers, language_model
 
 
 def check_structure(model: torch.nn.Module) -> None:
-    """Refuse a model by how it is built.
+    """Refuse a model by its structure; its weights are not read.
 
     Raises:
-        NestingError: if it has no plain stack of layers, or if layers read the keys and values of others.
+        NestingError: if the model has no plain stack of layers, or if layers read the keys and values of others.
     """
     decoder_layers(model)
     inner = language_model(model)
@@ -22,40 +22,49 @@ def check_structure(model: torch.nn.Module) -> None:
 
 
 def check_nestable(model: torch.nn.Module) -> None:
-    """Refuse a model whose nested roll-outs would be silently wrong, or would not be what training scores.
+    """Refuse a model if its nested roll-outs, or the log-probabilities of the training forward, would be wrong.
 
     Raises:
-        NestingError: if `check_structure` does, if left padding shifts its positions, or if it drops
-            units in training.
+        NestingError: if `check_structure` does, if PEFT adds virtual tokens, if left padding shifts the model's
+            positions, or if the model has dropout in training.
     """
     check_structure(model)
     inner = language_model(model)
     name = type(inner).__name__
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise NestingError(
+            f"{adapter.peft_type.value} adds virtual tokens to the prompt outside of {name}, which is what samples; "
+            "use an adapter inside of the layers, such as LoRA"
+        )
     tokens = torch.arange(1, 9, device=inner.device).unsqueeze(0)  # any eight
 
     def last_logits(training: bool, padding: int = 0) -> torch.Tensor:
-        """Return logits (V,) as TRL scores them: padding is told by the mask, no positions are given."""
+        """Return the logits (V,) of the last token, as TRL scores it: with an attention mask but no positions."""
         model.train(training)
         padded = torch.nn.functional.pad(tokens, (padding, 0))
         return inner(input_ids=padded, attention_mask=(padded > 0).long(), use_cache=False).logits[0, -1].float()
 
     was_training = model.training
     with torch.no_grad(), torch.random.fork_rng():
-        logits, shifted, dropped = last_logits(False), last_logits(False, padding=8), last_logits(True)
+        logits, padded_logits, training_logits = last_logits(False), last_logits(False, padding=8), last_logits(True)
     model.train(was_training)
-    # Rounding moves logits by 1e-6 (float32) to 2e-2 (bfloat16) of their spread, shifted positions by .2 and more.
-    if rms(logits - shifted) > 0.1 * logits.std():
+    # Rounding moves logits by 1e-6 (float32) to 2e-2 (bfloat16) of their spread; shifted positions move them by over
+    # 0.2 of it.
+    if rms(logits - padded_logits) > 0.1 * logits.std():
         raise NestingError(
-            f"{name} reads absolute positions, which left padding shifts, and TRL gives none: its roll-outs are not "
+            f"{name} reads absolute positions, which left padding shifts, and TRL passes none: its roll-outs are not "
             "what training scores; it cannot be used"
         )
-    if rms(logits - dropped) > 1e-3 * logits.std():
+    # Dropout of a fresh LoRA adapter does not change the logits yet, since the adapter is zero.
+    has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    if has_dropout or rms(logits - training_logits) > 1e-3 * logits.std():
         raise NestingError(
             f"{name} drops units at random in training, so that its log-probabilities differ by more than the skipped "
-            "layers; set disable_dropout, and every dropout of its config.json to 0"
+            "layers; set disable_dropout to True, and every dropout of its config.json to 0"
         )
 
 
 def rms(values: torch.Tensor) -> torch.Tensor:
-    """Return the root of the mean square."""
+    """Return the root mean square."""
     return values.square().mean().sqrt()

@@ -1,4 +1,4 @@
-"""What `nested-reft layers` prints of a model: its layers, those that may be skipped, and the bounds on speed."""
+"""The data of `nested-reft layers`: the layers of a model, those that may be skipped, and bounds on the speed-up."""
 
 from typing import NamedTuple
 
@@ -14,35 +14,35 @@ from nested_reft.nesting import bounds, num_skipped
 
 
 class Skipping(NamedTuple):
-    """What one skip ratio means for a model: a column of Table 1, and how much faster a token can become at most."""
+    """One skip ratio applied to a model: a column of Table 1, and upper bounds on the speed-up of a decode step."""
 
     skip_ratio: float
     num_skipped: int  # k
-    bound: float  # N / (N - k): where launching layers takes the time (Property 1)
-    bound_with_lm_head: float  # where reading weights does: the output projection is read for every token too
+    bound: float  # N / (N - k): if the layers take all of the time (Property 1)
+    bound_with_lm_head: float  # if reading weights does: the output projection is read for every token too
 
 
 class Stack(NamedTuple):
-    """The layers of a model, and what may be skipped of them."""
+    """The layers of a model and the layers that may be skipped."""
 
     name: str
     num_layers: int  # N
     valid_layers: list[int]
-    layer_parameters: int  # of one layer, in the mean
+    layer_parameters: int  # of one layer, on average
     lm_head_parameters: int
     skipping: list[Skipping]
 
 
 def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
-    """Return what nesting a model amounts to; reads its config and no weights.
+    """Return the layers of a model and the effect of each skip ratio, from its config and without its weights.
 
     Args:
-        model: a folder, `embedded/<name>`, a name on the hub, or one of transformers' model types.
+        model: a folder, `embedded/<name>`, a name on the hub, or a model type of transformers.
         border: b.
-        skip_ratios: the ratios x of interest.
+        skip_ratios: the ratios x to describe.
 
     Raises:
-        UserError: if there is no such model, or if it cannot be nested.
+        UserError: if there is no such model, or if it cannot be nested at a skip ratio.
     """
     if model in CONFIG_MAPPING:
         config = CONFIG_MAPPING[model]()
@@ -51,7 +51,7 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
             source = ModelSource(path=model)
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"model {model!r} is no model type of transformers, and {message}") from None
+            raise UserError(f"model {model!r} is not a model type of transformers, and {message}") from None
         try:
             config = AutoConfig.from_pretrained(source.local_path or model, trust_remote_code=False)
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer from safetensors."""
+"""Loading a model and its tokenizer."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 
 def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model and its tokenizer, from safetensors and without running code from the hub."""
+    """Return the model and its tokenizer, from safetensors only and without running code from the hub."""
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
@@ -18,7 +18,7 @@ def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the tokens that end a completion: those of the model or, where it names none, of the tokenizer."""
+    """Return the tokens that end a completion: the model's or, if its generation config has none, the tokenizer's."""
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     return tuple(ends) if isinstance(ends, list) else (ends,)

@@ -40,7 +40,7 @@ def test_layers_are_told_for_a_folder_an_embedded_model_and_a_type():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere"], "model 'nowhere' is no model type of transformers, and does not exist here"),
+        (["nowhere"], "model 'nowhere' is not a model type of transformers, and does not exist here"),
         (["ctrl"], "CTRLLMHeadModel has no plain stack of 48 decoder layers; it cannot be nested"),
         (["gemma3n_text"], "shares keys and values between layers"),
         (["qwen2", "--skip-ratios", "0.99"], "skip ratio 0.99 skips 32 of 32 layers, of which 30 may be skipped"),
