@@ -3,12 +3,20 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nested_reft.cli.options import Border, Data, ModelArgument, SkipRatios, apply_resource_limits, read_ratios
-from nested_reft.config import parse, sections
+from nested_reft.cli.options import (
+    Border,
+    Data,
+    ModelArgument,
+    SkipRatios,
+    apply_resource_limits,
+    options_of,
+    read_ratios,
+)
+from nested_reft.config import parse, stages
 from nested_reft.errors import UserError
 
 
@@ -35,48 +43,26 @@ def layers(
         )
 
 
+@options_of(stages.DiagnosisSettings)
 def diagnose(
     model: ModelArgument,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")] = Path("diagnosis"),
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
-    border: Border = 1,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Problems taken from the data.")] = 32,
-    num_generations: Annotated[int, typer.Option(min=1, help="Completions of each, under each mask.")] = 4,
-    num_masks: Annotated[int, typer.Option(min=1, help="Masks drawn for each ratio.")] = 4,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")] = 256,
-    fixed_length: Annotated[bool, typer.Option(help="Ban the end token, as in training.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences scored at once.")] = 16,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
-    template: Annotated[str, typer.Option(help="Prompt template: qwen-math, r1 or none.")] = "qwen-math",
-    dtype: Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of masks and samples.")] = 0,
+    **options: Any,
 ) -> None:
     """Measure, before GPU days are spent, how far a nested model is from the whole one on given problems."""
     ratios = read_ratios(skip_ratios)
-    prompt = parse.parse_settings(sections.Prompt, {"template": template})
-    if dtype not in ("float32", "bfloat16") or temperature <= 0:
-        raise UserError(f"--dtype is {dtype!r} and --temperature {temperature}; give float32 or bfloat16, and above 0")
+    settings = parse.parse_settings(stages.DiagnosisSettings, {"skip_ratios": ratios} | options, parse.option_name)
     apply_resource_limits()
     from nested_reft.stages import diagnose as diagnosis
 
-    settings = diagnosis.Settings(
-        skip_ratios=ratios,
-        border=border,
-        num_prompts=num_prompts,
-        num_generations=num_generations,
-        num_masks=num_masks,
-        max_completion_length=max_completion_length,
-        fixed_length=fixed_length,
-        batch_size=batch_size,
-        temperature=temperature,
-        seed=seed,
-    )
-    by_ratio, by_layer = diagnosis.diagnose(model, dtype, data, prompt.template, settings)
-    diagnosis.write(by_ratio, by_layer, out)
+    by_ratio, by_layer = diagnosis.diagnose(model, data, settings)
+    diagnosis.write_diagnosis(by_ratio, by_layer, out)
     by_ratio["num_skipped"] = by_ratio["num_skipped"].astype(str)
+    ranking = ", ".join(str(layer) for layer in diagnosis.rank_layers(by_layer))
     typer.echo(by_ratio.to_markdown(index=False, floatfmt=".4f"))
-    typer.echo(f"\nLayers, from the one that matters least: {diagnosis.ranking(by_layer)}\nTables and figure: {out}")
+    typer.echo(f"\nLayers, from the one that matters least: {ranking}\nTables and figure: {out}")
 
 
 def grade(

@@ -1,8 +1,10 @@
 """Options and helpers that several sub-commands share."""
 
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,3 +90,29 @@ def read_ratios(skip_ratios: str) -> list[float]:
     if not ratios or not all(0 <= ratio < 1 for ratio in ratios):
         raise UserError(f"--skip-ratios is {skip_ratios!r}; give numbers from 0 to 1 as 0.05,0.10,0.15")
     return ratios
+
+
+def options_of(section: type[sections.Section]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each key of a section that is not yet one of its parameters.
+
+    The command receives them as keyword arguments; names, types, defaults and help are those of the section's keys.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters.values()
+        parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        names = {parameter.name for parameter in parameters}
+        for name, field in section.model_fields.items():
+            if name not in names:
+                parameters.append(
+                    inspect.Parameter(
+                        name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=field.default,
+                        annotation=Annotated[field.annotation, typer.Option(help=field.description)],
+                    )
+                )
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,10 +16,19 @@ def all_keys(section: type[BaseModel] = Section) -> set[str]:
     return set(section.model_fields).union(*(all_keys(child) for child in section.__subclasses__()))
 
 
-def describe(error: Mapping[str, Any]) -> str:
+def config_key_name(path: str) -> str:
+    """Return how a message names a key of a configuration."""
+    return f"config key `{path}`" if path else "the config"
+
+
+def option_name(path: str) -> str:
+    """Return how a message names a key that was given as an option of a command."""
+    return "--" + path.partition(".")[0].replace("_", "-")
+
+
+def describe(error: Mapping[str, Any], name_of: Callable[[str], str] = config_key_name) -> str:
     """Return one sentence for a pydantic error: the key, its value, the remedy."""
-    path = ".".join(str(part) for part in error["loc"])
-    where = f"config key `{path}`" if path else "the config"
+    where = name_of(".".join(str(part) for part in error["loc"]))
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), all_keys(), n=1)
         hint = f"did you mean `{near[0]}`?" if near else "remove it; config/README.md lists all keys."
@@ -35,8 +44,10 @@ def describe(error: Mapping[str, Any]) -> str:
     return f"{where} is {error['input']!r}, but {message[0].lower() + message[1:]}; correct it."
 
 
-def parse_settings(section: type[Section], settings: Mapping[str, Any]) -> Any:
-    """Return `settings` as a validated `section`.
+def parse_settings(
+    section: type[Section], settings: Mapping[str, Any], name_of: Callable[[str], str] = config_key_name
+) -> Any:
+    """Return `settings` as a validated `section`; `name_of` names a key by its path in a message.
 
     Raises:
         UserError: the settings have a mistake; the message describes the first one.
@@ -44,7 +55,7 @@ def parse_settings(section: type[Section], settings: Mapping[str, Any]) -> Any:
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        raise UserError(describe(error.errors()[0])) from None
+        raise UserError(describe(error.errors()[0], name_of)) from None
 
 
 def canonical(settings: Any) -> str:

@@ -1,18 +1,28 @@
 """The settings of each stage, which Snakemake passes to it as JSON."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from nested_reft.config.sections import (
     BenchmarkSource,
     DatasetSource,
     Decontamination,
+    Dtype,
     Evaluation,
     Name,
     Nesting,
     Prompt,
+    Sampler,
     Section,
+    Seed,
     Sft,
+    Template,
     Training,
+    key,
 )
 from nested_reft.config.study import Run
+from nested_reft.config.templates import TEMPLATES
 
 
 class PrepareBenchmarks(Section):
@@ -59,3 +69,23 @@ class EvaluateStage(Section):
     run: dict[str, str]
     evaluation: Evaluation
     prompt: Prompt
+
+
+class DiagnosisSettings(Section):
+    """Settings of `diagnose`; each key but `skip_ratios` is an option of the command."""
+
+    skip_ratios: list[Annotated[float, Field(ge=0, lt=1)]] = key(
+        [0.05, 0.10, 0.15], "Skip ratios to compare.", min_length=1
+    )
+    border: int = key(1, "b: layers i with b <= i < N-b may be skipped.", ge=1)
+    num_prompts: int = key(32, "Problems taken from the data.", ge=1)
+    num_generations: int = key(4, "Completions of each problem, for each draw of skipped layers.", ge=1)
+    num_draws: int = key(4, "Draws of skipped layers for each ratio.", ge=1)
+    max_completion_length: int = key(256, "Tokens of a completion, at most.", ge=1)
+    fixed_length: bool = key(True, "Ban the end token, as in training.")
+    batch_size: int = key(16, "Sequences sampled and scored at once.", ge=1)
+    temperature: float = key(1.0, "Sampling temperature.", gt=0)
+    sampler: Sampler = key("engine", "Sampler of the completions, as in training.")
+    template: Template = key("qwen-math", f"Prompt template: {', '.join(TEMPLATES)}.")
+    dtype: Dtype = key("float32", "Type of the weights.")
+    seed: Seed = key(0, "Seed of the skipped layers and of the samples.")

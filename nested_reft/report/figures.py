@@ -436,8 +436,8 @@ def diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame) -> Figure:
     kl, reward, overlap, layers = axes[0]
     positions = 100 * by_ratio["skip_ratio"]
     for axis, name, title in ((kl, "kl", "KL(mu || pi), nats per token"), (reward, "reward", "Share correct")):
-        low, high = by_ratio[f"{name}_lowest_mask"], by_ratio[f"{name}_highest_mask"]
-        axis.fill_between(positions, low, high, color=BASELINE, alpha=0.15, linewidth=0, label="masks")
+        low, high = by_ratio[f"{name}_lowest"], by_ratio[f"{name}_highest"]
+        axis.fill_between(positions, low, high, color=BASELINE, alpha=0.15, linewidth=0, label="draws of layers")
         axis.plot(positions, by_ratio[name], color=BASELINE, marker="o", markersize=4, linewidth=1.2, label="mean")
         axis.set_title(title)
         axis.legend()

@@ -1,11 +1,12 @@
-"""How far a nested model is from the whole one, on given problems: what to look at before training.
+"""How far a nested model is from the whole one on given problems: a look at a model before it is trained.
 
-For each skip ratio, completions are sampled under several masks and scored by the whole model, as
-training would. For each layer, the completions of the whole model are read again with that layer alone
-skipped. Nothing is trained.
+For each skip ratio, completions are sampled from the nested model under several draws of skipped layers, and are
+scored by the whole model, as in training. For each layer, the completions of the whole model are scored again with
+that layer alone skipped. Nothing is trained.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,195 +15,233 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nested_reft.config.stages import DiagnosisSettings
 from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading.rewards import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import nested, skippable_layers
-from nested_reft.model.loading import load_model
+from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.records.files import read_rows
-from nested_reft.report import figures as plots
-from nested_reft.rollout.generate import sample
+from nested_reft.report import figures
+from nested_reft.rollout.sampler import Sampler
 
-SHOWN = ["kl", "k3_kl", "acceptance_rate", "ess"]
-
-
-class Settings(NamedTuple):
-    """What is sampled."""
-
-    skip_ratios: list[float]
-    border: int
-    num_prompts: int
-    num_generations: int
-    num_masks: int
-    max_completion_length: int
-    fixed_length: bool
-    batch_size: int
-    temperature: float
-    seed: int
+SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
 
 
-class Sequences(NamedTuple):
-    """Prompts with completions, and what the sampler says of them."""
+class Problems(NamedTuple):
+    """What completions are sampled for; a problem occurs once for each of its completions."""
+
+    prompt_ids: list[list[int]]
+    answers: list[str]
+
+
+class Rollouts(NamedTuple):
+    """Prompts with sampled completions, and log mu(a_t) of their tokens."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     sampling_per_token_logps: list[list[float]]
 
 
+class CompletionSampler:
+    """Samples completions for a diagnosis, in batches, from the model without its skipped layers."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: DiagnosisSettings
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.sampler = Sampler(settings.sampler)
+        self.eos_token_ids = list(end_token_ids(model, tokenizer))
+        self.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=settings.temperature,
+            top_p=1.0,
+            top_k=0,
+            repetition_penalty=1.0,
+            max_new_tokens=settings.max_completion_length,
+            min_new_tokens=settings.max_completion_length if settings.fixed_length else None,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=self.eos_token_ids,
+        )
+
+    def sample(self, prompt_ids: list[list[int]], skipped_layers: list[int], step: int) -> Rollouts:
+        """Sample a completion for each prompt; an engine's random numbers are a function of the seed and the step."""
+        completion_ids: list[list[int]] = []
+        logps: list[list[float]] = []
+        for start in range(0, len(prompt_ids), self.settings.batch_size):
+            batch = prompt_ids[start : start + self.settings.batch_size]
+            completions, batch_logps = self.sampler.sample(
+                self.model,
+                skipped_layers,
+                batch,
+                self.generation_config,
+                self.eos_token_ids,
+                self.settings.seed,
+                step,
+                first_row=start,
+            )
+            completion_ids += completions
+            logps += batch_logps
+        return Rollouts(prompt_ids, completion_ids, logps)
+
+
 @torch.no_grad()
-def distributions(
-    model: PreTrainedModel, sequences: Sequences, start: int, settings: Settings
+def vocabulary_logps(
+    model: PreTrainedModel, rollouts: Rollouts, start: int, settings: DiagnosisSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probs (B, T, V) of a batch of completions as TRL scores them, and which are of tokens, (B, T)."""
+    """Score the batch of completions that begins at row `start`, as TRL does.
+
+    Returns:
+        Log-probabilities (B, T, V) of the whole vocabulary at each position of the completions, and the mask (B, T) of
+        the positions that hold a token.
+    """
     rows = slice(start, start + settings.batch_size)
-    prompts, completions = sequences.prompt_ids[rows], sequences.completion_ids[rows]
-    before, after = max(map(len, prompts)), max(map(len, completions))
-    ids = [
-        [0] * (before - len(prompt)) + prompt + completion + [0] * (after - len(completion))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    mask = [
-        [0] * (before - len(prompt)) + [1] * (len(prompt) + len(completion)) + [0] * (after - len(completion))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    attention_mask = torch.tensor(mask, device=model.device)
+    prompts, completions = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
+    prompt_width, completion_width = max(map(len, prompts)), max(map(len, completions))
+    input_ids, attention = [], []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        left, right = [0] * (prompt_width - len(prompt)), [0] * (completion_width - len(completion))
+        input_ids.append(left + prompt + completion + right)
+        attention.append(left + [1] * (len(prompt) + len(completion)) + right)
+    attention_mask = torch.tensor(attention, device=model.device)
     logits = model(
-        input_ids=torch.tensor(ids, device=model.device),
+        input_ids=torch.tensor(input_ids, device=model.device),
         attention_mask=attention_mask,
-        logits_to_keep=after + 1,
+        logits_to_keep=completion_width + 1,
         use_cache=False,
     ).logits[:, :-1]
-    return torch.log_softmax(logits.float() / settings.temperature, dim=-1), attention_mask[:, before:].bool()
+    return torch.log_softmax(logits.float() / settings.temperature, dim=-1), attention_mask[:, prompt_width:].bool()
 
 
-def log_ratios(model: PreTrainedModel, sequences: Sequences, settings: Settings) -> torch.Tensor:
-    """Return log pi(a_t) - log mu(a_t) of all tokens, (tokens,)."""
-    found = []
-    for start in range(0, len(sequences.prompt_ids), settings.batch_size):
-        logps, _ = distributions(model, sequences, start, settings)
-        for row in range(len(logps)):
-            tokens = torch.tensor(sequences.completion_ids[start + row], device=model.device)
-            of_row = logps[row, : len(tokens)].gather(1, tokens.unsqueeze(1)).squeeze(1)
-            found.append(of_row.cpu() - torch.tensor(sequences.sampling_per_token_logps[start + row]))
-    return torch.cat(found)
+def log_ratios(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSettings) -> torch.Tensor:
+    """Return log pi(a_t) - log mu(a_t) of all sampled tokens, (tokens,)."""
+    ratios = []
+    for start in range(0, len(rollouts.prompt_ids), settings.batch_size):
+        logps, _ = vocabulary_logps(model, rollouts, start, settings)
+        for index, row_logps in enumerate(logps, start):
+            tokens = torch.tensor(rollouts.completion_ids[index], device=model.device)
+            target_logps = row_logps[: len(tokens)].gather(1, tokens.unsqueeze(1)).squeeze(1)
+            ratios.append(target_logps.cpu() - torch.tensor(rollouts.sampling_per_token_logps[index]))
+    return torch.cat(ratios)
 
 
-def layer_kl(model: PreTrainedModel, layer: int, sequences: Sequences, settings: Settings) -> float:
+def layer_kl(model: PreTrainedModel, layer: int, rollouts: Rollouts, settings: DiagnosisSettings) -> float:
     """Return KL(mu || pi) in nats per token, exact over the vocabulary, where mu skips that one layer."""
     total, tokens = 0.0, 0
-    for start in range(0, len(sequences.prompt_ids), settings.batch_size):
-        log_pi, mask = distributions(model, sequences, start, settings)
+    for start in range(0, len(rollouts.prompt_ids), settings.batch_size):
+        log_pi, mask = vocabulary_logps(model, rollouts, start, settings)
         with nested(model, [layer]):
-            log_mu, _ = distributions(model, sequences, start, settings)
+            log_mu, _ = vocabulary_logps(model, rollouts, start, settings)
         total += (log_mu.exp() * (log_mu - log_pi)).sum(-1)[mask].sum().item()
         tokens += int(mask.sum())
     return total / tokens
 
 
-def draw(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_ids: list[list[int]], settings: Settings
-) -> Sequences:
-    """Sample a completion for each prompt from the model as it is now."""
-    ends = model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else ends or [tokenizer.eos_token_id]
-    generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=settings.temperature,
-        top_p=1.0,
-        top_k=0,
-        repetition_penalty=1.0,
-        max_new_tokens=settings.max_completion_length,
-        min_new_tokens=settings.max_completion_length if settings.fixed_length else None,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends,
-    )
-    completion_ids: list[list[int]] = []
-    logps: list[list[float]] = []
-    for start in range(0, len(prompt_ids), settings.batch_size):
-        with torch.no_grad():
-            drawn = sample(model, prompt_ids[start : start + settings.batch_size], generation_config, ends)
-        completion_ids += drawn[0]
-        logps += drawn[1]
-    return Sequences(prompt_ids, completion_ids, logps)
+def diagnose_ratio(
+    sampler: CompletionSampler, draws: list[list[int]], problems: Problems, on_pass: Callable[[], object]
+) -> tuple[dict[str, float], Rollouts]:
+    """Sample under each draw of skipped layers, and score what was sampled by the whole model.
+
+    Args:
+        sampler: of the completions.
+        draws: the skipped layers of each draw, all of one skip ratio.
+        problems: a completion is sampled for each.
+        on_pass: called after each draw.
+
+    Returns:
+        The metrics over all draws with the lowest and the highest value of a draw, and the first draw's rollouts.
+    """
+    settings, rollouts, log_ratios_of_draws, rewards = sampler.settings, [], [], []
+    reward = first_answer_correctness if settings.fixed_length else correctness
+    for step, skipped_layers in enumerate(draws):
+        sampled = sampler.sample(problems.prompt_ids, skipped_layers, step)
+        texts = sampler.tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
+        rollouts.append(sampled)
+        log_ratios_of_draws.append(log_ratios(sampler.model, sampled, settings))
+        rewards.append(sum(reward(texts, problems.answers)) / len(texts))
+        on_pass()
+    pooled = torch.cat(log_ratios_of_draws)
+    metrics = off_policy_metrics(pooled, pooled.exp(), pooled.exp())
+    kls = [-draw.mean().item() for draw in log_ratios_of_draws]
+    lengths = [len(completion) for sampled in rollouts for completion in sampled.completion_ids]
+    row = {name: metrics[f"sampling/{name}"] for name in SHOWN_METRICS} | {
+        "kl_lowest": min(kls),
+        "kl_highest": max(kls),
+        "reward": sum(rewards) / len(rewards),
+        "reward_lowest": min(rewards),
+        "reward_highest": max(rewards),
+        "mean_length": sum(lengths) / len(lengths),
+    }
+    return row, rollouts[0]
 
 
-def diagnose(
-    model_path: Path, dtype: str, data: Path, template: str, settings: Settings
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a row per skip ratio, and a row per layer that may be skipped.
+def load_for_diagnosis(
+    model_path: Path, settings: DiagnosisSettings
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[float, list[list[int]]]]:
+    """Return the model, its tokenizer, and skip ratio -> the skipped layers of each draw, beginning with ratio 0.
 
     Raises:
-        UserError: if the model cannot be nested, or if a ratio skips more layers than may be.
+        UserError: if the model cannot be nested, or if a ratio skips more layers than may be skipped.
     """
-    model, tokenizer = load_model(model_path, dtype)
+    model, tokenizer = load_model(model_path, settings.dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    # what a model's own generation settings hold beside its end tokens is not asked for here
+    # Anything else in the model's own generation settings would change the sampling distribution.
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
-    config = model.config.get_text_config()
-    valid = skippable_layers(model, settings.border)
-    counts = {ratio: num_skipped(config.num_hidden_layers, ratio) for ratio in [0.0, *settings.skip_ratios]}
+    num_layers, ratios = model.config.get_text_config().num_hidden_layers, [0.0, *settings.skip_ratios]
     try:
         check_nestable(model)
-        masks = {
-            ratio: [draw_skipped_layers(valid, k, settings.seed, step) for step in range(settings.num_masks)]
-            for ratio, k in counts.items()
+        valid_layers = skippable_layers(model, settings.border)
+        draws = {
+            ratio: [
+                draw_skipped_layers(valid_layers, num_skipped(num_layers, ratio), settings.seed, step)
+                for step in range(settings.num_draws)
+            ]
+            for ratio in ratios
         }
     except ValueError as error:
         raise UserError(f"{model_path} cannot be diagnosed: {error}") from None
+    return model, tokenizer, draws
 
-    problems = read_rows(data)[: settings.num_prompts]
-    prompts = [format_prompt(row["problem"], template) for row in problems for _ in range(settings.num_generations)]
-    answers = [row["answer"] for row in problems for _ in range(settings.num_generations)]
-    prompt_ids = tokenizer(prompts)["input_ids"]
-    by_ratio, by_layer = [], []
-    of_target: Sequences | None = None
-    torch.manual_seed(settings.seed)
-    steps = len(masks) * settings.num_masks + len(valid)
-    with tqdm(total=steps, unit="pass", disable=not sys.stderr.isatty()) as progress:
-        for ratio, of_ratio in masks.items():
-            of_masks, rewards, lengths = [], [], []
-            for mask in of_ratio:
-                with nested(model, mask):
-                    sequences = draw(model, tokenizer, prompt_ids, settings)
-                of_target = of_target or sequences  # the first ones are sampled with no layer skipped
-                of_masks.append(log_ratios(model, sequences, settings))
-                texts = tokenizer.batch_decode(sequences.completion_ids, skip_special_tokens=True)
-                reward = first_answer_correctness if settings.fixed_length else correctness
-                rewards.append(sum(reward(texts, answers)) / len(texts))
-                lengths += [len(ids) for ids in sequences.completion_ids]
-                progress.update()
-            pooled = torch.cat(of_masks)
-            metrics = off_policy_metrics(pooled, pooled.exp(), pooled.exp())
-            by_ratio.append(
-                {"skip_ratio": ratio, "num_skipped": counts[ratio]}
-                | {name: metrics[f"sampling/{name}"] for name in SHOWN}
-                | {
-                    "kl_lowest_mask": min(-of_mask.mean().item() for of_mask in of_masks),
-                    "kl_highest_mask": max(-of_mask.mean().item() for of_mask in of_masks),
-                    "reward": sum(rewards) / len(rewards),
-                    "reward_lowest_mask": min(rewards),
-                    "reward_highest_mask": max(rewards),
-                    "mean_length": sum(lengths) / len(lengths),
-                }
-            )
-        assert of_target is not None
-        for layer in valid:
-            by_layer.append({"layer": layer, "kl": layer_kl(model, layer, of_target, settings)})
+
+def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row per skip ratio, beginning with ratio 0, and a row per layer that may be skipped.
+
+    Raises:
+        UserError: if the model cannot be nested, or if a ratio skips more layers than may be skipped.
+    """
+    model, tokenizer, draws = load_for_diagnosis(model_path, settings)
+    valid_layers = skippable_layers(model, settings.border)
+    rows = [row for row in read_rows(data)[: settings.num_prompts] for _ in range(settings.num_generations)]
+    prompts = [format_prompt(row["problem"], settings.template) for row in rows]
+    problems = Problems(tokenizer(prompts)["input_ids"], [row["answer"] for row in rows])
+    sampler = CompletionSampler(model, tokenizer, settings)
+    torch.manual_seed(settings.seed)  # sampler `generate` draws from the global random state
+    passes = len(draws) * settings.num_draws + len(valid_layers)
+    with tqdm(total=passes, unit="pass", disable=not sys.stderr.isatty()) as progress:
+        by_ratio, rollouts = {}, {}
+        for ratio, draws_of_ratio in draws.items():
+            by_ratio[ratio], rollouts[ratio] = diagnose_ratio(sampler, draws_of_ratio, problems, progress.update)
+        by_layer = {}
+        for layer in valid_layers:
+            by_layer[layer] = layer_kl(model, layer, rollouts[0.0], settings)
             progress.update()
-    return pd.DataFrame(by_ratio), pd.DataFrame(by_layer)
+    ratio_table = [
+        {"skip_ratio": ratio, "num_skipped": len(draws[ratio][0])} | metrics for ratio, metrics in by_ratio.items()
+    ]
+    return pd.DataFrame(ratio_table), pd.DataFrame(by_layer.items(), columns=["layer", "kl"])
 
 
-def ranking(by_layer: pd.DataFrame) -> str:
-    """Return the layers in the order of what skipping them alone changes."""
-    return ", ".join(str(layer) for layer in by_layer.sort_values("kl")["layer"])
+def rank_layers(by_layer: pd.DataFrame) -> list[int]:
+    """Return the layers, ordered by how much skipping each of them alone changes."""
+    return list(by_layer.sort_values("kl")["layer"])
 
 
-def write(by_ratio: pd.DataFrame, by_layer: pd.DataFrame, out: Path) -> None:
+def write_diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame, out: Path) -> None:
     """Write both tables as CSV, and the figure."""
     out.mkdir(parents=True, exist_ok=True)
     by_ratio.to_csv(out / "skip_ratios.csv", index=False, float_format="%.6g")
     by_layer.to_csv(out / "layers.csv", index=False, float_format="%.6g")
-    plots.save(plots.diagnosis(by_ratio, by_layer), out / "diagnosis")
+    figures.save(figures.diagnosis(by_ratio, by_layer), out / "diagnosis")

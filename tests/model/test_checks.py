@@ -1,14 +1,10 @@
-"""`nested-reft layers` and `nested-reft diagnose`: what a user looks at before training."""
+"""`nested-reft layers`: which layers of a model may be skipped."""
 
 import json
 
-import pandas as pd
 import pytest
 
-from nested_reft.embedded.problems import generate
-from nested_reft.errors import UserError
 from nested_reft.model.describe import describe_stack
-from nested_reft.stages import diagnose as diagnosis
 from tests.conftest import TINY, run
 
 # The shapes of the paper's models, without their weights.
@@ -50,53 +46,3 @@ def test_layers_are_told_for_a_folder_an_embedded_model_and_a_type():
 def test_mistakes_are_one_sentence(arguments, sentence):
     told = run("nested-reft", "layers", *arguments)
     assert told.returncode == 2 and sentence in told.stderr and "Traceback" not in told.stderr
-
-
-def test_a_diagnosis_orders_ratios_and_layers(tmp_path):
-    rows = [{"problem": row.problem, "answer": row.answer} for row in generate("mixed", "train", 8, seed=3)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["diagnose", str(TINY), "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out")]
-    sizes = [
-        "--skip-ratios",
-        "0.05,0.5",
-        "--num-masks",
-        "2",
-        "--num-generations",
-        "2",
-        "--max-completion-length",
-        "12",
-    ]
-    told = run("nested-reft", *command, *sizes)
-    assert told.returncode == 0, told.stderr
-    by_ratio = pd.read_csv(tmp_path / "out" / "skip_ratios.csv")
-    assert by_ratio["num_skipped"].tolist() == [0, 1, 14]
-    assert abs(by_ratio["kl"][0]) < 1e-4 and by_ratio["acceptance_rate"][0] > 0.9999  # the numerical control
-    assert by_ratio["kl"][0] < by_ratio["kl"][1] < by_ratio["kl"][2]
-    assert (by_ratio["mean_length"] == 12).all()
-    by_layer = pd.read_csv(tmp_path / "out" / "layers.csv")
-    assert by_layer["layer"].tolist() == list(range(1, 27)) and (by_layer["kl"] > 0).all()
-    assert (tmp_path / "out" / "diagnosis.svg").exists() and (tmp_path / "out" / "diagnosis.png").exists()
-
-
-def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
-    """The exact KL of skipping one layer against the k1 estimate from tokens sampled with it skipped."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from nested_reft.model.layers import nested
-
-    settings = diagnosis.Settings([], 1, 0, 0, 0, 16, True, 64, 1.0, 0)
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    torch.manual_seed(0)
-    with nested(small_model, [2]):
-        sampled = diagnosis.draw(small_model, tokenizer, [[5, 6, 7], [8, 9]] * 200, settings)
-    estimate = -diagnosis.log_ratios(small_model, sampled, settings)
-    exact = diagnosis.layer_kl(small_model, 2, sampled, settings)
-    assert exact > 0.01
-    assert estimate.mean().item() == pytest.approx(exact, abs=4 * estimate.std().item() / len(estimate) ** 0.5)
-
-
-def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be diagnosed: 28 layers cannot be skipped where only 26 may be"):
-        settings = diagnosis.Settings([0.99], 1, 1, 1, 1, 4, True, 4, 1.0, 0)
-        diagnosis.diagnose(TINY, "float32", tmp_path / "unread.jsonl", "none", settings)

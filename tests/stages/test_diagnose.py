@@ -1,0 +1,93 @@
+"""`nested-reft diagnose`: its tables, its options, and the samplers that it uses."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from nested_reft.config.stages import DiagnosisSettings
+from nested_reft.embedded.problems import generate
+from nested_reft.errors import UserError
+from nested_reft.stages import diagnose as diagnosis
+from tests.conftest import TINY, run
+
+SMALL = DiagnosisSettings(max_completion_length=16, batch_size=64)
+
+
+@pytest.fixture()
+def data(tmp_path):
+    rows = [{"problem": row.problem, "answer": row.answer} for row in generate("mixed", "train", 8, seed=3)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data.jsonl"
+
+
+def test_a_diagnosis_orders_ratios_and_layers(tmp_path, data):
+    command = ["diagnose", str(TINY), "--data", str(data), "--out", str(tmp_path / "out")]
+    sizes = [
+        "--skip-ratios",
+        "0.05,0.5",
+        "--num-draws",
+        "2",
+        "--num-generations",
+        "2",
+        "--max-completion-length",
+        "12",
+    ]
+    finished = run("nested-reft", *command, *sizes)
+    assert finished.returncode == 0, finished.stderr
+    by_ratio = pd.read_csv(tmp_path / "out" / "skip_ratios.csv")
+    assert by_ratio["num_skipped"].tolist() == [0, 1, 14]
+    assert abs(by_ratio["kl"][0]) < 1e-4 and by_ratio["acceptance_rate"][0] > 0.9999  # the numerical control
+    # Of the two estimates of the KL, k3 is the one that is never negative, and precise enough on so few tokens.
+    assert by_ratio["k3_kl"][0] < by_ratio["k3_kl"][1] < by_ratio["k3_kl"][2] and by_ratio["kl"][2] > 0.1
+    assert (by_ratio["kl_lowest"] <= by_ratio["kl"]).all() and (by_ratio["kl"] <= by_ratio["kl_highest"]).all()
+    assert (by_ratio["mean_length"] == 12).all()
+    by_layer = pd.read_csv(tmp_path / "out" / "layers.csv")
+    assert by_layer["layer"].tolist() == list(range(1, 27)) and (by_layer["kl"] > 0).all()
+    assert (tmp_path / "out" / "diagnosis.svg").exists() and (tmp_path / "out" / "diagnosis.png").exists()
+
+
+def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
+    """The exact KL of skipping one layer against the k1 estimate from tokens sampled with it skipped."""
+    sampler = diagnosis.CompletionSampler(small_model, AutoTokenizer.from_pretrained(TINY), SMALL)
+    rollouts = sampler.sample([[5, 6, 7], [8, 9]] * 200, [2], step=0)
+    assert sampler.sampler.kind == "engine"
+    estimate = -diagnosis.log_ratios(small_model, rollouts, SMALL)
+    exact = diagnosis.layer_kl(small_model, 2, rollouts, SMALL)
+    assert exact > 0.01
+    assert estimate.mean().item() == pytest.approx(exact, abs=4 * estimate.std().item() / len(estimate) ** 0.5)
+
+
+@pytest.mark.parametrize("sampler", ["engine", "generate"])
+def test_samples_follow_the_seed_and_an_engine_s_not_the_batch_size(sampler, small_model):
+    tokenizer, prompts = AutoTokenizer.from_pretrained(TINY), [[5, 6, 7], [8, 9]] * 4
+
+    def completions(**changes):
+        settings = SMALL.model_copy(update={"sampler": sampler} | changes)
+        torch.manual_seed(settings.seed)
+        return diagnosis.CompletionSampler(small_model, tokenizer, settings).sample(prompts, [2], 0).completion_ids
+
+    assert completions() == completions() != completions(seed=1)
+    assert (completions() == completions(batch_size=3)) == (sampler == "engine")
+
+
+def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be diagnosed: 28 layers cannot be skipped where only 26 may be"):
+        diagnosis.diagnose(TINY, tmp_path / "unread.jsonl", DiagnosisSettings(skip_ratios=[0.99]))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--batch-size", "0"], "--batch-size is 0, but it should be greater than or equal to 1; correct it."),
+        (["--temperature", "0"], "--temperature is 0.0, but it should be greater than 0; correct it."),
+        (["--template", "r2"], "--template is 'r2', but it should be 'qwen-math', 'r1' or 'none'; correct it."),
+        (["--skip-ratios", "1.5"], "--skip-ratios is '1.5'; give numbers from 0 to 1"),
+        (["--dtype", "float16"], "float16"),
+    ],
+)
+def test_a_mistaken_option_is_refused_by_name(option, sentence, data):
+    finished = run("nested-reft", "diagnose", str(TINY), "--data", str(data), *option)
+    assert finished.returncode == 2 and sentence in finished.stderr and "Traceback" not in finished.stderr
