@@ -122,7 +122,8 @@ class ModelSource(Source):
         """The content of the model's config.json, or an empty dict for a model that is still on the hub."""
         if self.local_path is None or not (self.local_path / "config.json").exists():
             return {}
-        return json.loads((self.local_path / "config.json").read_text())
+        content: dict[str, Any] = json.loads((self.local_path / "config.json").read_text())
+        return content
 
 
 class DataSource(Source):

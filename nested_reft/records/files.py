@@ -42,7 +42,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_versioned_json(path: Path) -> dict[str, Any]:
     """Return the content of a versioned JSON file, its `schema_version` checked and left out."""
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     check_schema_version(content, path)
     del content["schema_version"]
     return content

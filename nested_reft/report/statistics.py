@@ -48,13 +48,15 @@ def pass_at_k(correct: npt.ArrayLike, n: int, k: int) -> Floats:
     """
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} cannot be told from {n} samples per problem; take k from 1 to {n}")
-    return 1 - special.comb(n - np.asarray(correct), k) / special.comb(n, k)
+    failing: Floats = special.comb(n - np.asarray(correct), k) / special.comb(n, k)
+    return 1 - failing
 
 
 def macro_average(scores: Floats, benchmarks: npt.NDArray[np.str_]) -> Floats:
     """Return the unweighted mean over benchmarks of the means of the scores (..., n) over their problems."""
     means = [scores[..., benchmarks == name].mean(axis=-1) for name in np.unique(benchmarks)]
-    return np.mean(means, axis=0)
+    average: Floats = np.mean(means, axis=0)
+    return average
 
 
 def bootstrap_macro_averages(
