@@ -617,24 +617,6 @@ def test_adapters_are_skipped_with_their_layers_and_trained(small_model, tmp_pat
     assert changed == {name for name in start if "lora" in name}
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_model_skips_what_the_mask_says(small_model, in_place):
-    ids, masks = torch.arange(3, 13).unsqueeze(0), [[], [1, 3], [2, 4], [], [1, 2, 3, 4], [1, 3]]
-    with torch.no_grad():
-        expected = []
-        for mask in masks:
-            with nested(small_model, mask):
-                expected.append(small_model(ids, use_cache=False).logits)
-        assert not torch.equal(expected[1], expected[2])
-        compiled = torch.compile(copy.deepcopy(small_model), backend="eager")
-        if in_place:
-            compiled = copy.deepcopy(small_model)
-            compiled.compile(backend="eager")
-        for mask, logits in zip(masks, expected, strict=True):
-            with nested(compiled, mask):
-                assert torch.equal(compiled(ids, use_cache=False).logits, logits), mask
-
-
 # ---- the hooks ---------------------------------------------------------------------------------
 
 HOOKS = {

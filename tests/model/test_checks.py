@@ -1,48 +1,42 @@
-"""`nested-reft layers`: which layers of a model may be skipped."""
-
-import json
+"""Models that are refused because their nested roll-outs would be silently wrong; test_families.py has the others."""
 
 import pytest
+from trl.trainer.utils import disable_dropout_in_model
 
-from nested_reft.model.describe import describe_stack
-from tests.conftest import TINY, run
-
-# The shapes of the paper's models, without their weights.
-QWEN_1_5B = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
-QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28}
+from nested_reft.errors import NestingError
+from nested_reft.model.checks import check_nestable
+from tests.model.families import build
 
 
-@pytest.mark.parametrize(
-    ("widths", "kv_heads", "vocabulary", "bounds"),
-    [(QWEN_1_5B, 2, 151936, [1.031, 1.100, 1.138]), (QWEN_7B, 4, 152064, [1.034, 1.110, 1.152])],
-)
-def test_the_bounds_of_the_papers_models(widths, kv_heads, vocabulary, bounds, tmp_path):
-    shape = {"model_type": "qwen2", "num_hidden_layers": 28, "num_key_value_heads": kv_heads, "vocab_size": vocabulary}
-    (tmp_path / "config.json").write_text(json.dumps(shape | widths))
-    stack = describe_stack(str(tmp_path), border=1, skip_ratios=[0.05, 0.10, 0.15])
-    assert [row.num_skipped for row in stack.skipping] == [1, 3, 4]  # Table 1
-    assert [row.bound for row in stack.skipping] == pytest.approx([28 / 27, 28 / 25, 28 / 24])
-    assert [row.bound_with_lm_head for row in stack.skipping] == pytest.approx(bounds, abs=6e-4)
-    assert stack.valid_layers == list(range(1, 27))
+@pytest.mark.parametrize("family", ["gpt2", "gpt_bigcode"])
+def test_absolute_positions_are_refused(family):
+    model = build(family, n_layer=6, n_head=4, n_embd=32, n_positions=128)
+    disable_dropout_in_model(model)  # as the trainer does
+    with pytest.raises(NestingError, match="reads absolute positions, which left padding shifts"):
+        check_nestable(model)
 
 
-def test_layers_are_told_for_a_folder_an_embedded_model_and_a_type():
-    for model in (str(TINY), "embedded/tiny-28"):
-        told = run("nested-reft", "layers", model)
-        assert told.returncode == 0 and "N = 28 layers" in told.stdout and "26 layers may be skipped" in told.stdout
-    assert describe_stack("gemma3_text", 1, [0.1]).valid_layers[:5] == [1, 2, 3, 4, 6]  # 5 is the first of its type
+def test_layers_that_share_keys_and_values_are_refused():
+    types = ["sliding_attention", "full_attention"] * 3
+    sharing = {"num_kv_shared_layers": 2, "layer_types": types, "sliding_window": 4}
+    model = build("gemma4_text", vocab_size_per_layer_input=160, **sharing)
+    with pytest.raises(NestingError, match="Gemma4ForCausalLM shares keys and values between layers"):
+        check_nestable(model)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["nowhere"], "model 'nowhere' is not a model type of transformers, and does not exist here"),
-        (["ctrl"], "CTRLLMHeadModel has no plain stack of 48 decoder layers; it cannot be nested"),
-        (["gemma3n_text"], "shares keys and values between layers"),
-        (["qwen2", "--skip-ratios", "0.99"], "skip ratio 0.99 skips 32 of 32 layers, of which 30 may be skipped"),
-        (["qwen2", "--skip-ratios", "5%"], "--skip-ratios is '5%'; give numbers from 0 to 1"),
-    ],
-)
-def test_mistakes_are_one_sentence(arguments, sentence):
-    told = run("nested-reft", "layers", *arguments)
-    assert told.returncode == 2 and sentence in told.stderr and "Traceback" not in told.stderr
+def test_dropout_that_trl_cannot_turn_off_is_refused():
+    """TRL zeroes Dropout modules; these are arguments of functions."""
+    for family, key in (("llama", "attention_dropout"), ("opt", "dropout")):
+        model = build(family, **{key: 0.5})
+        disable_dropout_in_model(model)
+        with pytest.raises(NestingError, match="drops units at random in training"):
+            check_nestable(model)
+
+
+def test_a_model_without_a_plain_stack_is_refused():
+    from transformers import BertConfig, BertModel
+
+    model = BertModel(BertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=32))
+    model.config.num_hidden_layers = 3
+    with pytest.raises(NestingError, match="no plain stack of 3 decoder layers; it cannot be nested"):
+        check_nestable(model)
