@@ -18,7 +18,7 @@ from nested_reft.config.sections import Nesting
 from nested_reft.mitigation import importance_ratio, scale_gradient, token_weights
 from nested_reft.model.layers import nested
 from nested_reft.nesting import draw_skipped_layers, valid_layers
-from nested_reft.rollout.generate import sample
+from nested_reft.rollout.generate import sample_by_generate
 
 NUM_LAYERS, VOCABULARY, LENGTH = 8, 6, 3
 PROMPT = [1, 2, 3]
@@ -132,7 +132,7 @@ def sampled_gradient(
         do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LENGTH, pad_token_id=0
     )
     with nested(model, draw_skipped_layers(VALID, k, seed=0, step=step)), torch.no_grad():
-        completions, behavior_logps = sample(model, [PROMPT] * rows, generation_config, [NEVER])
+        completions, behavior_logps = sample_by_generate(model, [PROMPT] * rows, generation_config, [NEVER])
     sequences = torch.tensor(completions)  # (B, T)
     logps = token_logps(model, sequences)
     weight = weights(mitigation, level, logps, torch.tensor(behavior_logps, dtype=torch.float64))

@@ -20,7 +20,7 @@ from nested_reft.model.layers import decoder_layers, nested
 from nested_reft.model.loading import load_model
 from nested_reft.nesting import draw_skipped_layers, valid_layers
 from nested_reft.rollout import engine, generate, sampler
-from nested_reft.rollout.generate import sample
+from nested_reft.rollout.generate import sample_by_generate
 from nested_reft.rollout.sampler import Sampler
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts, refuse_arguments
 from tests.conftest import TINY
@@ -176,7 +176,9 @@ def nested_sampler(algorithm):
         def _generate_single_turn(self, prompt_ids, *args):
             skipped = draw_skipped_layers(valid_layers(6, border=1), 3, self.args.seed, self.state.global_step)
             with nested(self.model, skipped), torch.no_grad():
-                ids, self.logps = sample(self.model, prompt_ids, self.generation_config, self.eos_token_ids)
+                ids, self.logps = sample_by_generate(
+                    self.model, prompt_ids, self.generation_config, self.eos_token_ids
+                )
             return (ids, None) if algorithm == "grpo" else ids
 
     return NestedSampler

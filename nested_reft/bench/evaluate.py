@@ -16,7 +16,7 @@ from nested_reft.errors import UserError
 from nested_reft.model.loading import end_token_ids
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.generate import complete_by_generate
-from nested_reft.rollout.sampling import Sampling
+from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import unsupported_reason
 
 
@@ -42,7 +42,7 @@ def measure_eval(settings: Settings) -> dict[str, Any]:
         raise UserError(f"model {settings.model!r} has random weights and ends no answer; give a trained model")
     device = bench_device()
     model, tokenizer = load(settings.model, settings.dtype, device)
-    sampling = Sampling(settings.new_tokens, temperature=0.0, eos_token_ids=end_token_ids(model, tokenizer))
+    sampling = SamplingParams(settings.new_tokens, temperature=0.0, eos_token_ids=end_token_ids(model, tokenizer))
     evaluation = Evaluation(max_new_tokens=settings.new_tokens, batch_size=settings.batch_size)
 
     def prompts(index: int) -> list[list[int]]:
@@ -55,7 +55,7 @@ def measure_eval(settings: Settings) -> dict[str, Any]:
         return complete_by_generate(model, tokenizer, given[index], evaluation, lambda completions: None)
 
     def by_engine(engine: RolloutEngine, index: int) -> list[list[int]]:
-        return engine.sample(given[index], sampling, seed=0, num_rows=settings.batch_size)[0]
+        return engine.sample(given[index], sampling, seed=0, batch_size=settings.batch_size)[0]
 
     calls: dict[str, Callable[[int], list[list[int]]]] = {"generate": by_generate}
     for name in ("engine", "engine-compiled"):

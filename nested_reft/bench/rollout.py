@@ -38,7 +38,7 @@ from nested_reft.model.layers import decoder_layers, nested, parameter_counts, s
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import Sampling
+from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import logprob_errors, unsupported_reason
 
 # Qwen2.5-Math-1.5B and -7B.
@@ -140,7 +140,9 @@ class Rollouts:
         self.engines: dict[tuple[str, torch.dtype | None], RolloutEngine] = {}
         self.counts = skip_counts(model, settings.skip_ratios, settings.model)
         self.valid_layers = skippable_layers(model, BORDER)
-        self.sampling = Sampling(settings.new_tokens, fixed_length=True, eos_token_ids=end_token_ids(model, tokenizer))
+        self.sampling = SamplingParams(
+            settings.new_tokens, fixed_length=True, eos_token_ids=end_token_ids(model, tokenizer)
+        )
         # what stock TRL 1.16 makes of its arguments, the end token banned by `min_new_tokens`
         self.generation_config = GenerationConfig(
             max_new_tokens=settings.new_tokens,
@@ -328,7 +330,7 @@ def renewal(rollouts: Rollouts) -> dict[str, Any]:
         "float32": partial(rollouts.by_engine, weights),
         "copy, renewed": partial(rollouts.by_engine, copy),
         "copy, not renewed": partial(rollouts.by_engine, renewed_by_nobody),
-        "renewal alone": lambda index: copy.renew(),
+        "renewal alone": lambda index: copy.sync_weights(),
     }
 
     def measure(name: str, index: int) -> float:

@@ -1,1 +1,1 @@
-"""Sampling completions from the behavior policy, with the log-probabilities it gave their tokens."""
+"""Roll-outs: sampling completions from the behavior policy, with the log-probabilities of their tokens."""

@@ -1,229 +1,323 @@
 """The roll-out engine: batches of completions from a decoder-only model, some of its layers skipped.
 
-transformers' `generate` reads a prompt once per completion, allocates as it goes and draws from one global
-random state. Here the model's own forward runs over static memory:
+transformers' `generate` prefills a prompt once per completion, allocates memory for each token, and samples from the
+global random state. The engine runs the model's own forward over static memory instead:
 
-- a prompt is read once, however many completions share it;
-- keys and values lie in buffers that are allocated once and reused, one for each layer that ever ran;
-- a row writes at its own position, so that a finished row's place is taken by the next prompt;
-- log mu(a_t) is taken from the logits that a_t is drawn from: no second pass, nothing of size (B, T, V);
-- a row's random numbers are a function of (seed, step, row), whatever the batch is split into.
+- a prompt is prefilled once, however many completions share it;
+- keys and values are stored in buffers that are allocated once and reused (`kv_cache.py`);
+- each batch row writes at its own position, so a waiting prompt takes over the row of a finished completion;
+- log mu(a_t) is computed from the logits that a_t is sampled from: no second forward, no (B, T, V) tensor;
+- random numbers are a function of (seed, step, completion), however the completions are split into batches.
 
-As it stands it is plain PyTorch, the reference path; with `compiled` the steps of layers are compiled pieces
-(`compiled.py`). `rollout.py` chooses between them and `generate`.
+Without `compiled` the engine is plain PyTorch, the reference path. With `compiled` the decode steps of the layers are
+compiled (`compiled.py`). `sampler.py` chooses between them and `generate`.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel
 
 from nested_reft.model.layers import decoder_layers, language_model, nested
-from nested_reft.rollout.compiled import Pieces
-from nested_reft.rollout.kv_cache import Place, RowsLayer
-from nested_reft.rollout.sampling import Sampling, draw, philox_uniforms, truncate_after_eos
+from nested_reft.rollout.compiled import CompiledLayers
+from nested_reft.rollout.kv_cache import CachePositions, PrefillRows, StaticKVLayer
+from nested_reft.rollout.sampling import SamplingParams, philox_uniforms, sample_tokens, truncate_after_eos
 
-# Buffers, and the part of them that attention reads, grow by so many columns at a time. On a GPU more, since each
-# size has its own CUDA graph.
-COLUMNS, COLUMNS_OF_GPU = 16, 64
-
-
-def copy_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a model of the same build with room for its weights in another type."""
-    with torch.device("meta"):
-        twin = type(model)(model.config)
-    twin = twin.to(dtype).to_empty(device=model.device).eval()
-    twin.tie_weights()
-    for name, buffer in model.named_buffers():  # such as rotary frequencies, which stay as precise as they are
-        module, _, attribute = name.rpartition(".")
-        setattr(twin.get_submodule(module), attribute, buffer)
-    return twin.requires_grad_(False)
+# KV buffers, and the part of them that attention reads, grow in blocks of this many columns. The block is larger on
+# a GPU, where each size has its own CUDA graph.
+COLUMN_BLOCK, COLUMN_BLOCK_ON_GPU = 16, 64
+# A row with no completion to work on still decodes. Its tokens go to the last row of the outputs, which is a sink.
+IDLE = -1
 
 
 class RolloutEngine:
-    """Samples completions from a model over memory that it keeps.
+    """Samples completions from a model, with buffers that are kept between roll-outs.
 
     Args:
-        model: a decoder-only language model to which `unsupported_reason` has no objection.
-        compiled: whether the steps of layers are compiled pieces (`compiled.py`).
-        dtype: of a copy of the weights to sample from, renewed before each roll-out; None takes the weights.
+        model: a decoder-only language model for which `unsupported_reason` returns None.
+        compiled: whether to compile the decode steps of the layers.
+        dtype: sample from a copy of the weights in this type, which is synchronized before each roll-out. None
+            samples from the weights themselves.
     """
 
     def __init__(self, model: PreTrainedModel, compiled: bool = False, dtype: torch.dtype | None = None) -> None:
         self.source = language_model(model)
-        self.model = self.source if dtype in (None, self.source.dtype) else copy_in(self.source, dtype)
+        self.model = self.source if dtype in (None, self.source.dtype) else clone_in_dtype(self.source, dtype)
         self.compiled = compiled
-        self.place: Place | None = None
+        self.positions: CachePositions | None = None
         self.cache: Cache | None = None
-        self.pieces: Pieces | None = None
+        self.compiled_layers: CompiledLayers | None = None
         self.zero = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
         self.least = torch.full_like(self.zero, torch.finfo(self.model.dtype).min)
         config = self.model.config.get_text_config()
         self.sliding_window = getattr(config, "sliding_window", None)
-        # Where a config does not tell layers apart, all of them slide or none does.
-        of_all = "sliding_attention" if self.sliding_window else "full_attention"
-        self.attention_types = set(getattr(config, "layer_types", None) or [of_all])
+        # If a config has no attention type per layer, either all layers have a sliding window or none has.
+        common_type = "sliding_attention" if self.sliding_window else "full_attention"
+        self.attention_types = set(getattr(config, "layer_types", None) or [common_type])
 
-    def round_up(self, size: int) -> int:
-        """Return the number of columns to provide for `size` tokens."""
-        columns = COLUMNS_OF_GPU if self.model.device.type == "cuda" else COLUMNS
-        return -(-size // columns) * columns
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        seed: int,
+        step: int = 0,
+        skipped: Sequence[int] = (),
+        batch_size: int | None = None,
+        first_row: int = 0,
+        on_finished: Callable[[int], object] = lambda num_finished: None,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Sample one completion for each prompt.
 
-    def stride(self, sampling: Sampling) -> int:
-        """Return after how many tokens it is looked whether rows have ended.
+        Args:
+            prompt_ids: the prompts, of any lengths. A prompt that occurs n times gets n completions.
+            sampling: the sampling distribution.
+            seed: of the run.
+            step: of the run, the one that drew the skipped layers.
+            skipped: the skipped layers.
+            batch_size: the most completions that are sampled at once, which bounds memory; None samples all at once.
+            first_row: the index of the first prompt among those of all processes.
+            on_finished: called with the number of completions that have just ended.
 
-        Reading a flag from a GPU waits for it, so there it is done once in a while; a fixed length needs none.
+        Returns:
+            The completions, each up to and including its first EOS token, and log mu(a_t) of their tokens.
+        """
+        # 1. Provide the memory and, for a copy in another type, the current weights.
+        positions = self.ensure_buffers(prompt_ids, sampling, batch_size)
+        if self.model is not self.source:
+            self.sync_weights()
+        interval = self.eos_check_interval(sampling)
+        batch = BatchRows(prompt_ids, sampling, positions, interval)
+        uniforms = self.uniforms(seed, step, first_row, batch.output_size, sampling)
+        with self.layers_replaced(skipped):
+            while not batch.is_done:
+                # 2. Give each free row a waiting prompt, and prefill these prompts.
+                if rows := batch.admit():
+                    self.prefill(batch.prompts_of(rows), rows)
+                # 3. Decode until rows are next checked for EOS.
+                for _ in range(interval):
+                    logits = self.decode_step(batch.last_tokens)
+                    batch.advance(*sample_tokens(logits, uniforms[batch.next_token], sampling))
+                # 4. Free the rows whose completion has ended.
+                on_finished(batch.retire())
+        return batch.completions()
+
+    @contextmanager
+    def layers_replaced(self, skipped: Sequence[int]) -> Iterator[None]:
+        """Skip some layers, and run the compiled decode steps of the others, for the duration of one roll-out."""
+        compiled = self.compiled_layers.installed(skipped) if self.compiled_layers else nullcontext()
+        with nested(self.model, skipped), compiled:
+            yield
+
+    def ensure_buffers(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, batch_size: int | None = None
+    ) -> CachePositions:
+        """Return the positions of KV buffers that such a roll-out fits into, kept from the last one if possible."""
+        batch_size = min(batch_size or len(prompt_ids), len(prompt_ids))
+        num_columns = max(map(len, prompt_ids)) + sampling.max_new_tokens
+        # A row decodes beyond its longest completion until it is next checked for EOS.
+        num_columns += -sampling.max_new_tokens % self.eos_check_interval(sampling)
+        # Allocate one block more than attention ever reads: the compiler treats `end == size` as a special case and
+        # would need a second program.
+        num_columns = self.round_up(num_columns) + self.round_up(1)
+        positions = self.positions
+        if positions is None or positions.batch_size != batch_size or positions.num_columns < num_columns:
+            if positions is not None and positions.batch_size == batch_size:
+                # Grow geometrically, so that growing prompts cause few reallocations.
+                num_columns = self.round_up(max(num_columns, positions.num_columns * 3 // 2))
+            self.cache = self.compiled_layers = None  # frees the old buffers before new ones are allocated
+            self.positions = positions = CachePositions(batch_size, num_columns, self.model.device)
+            self.cache = Cache(layers=[StaticKVLayer(positions) for _ in decoder_layers(self.model)])
+            if self.compiled:
+                self.compiled_layers = CompiledLayers(self.model, self.cache, positions)
+        return positions
+
+    def round_up(self, num_columns: int) -> int:
+        """Return a number of columns rounded up to whole blocks."""
+        block = COLUMN_BLOCK_ON_GPU if self.model.device.type == "cuda" else COLUMN_BLOCK
+        return -(-num_columns // block) * block
+
+    def eos_check_interval(self, sampling: SamplingParams) -> int:
+        """Return how many tokens to decode between EOS checks.
+
+        A check synchronizes with the GPU, so there it happens every 16 tokens; fixed-length roll-outs need none.
         """
         return sampling.max_new_tokens if sampling.fixed_length else 16 if self.model.device.type == "cuda" else 1
 
-    def provide(self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, num_rows: int | None = None) -> Place:
-        """Return buffers that such a roll-out needs, those of the last one if they are large enough."""
-        num_rows = min(num_rows or len(prompt_ids), len(prompt_ids))
-        num_columns = max(map(len, prompt_ids)) + sampling.max_new_tokens
-        num_columns += -sampling.max_new_tokens % self.stride(sampling)  # rows may run on until it is looked
-        # More than is ever read: a compiler would take the case that all of a buffer is for another one.
-        num_columns = self.round_up(num_columns) + self.round_up(1)
-        if self.place is None or self.place.num_rows != num_rows or self.place.num_columns < num_columns:
-            if self.place is not None and self.place.num_rows == num_rows:  # by steps that soon suffice
-                num_columns = self.round_up(max(num_columns, self.place.num_columns * 3 // 2))
-            self.cache = self.pieces = None  # let go of the old buffers first
-            self.place = Place(num_rows, num_columns, self.model.device)
-            self.columns = torch.arange(self.place.num_columns, device=self.model.device)
-            self.cache = Cache(layers=[RowsLayer(self.place) for _ in decoder_layers(self.model)])
-            if self.compiled:
-                self.pieces = Pieces(self.model, self.cache, self.place)
-        return self.place
-
     @torch.no_grad()
-    def renew(self) -> None:
-        """Bring the copy of the weights up to date."""
+    def sync_weights(self) -> None:
+        """Copy the current weights of the model into the copy in another type."""
         torch._foreach_copy_(list(self.model.parameters()), list(self.source.parameters()))
 
-    def read_prompts(self, place: Place, prompts: list[tuple[int, ...]], rows: list[int]) -> None:
-        """Put all but the last token of each row's prompt into the cache; equal prompts are read once."""
-        distinct = list(dict.fromkeys(prompts))
+    def uniforms(
+        self, seed: int, step: int, first_row: int, size: tuple[int, int], sampling: SamplingParams
+    ) -> torch.Tensor:
+        """Return the random numbers of all tokens of all completions, float64 of this size; none for greedy."""
+        if sampling.temperature == 0:
+            return torch.zeros(1, 1, dtype=torch.float64, device=self.model.device).expand(size)
+        rows = range(first_row, first_row + size[0])
+        numbers = np.stack([philox_uniforms(seed, step, row, size[1]) for row in rows])
+        return torch.from_numpy(numbers).to(self.model.device)
+
+    def prefill(self, prompts: list[tuple[int, ...]], rows: list[int]) -> None:
+        """Fill the KV cache of some rows with all but the last token of their prompts; equal prompts are read once."""
+        assert self.positions is not None
+        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
         width = max(map(len, distinct)) - 1
         if width == 0:
             return
         device = self.model.device
-        # Padding stands on the right, where causal attention does not see it and decoding overwrites it.
-        input_ids = torch.tensor(
-            [[*prompt[:-1], *[0] * (width + 1 - len(prompt))] for prompt in distinct], device=device
-        )
-        number = {prompt: index for index, prompt in enumerate(distinct)}
-        place.prompts_of = (
+        # Pad on the right, where causal attention does not see the padding and decoding overwrites it.
+        padded = [[*prompt[:-1], *[0] * (width + 1 - len(prompt))] for prompt in distinct]
+        input_ids = torch.tensor(padded, device=device)
+        self.positions.prefill_rows = PrefillRows(
             torch.tensor(rows, device=device),
-            torch.tensor([number[prompt] for prompt in prompts], device=device),
+            torch.tensor([distinct[prompt] for prompt in prompts], device=device),
         )
-        positions = torch.arange(width, device=device).expand_as(input_ids)
+        position_ids = torch.arange(width, device=device).expand_as(input_ids)
         self.model(
-            input_ids=input_ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
-        place.prompts_of = None
+        self.positions.prefill_rows = None
 
-    def masks(self, place: Place) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Return what each row may attend to, (B, 1, 1, T), by attention type where a model tells types apart."""
-        positions = place.positions.unsqueeze(1)
-        columns = self.columns[: place.end]
-        allowed = {"full_attention": columns <= positions}  # (B, T)
-        if self.sliding_window:
-            allowed["sliding_attention"] = allowed["full_attention"] & (columns > positions - self.sliding_window)
-        for kind, mask in allowed.items():
-            if self.compiled or self.model.config._attn_implementation == "eager":  # which add it
-                mask = torch.where(mask, self.zero, self.least)
-            allowed[kind] = mask[:, None, None]
-        return allowed if len(self.attention_types) > 1 else allowed[next(iter(self.attention_types))]
-
-    def next_logits(self, place: Place, tokens: torch.Tensor) -> torch.Tensor:
-        """Read one token of each row (B,) and return the logits (B, V) of what follows it."""
+    def decode_step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one token of each row (B,) and return the logits (B, V) of the token that follows it."""
+        assert self.positions is not None
+        self.positions.attended_columns = self.round_up(max(self.positions.positions_on_host) + 1)
         output = self.model(
             input_ids=tokens.unsqueeze(1),
-            attention_mask=self.masks(place),
-            position_ids=place.positions.unsqueeze(1),
+            attention_mask=self.attention_masks(self.positions),
+            position_ids=self.positions.positions.unsqueeze(1),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
         return output.logits[:, -1]
 
-    @torch.no_grad()
-    def sample(
+    def attention_masks(self, positions: CachePositions) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return the attention mask (B, 1, 1, T), or one for each attention type if the model has several."""
+        row_positions = positions.positions.unsqueeze(1)
+        columns = positions.column_indices[: positions.attended_columns]
+        masks = {"full_attention": columns <= row_positions}  # (B, T)
+        if self.sliding_window:
+            masks["sliding_attention"] = masks["full_attention"] & (columns > row_positions - self.sliding_window)
+        for attention_type, mask in masks.items():
+            if self.compiled or self.model.config._attn_implementation == "eager":  # both add the mask to the scores
+                mask = torch.where(mask, self.zero, self.least)
+            masks[attention_type] = mask[:, None, None]
+        return masks if len(self.attention_types) > 1 else masks[next(iter(self.attention_types))]
+
+
+class BatchRows:
+    """The rows of a batch: the completion that each row works on, and the tokens sampled so far.
+
+    Rows are independent of each other: when a completion ends, its row goes to the next waiting prompt.
+
+    Args:
+        prompt_ids: the prompts, one per completion.
+        sampling: the sampling distribution.
+        positions: the write positions of the rows in the KV cache, which follow the rows.
+        eos_check_interval: how many tokens are decoded between two calls of `retire`.
+    """
+
+    def __init__(
         self,
         prompt_ids: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seed: int,
-        step: int = 0,
-        skipped: Sequence[int] = (),
-        num_rows: int | None = None,
-        first_row: int = 0,
-        on_finished: Callable[[int], object] = lambda completions: None,
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """Sample one completion for each prompt.
+        sampling: SamplingParams,
+        positions: CachePositions,
+        eos_check_interval: int,
+    ) -> None:
+        self.prompt_ids, self.positions = prompt_ids, positions
+        self.max_new_tokens, self.eos_check_interval = sampling.max_new_tokens, eos_check_interval
+        device = positions.positions.device
+        self.eos_token_ids = torch.tensor(sampling.eos_token_ids, dtype=torch.long, device=device)
+        # Popped from the end: long prompts start first, so that the tail of the queue is short. Equal prompts are
+        # neighbors, so that one prefill serves them all.
+        self.waiting = sorted(
+            range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), tuple(prompt_ids[index]), -index)
+        )
+        # One output row per completion, and the sink of idle rows. Rows may decode beyond the longest completion.
+        self.output_size = (len(prompt_ids) + 1, sampling.max_new_tokens + eos_check_interval)
+        self.tokens = torch.zeros(self.output_size, dtype=torch.long, device=device)
+        self.logps = torch.zeros(self.output_size, device=device)
+        # The state of each row, (B,). The completions are also listed on the host, to find free rows.
+        self.completion_of_row = torch.full((positions.batch_size,), IDLE, device=device)
+        self.completion_of_row_on_host = [IDLE] * positions.batch_size
+        self.num_sampled = torch.zeros_like(self.completion_of_row)
+        self.last_tokens = torch.zeros_like(self.completion_of_row)  # the next decode step reads them
 
-        Args:
-            prompt_ids: the prompts, of any lengths; repeat one to have several completions of it.
-            sampling: how to draw.
-            seed: of the run.
-            step: of the run; the mask's.
-            skipped: the layers that are skipped.
-            num_rows: the most rows of a batch (memory grows with it); all of them by default.
-            first_row: the number of the first prompt among those of all processes.
-            on_finished: told how many completions have ended, each time some do.
+    @property
+    def is_done(self) -> bool:
+        """Whether all completions have ended."""
+        return not self.waiting and all(completion == IDLE for completion in self.completion_of_row_on_host)
 
-        Returns:
-            The completions, each up to and including its first end token, and log mu(a_t) of their tokens.
-        """
-        device, length, nobody = self.model.device, sampling.max_new_tokens, len(prompt_ids)
-        stride = self.stride(sampling)
-        place = self.provide(prompt_ids, sampling, num_rows)
-        num_rows = place.num_rows
-        if self.model is not self.source:
-            self.renew()
-        eos_token_ids = torch.tensor(sampling.eos_token_ids, dtype=torch.long, device=device)
-        size = (nobody + 1, length + stride)  # the last row is nobody's
-        if sampling.temperature > 0:
-            rows = range(first_row, first_row + nobody + 1)
-            draws = torch.from_numpy(np.stack([philox_uniforms(seed, step, row, size[1]) for row in rows])).to(device)
-        else:
-            draws = torch.zeros(1, 1, dtype=torch.float64, device=device).expand(size)
-        tokens = torch.zeros(size, dtype=torch.long, device=device)
-        logps = torch.zeros(size, device=device)
+    @property
+    def next_token(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The index, into tensors of the output size, of the next token of each row."""
+        return self.completion_of_row, self.num_sampled
 
-        # Longest first: what is begun last is soon over. Equal prompts are neighbours, and read together.
-        waiting = sorted(range(nobody), key=lambda index: (len(prompt_ids[index]), tuple(prompt_ids[index]), -index))
-        owners, columns = [nobody] * num_rows, [0] * num_rows  # what each row works on, and where
-        owner = torch.tensor(owners, device=device)
-        drawn = torch.zeros_like(owner)  # how many tokens of its completion a row has
-        last = torch.zeros_like(owner)  # the token that it reads next
-        with nested(self.model, skipped), self.pieces.in_place(skipped) if self.pieces else nullcontext():
-            while waiting or min(owners) < nobody:
-                free = [row for row in range(num_rows) if owners[row] == nobody][: len(waiting)]
-                if free:
-                    for row in free:
-                        owners[row] = waiting.pop()
-                        columns[row] = len(prompt_ids[owners[row]]) - 1
-                    prompts = [tuple(prompt_ids[owners[row]]) for row in free]
-                    self.read_prompts(place, prompts, free)
-                    last[free] = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-                    place.positions[free] = torch.tensor([columns[row] for row in free], device=device)
-                    owner, drawn[free] = torch.tensor(owners, device=device), 0
-                for _ in range(stride):
-                    place.end = self.round_up(max(columns) + 1)
-                    last, last_logps = draw(self.next_logits(place, last), draws[owner, drawn], sampling)
-                    tokens[owner, drawn], logps[owner, drawn] = last, last_logps
-                    place.positions += 1
-                    drawn += 1
-                    columns = [column + 1 for column in columns]
-                recent = tokens[owner].gather(1, drawn.unsqueeze(1) - torch.arange(1, stride + 1, device=device))
-                ended = (drawn >= length) | torch.isin(recent, eos_token_ids).any(dim=1)
-                over = [row for row, is_over in enumerate(ended.tolist()) if is_over]
-                on_finished(sum(owners[row] < nobody for row in over))
-                for row in over:
-                    owners[row], columns[row] = nobody, 0
-                owner = owner.masked_fill(ended, nobody)
-                place.positions.masked_fill_(ended, 0)
-                drawn.masked_fill_(ended, 0)
+    def admit(self) -> list[int]:
+        """Give each idle row a waiting prompt, as long as there are any; return these rows."""
+        idle = [row for row, completion in enumerate(self.completion_of_row_on_host) if completion == IDLE]
+        rows = idle[: len(self.waiting)]
+        if rows:
+            for row in rows:
+                self.completion_of_row_on_host[row] = self.waiting.pop()
+            device = self.completion_of_row.device
+            prompts = self.prompts_of(rows)
+            # The last token of a prompt is not prefilled: it is what the first decode step reads.
+            self.positions.start(rows, [len(prompt) - 1 for prompt in prompts])
+            self.last_tokens[rows] = torch.tensor([prompt[-1] for prompt in prompts], device=device)
+            self.completion_of_row = torch.tensor(self.completion_of_row_on_host, device=device)
+            self.num_sampled[rows] = 0
+        return rows
 
-        return truncate_after_eos(tokens[:nobody, :length], logps[:nobody, :length], eos_token_ids)
+    def prompts_of(self, rows: list[int]) -> list[tuple[int, ...]]:
+        """Return the prompts that some rows work on."""
+        return [tuple(self.prompt_ids[self.completion_of_row_on_host[row]]) for row in rows]
+
+    def advance(self, tokens: torch.Tensor, logps: torch.Tensor) -> None:
+        """Append a token and its log-prob to the completion of each row; both (B,)."""
+        self.tokens[self.next_token], self.logps[self.next_token] = tokens, logps
+        self.last_tokens = tokens
+        self.num_sampled += 1
+        self.positions.advance()
+
+    def retire(self) -> int:
+        """Make the rows idle whose completion is as long as it may be, or has an EOS token; return their number."""
+        recent_columns = self.num_sampled.unsqueeze(1) - torch.arange(
+            1, self.eos_check_interval + 1, device=self.num_sampled.device
+        )
+        recent = self.tokens[self.completion_of_row].gather(1, recent_columns)  # (B, interval), since the last check
+        ended = (self.num_sampled >= self.max_new_tokens) | torch.isin(recent, self.eos_token_ids).any(dim=1)
+        rows = [row for row, has_ended in enumerate(ended.tolist()) if has_ended]  # idle ones among them: they restart
+        num_finished = sum(self.completion_of_row_on_host[row] != IDLE for row in rows)
+        for row in rows:
+            self.completion_of_row_on_host[row] = IDLE
+        self.completion_of_row = self.completion_of_row.masked_fill(ended, IDLE)
+        self.num_sampled.masked_fill_(ended, 0)
+        self.positions.reset(ended, rows)
+        return num_finished
+
+    def completions(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Return the tokens of all completions, up to and including their first EOS token, and their log-probs."""
+        without_sink = (slice(len(self.prompt_ids)), slice(self.max_new_tokens))
+        return truncate_after_eos(self.tokens[without_sink], self.logps[without_sink], self.eos_token_ids)
+
+
+def clone_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model of the same architecture whose weights are of another type and not yet initialized."""
+    with torch.device("meta"):
+        clone = type(model)(model.config)
+    clone = clone.to(dtype).to_empty(device=model.device).eval()
+    clone.tie_weights()
+    for name, buffer in model.named_buffers():  # rotary frequencies, for example, keep their precision
+        module, _, attribute = name.rpartition(".")
+        setattr(clone.get_submodule(module), attribute, buffer)
+    return clone.requires_grad_(False)

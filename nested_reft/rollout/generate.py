@@ -1,17 +1,25 @@
-"""Sampling by transformers' `generate`, which notes the behavior policy's log-probabilities on the way."""
+"""Sampling by transformers' `generate`, with the log-probabilities of the behavior policy for training."""
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from nested_reft.config.sections import Evaluation
 from nested_reft.errors import NestingError
 from nested_reft.rollout.sampling import truncate_after_eos
 
-# What bends the distribution that tokens are drawn from, and the value that turns it off.
+if TYPE_CHECKING:
+    from nested_reft.config.sections import Evaluation
+
+# Generation settings that change the distribution which tokens are sampled from, and the value that turns each off.
 FILTERS = {
     "top_p": 1.0,
     "top_k": 0,
@@ -33,71 +41,11 @@ FILTERS = {
     "guidance_scale": None,
     "watermarking_config": None,
     "num_beams": 1,
-    "min_length": 0,  # bans the end token before the log-probs are noted; `min_new_tokens` is done here
+    "min_length": 0,  # bans EOS before log-probs are recorded; `BehaviorLogProbs` replaces `min_new_tokens`
 }
 
 
-def refuse_filters(generation_config: GenerationConfig, of_the_model: GenerationConfig) -> None:
-    """Refuse a sampler whose tokens do not come from softmax(logits / temperature).
-
-    The log-probs that are remembered would not be the behavior policy's, and every ratio would be off.
-
-    Args:
-        generation_config: what is asked for.
-        of_the_model: the model's own, which `generate` takes for what is not asked for.
-
-    Raises:
-        NestingError: naming the filter, its value, and the value that turns it off.
-    """
-    if not generation_config.do_sample:
-        raise NestingError("do_sample is off, and greedy tokens are drawn from no distribution; set do_sample to True")
-    of_the_library = GenerationConfig._get_default_generation_params()
-    for name, off in FILTERS.items():
-        sources = [
-            (getattr(generation_config, name), "as asked for"),
-            (getattr(of_the_model, name), "from the model's generation_config.json"),
-            (of_the_library.get(name), "transformers' default"),
-        ]
-        value, origin = next(((value, origin) for value, origin in sources if value is not None), (off, ""))
-        if value != off and (value or off):  # 0 and null are the same
-            raise NestingError(
-                f"{name} = {value} ({origin}) bends the distribution that tokens are drawn from, so that the "
-                f"log-probabilities of the behavior policy would be untrue; set {name} to {off}"
-            )
-
-
-class BehaviorLogProbs(LogitsProcessor):
-    """Remember log mu(a_t) of the *unconstrained* softmax(logits / temperature), then ban early ends.
-
-    transformers' own ban on the end token (`min_new_tokens`) runs before any custom processor and
-    would be part of what is remembered; the ratio pi / mu would then not be 1 where mu = pi. So the
-    ban is applied here, after the distribution is noted.
-    """
-
-    def __init__(self, temperature: float, min_new_tokens: int, eos_token_ids: list[int]) -> None:
-        self.temperature = temperature
-        self.min_new_tokens = min_new_tokens
-        self.eos_token_ids = eos_token_ids
-        self.logps: list[torch.Tensor] = []  # one (B,) per sampled token
-        self.distribution: torch.Tensor | None = None  # (B, V), of the token about to be drawn
-
-    def note(self, token_ids: torch.Tensor) -> None:
-        """Keep the log-prob of the tokens (B,) that were just drawn."""
-        assert self.distribution is not None
-        self.logps.append(self.distribution.gather(1, token_ids.unsqueeze(1)).squeeze(1))
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Note the previous token's log-prob and this one's distribution. scores: (B, V)."""
-        if self.distribution is not None:
-            self.note(input_ids[:, -1])
-        self.distribution = torch.log_softmax(scores.float() / self.temperature, dim=-1)
-        if len(self.logps) < self.min_new_tokens:
-            scores = scores.clone()
-            scores[:, self.eos_token_ids] = -torch.inf
-        return scores
-
-
-def sample(
+def sample_by_generate(
     model: PreTrainedModel,
     prompt_ids: list[list[int]],
     generation_config: GenerationConfig,
@@ -112,25 +60,24 @@ def sample(
         eos_token_ids: every token that ends a completion.
 
     Returns:
-        B completions, each up to and including its first end token, and for each of their tokens
-        log mu(a_t).
+        B completions, each up to and including its first EOS token, and for each of their tokens log mu(a_t).
 
     Raises:
-        NestingError: if the sampler is filtered (`refuse_filters`).
+        NestingError: if a sampling filter is on (`refuse_filters`).
     """
     refuse_filters(generation_config, model.generation_config)
     device = model.device
     width = max(map(len, prompt_ids))
     pad_token_id = generation_config.pad_token_id
-    rows = [[pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
-    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
+    input_ids = [[pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
+    attention_mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
 
     generation_config = copy.deepcopy(generation_config)
     recorder = BehaviorLogProbs(generation_config.temperature, generation_config.min_new_tokens or 0, eos_token_ids)
     generation_config.min_new_tokens = None
     output = model.generate(
-        input_ids=torch.tensor(rows, device=device),
-        attention_mask=torch.tensor(mask, device=device),
+        input_ids=torch.tensor(input_ids, device=device),
+        attention_mask=torch.tensor(attention_mask, device=device),
         generation_config=generation_config,
         logits_processor=LogitsProcessorList([recorder]),
     )
@@ -140,22 +87,93 @@ def sample(
     return truncate_after_eos(completions, logps, torch.tensor(eos_token_ids, device=device))
 
 
-def complete_by_generate(
-    model: Any, tokenizer: Any, prompt_ids: list[list[int]], settings: Evaluation, on_finished: Callable[[int], object]
-) -> list[list[int]]:
-    """Return the completions that transformers' `generate` draws, up to and including their end tokens."""
-    import torch
-    from transformers import GenerationConfig
+class BehaviorLogProbs(LogitsProcessor):
+    """Record log mu(a_t) of the *unconstrained* softmax(logits / temperature), then ban EOS up to a shortest length.
 
-    # Nothing of a model's own generation settings but its tokens: some ship a repetition penalty.
-    ends = model.generation_config.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    drawing: dict[str, Any] = {"do_sample": False}
+    transformers' own ban of EOS (`min_new_tokens`) runs before any custom processor, so the recorded distribution
+    would include it, and the ratio pi / mu would not be 1 where mu = pi. The ban is therefore applied here, after the
+    distribution is recorded.
+    """
+
+    def __init__(self, temperature: float, min_new_tokens: int, eos_token_ids: list[int]) -> None:
+        self.temperature = temperature
+        self.min_new_tokens = min_new_tokens
+        self.eos_token_ids = eos_token_ids
+        self.logps: list[torch.Tensor] = []  # one (B,) per sampled token
+        self.distribution: torch.Tensor | None = None  # (B, V), that of the token to be sampled next
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Record the previous token's log-prob and the next token's distribution. scores: (B, V)."""
+        if self.distribution is not None:
+            self.note(input_ids[:, -1])
+        self.distribution = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        if len(self.logps) < self.min_new_tokens:
+            scores = scores.clone()
+            scores[:, self.eos_token_ids] = -torch.inf
+        return scores
+
+    def note(self, token_ids: torch.Tensor) -> None:
+        """Record the log-probs of the tokens (B,) that were just sampled."""
+        assert self.distribution is not None
+        self.logps.append(self.distribution.gather(1, token_ids.unsqueeze(1)).squeeze(1))
+
+
+def refuse_filters(generation_config: GenerationConfig, model_config: GenerationConfig) -> None:
+    """Refuse generation settings with which tokens are not sampled from softmax(logits / temperature).
+
+    The recorded log-probs would not be those of the behavior policy, and every ratio pi / mu would be wrong.
+
+    Args:
+        generation_config: the requested settings.
+        model_config: the model's own, with which `generate` fills in the settings that are not requested.
+
+    Raises:
+        NestingError: naming the filter, its value, and the value that turns it off.
+    """
+    if not generation_config.do_sample:
+        raise NestingError(
+            "do_sample is off, and greedy tokens are not sampled from a distribution; set do_sample to True"
+        )
+    library_defaults = GenerationConfig._get_default_generation_params()
+    for name, off in FILTERS.items():
+        sources = [
+            (getattr(generation_config, name), "as requested"),
+            (getattr(model_config, name), "from the model's generation_config.json"),
+            (library_defaults.get(name), "transformers' default"),
+        ]
+        value, origin = next(((value, origin) for value, origin in sources if value is not None), (off, ""))
+        if value != off and (value or off):  # 0 and null both turn a filter off
+            raise NestingError(
+                f"{name} = {value} ({origin}) changes the distribution that tokens are sampled from, so that the "
+                f"log-probabilities of the behavior policy would be wrong; set {name} to {off}"
+            )
+
+
+def complete_by_generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[list[int]],
+    settings: "Evaluation",
+    on_finished: Callable[[int], object],
+) -> list[list[int]]:
+    """Return a completion of each prompt, up to and including its EOS token, for an evaluation.
+
+    Args:
+        model: the model, none of whose layers is skipped. Its generation settings are replaced.
+        tokenizer: the model's.
+        prompt_ids: the prompts; one that occurs n times gets n completions.
+        settings: of the evaluation.
+        on_finished: called with the number of completions that have just ended.
+    """
+    # Of a model's own generation settings only the tokens are kept: some models ship a repetition penalty.
+    eos_token_id = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        drawing = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     torch.manual_seed(settings.seed)
 
-    # Neighbours of similar length waste the least padding; the order is undone by what is filled in.
+    # Batches of prompts of similar lengths need the least padding.
     order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), index))
     completions: list[list[int]] = [[]] * len(prompt_ids)
     for start in range(0, len(order), settings.batch_size):
@@ -163,7 +181,7 @@ def complete_by_generate(
         rows = {"input_ids": [prompt_ids[index] for index in indices]}
         batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
         with torch.no_grad():
-            output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **drawing)
+            output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **sampling)
         for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             completions[index] = [token for token in row if token != tokenizer.pad_token_id]
         on_finished(len(indices))

@@ -1,4 +1,4 @@
-"""The one call by which training samples completions: an engine or, where the model is not covered, `generate`."""
+"""How training and evaluation sample: by the engine or, for a model that it does not support, by `generate`."""
 
 import itertools
 import logging
@@ -10,45 +10,19 @@ from transformers import GenerationConfig, PreTrainedModel
 from nested_reft.errors import NestingError
 from nested_reft.model.layers import nested
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.generate import refuse_filters, sample
-from nested_reft.rollout.sampling import Sampling
+from nested_reft.rollout.generate import refuse_filters, sample_by_generate
+from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import unsupported_reason
 
-
-def engine_for(
-    model: PreTrainedModel,
-    sampler: str,
-    prompt_ids: Sequence[Sequence[int]],
-    sampling: Sampling,
-    num_rows: int | None = None,
-    dtype: torch.dtype | None = None,
-) -> RolloutEngine | None:
-    """Return the engine that was asked for or, with the reason in the log, a plainer one; None means `generate`.
-
-    Args:
-        model: the model to sample from.
-        sampler: `engine-compiled`, `engine` or `generate`.
-        prompt_ids: some prompts, on which an engine is tried.
-        sampling: how they will be sampled.
-        num_rows: the rows of a batch, if not all prompts.
-        dtype: of a copy of the weights to sample from, if not the weights.
-    """
-    samplers = ["engine-compiled", "engine", "generate"]
-    for kind, plainer in itertools.pairwise(samplers[samplers.index(sampler) :]):
-        engine = RolloutEngine(model, kind == "engine-compiled", dtype)
-        reason = unsupported_reason(engine, prompt_ids, sampling, num_rows)
-        if reason is None:
-            return engine
-        logging.warning("sampler %s cannot be used, %s is instead: %s", kind, plainer, reason)
-    return None
+SAMPLERS = ("engine-compiled", "engine", "generate")  # each falls back on the next
 
 
 class Sampler:
-    """Draws the completions of training, batch by batch.
+    """Samples the completions of training, batch by batch.
 
     Args:
-        kind: `engine-compiled`, `engine` or `generate`.
-        dtype: of a copy of the weights to sample from, if not the weights; an engine's only.
+        kind: `engine-compiled`, `engine` or `generate`. After the first batch, the one that samples in fact.
+        dtype: sample from a copy of the weights in this type; ignored by `generate`.
     """
 
     def __init__(self, kind: str, dtype: torch.dtype | None = None) -> None:
@@ -68,27 +42,73 @@ class Sampler:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sample one completion for each prompt from the model without its skipped layers.
 
-        What an engine draws is a function of (seed, step, number of the row); `generate` draws from the global
-        random state.
+        With an engine, completions are a function of (seed, step, index of the completion); `generate` samples from
+        the global random state.
+
+        Args:
+            model: the model, which may be wrapped.
+            skipped: the skipped layers.
+            prompt_ids: B prompts.
+            generation_config: lengths, temperature and padding; its sampling filters must be off.
+            eos_token_ids: every token that ends a completion.
+            seed: of the run.
+            step: of the run, the one that drew the skipped layers.
+            first_row: the index of the first prompt among those of all processes.
 
         Returns:
-            B completions, each up to and including its first end token, and for each of their tokens
-            log mu(a_t).
+            B completions, each up to and including its first EOS token, and for each of their tokens log mu(a_t).
+
+        Raises:
+            NestingError: if a sampling filter is on, or if an engine is to ban EOS for a part of the length.
         """
         refuse_filters(generation_config, model.generation_config)
-        length, shortest = generation_config.max_new_tokens, generation_config.min_new_tokens or 0
-        sampling = Sampling(
-            length, generation_config.temperature, fixed_length=shortest >= length, eos_token_ids=tuple(eos_token_ids)
+        longest, shortest = generation_config.max_new_tokens, generation_config.min_new_tokens or 0
+        sampling = SamplingParams(
+            longest,
+            generation_config.temperature,
+            fixed_length=shortest >= longest,
+            eos_token_ids=tuple(eos_token_ids),
         )
         if self.kind != "generate" and self.engine is None:
-            if 0 < shortest < length:
+            if 0 < shortest < longest:
                 raise NestingError(
-                    f"min_new_tokens = {shortest} is less than max_new_tokens = {length}, which sampler {self.kind} "
-                    "does not know; make them equal, leave it out, or take sampler generate"
+                    f"min_new_tokens = {shortest} is less than max_new_tokens = {longest}, which sampler {self.kind} "
+                    "does not support; make them equal, leave min_new_tokens out, or set the sampler to generate"
                 )
-            self.engine = engine_for(model, self.kind, prompt_ids, sampling, dtype=self.dtype)
+            self.engine = engine_for(model, self.kind, prompt_ids, sampling, skipped=skipped, dtype=self.dtype)
             self.kind = "generate" if self.engine is None else "engine-compiled" if self.engine.compiled else "engine"
         if self.engine is None:
             with nested(model, skipped), torch.no_grad():
-                return sample(model, prompt_ids, generation_config, eos_token_ids)
+                return sample_by_generate(model, prompt_ids, generation_config, eos_token_ids)
         return self.engine.sample(prompt_ids, sampling, seed, step, skipped, first_row=first_row)
+
+
+def engine_for(
+    model: PreTrainedModel,
+    sampler: str,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    batch_size: int | None = None,
+    skipped: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
+) -> RolloutEngine | None:
+    """Return the engine of this name, or the next one that supports the model; None stands for `generate`.
+
+    The log says why an engine does not support the model.
+
+    Args:
+        model: the model to sample from.
+        sampler: one of `SAMPLERS`.
+        prompt_ids: the prompts of the first roll-out, with which engines are checked.
+        sampling: its sampling distribution.
+        batch_size: its batch size; None for all prompts.
+        skipped: the layers that it skips.
+        dtype: sample from a copy of the weights in this type; None samples from the weights themselves.
+    """
+    for kind, fallback in itertools.pairwise(SAMPLERS[SAMPLERS.index(sampler) :]):
+        engine = RolloutEngine(model, kind == "engine-compiled", dtype)
+        reason = unsupported_reason(engine, prompt_ids, sampling, batch_size, skipped)
+        if reason is None:
+            return engine
+        logging.warning("sampler %s cannot be used, and %s is used instead: %s", kind, fallback, reason)
+    return None

@@ -1,4 +1,4 @@
-"""Whether the roll-out engine samples from a model correctly: its log-probs against a full forward."""
+"""Whether the roll-out engine supports a model: its log-probs are compared with those of a full forward."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,56 @@ from transformers import PreTrainedModel
 
 from nested_reft.model.layers import nested, skippable_layers
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import Sampling
+from nested_reft.rollout.sampling import SamplingParams
+
+
+@torch.no_grad()
+def unsupported_reason(
+    engine: RolloutEngine,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    batch_size: int | None = None,
+    skipped: Sequence[int] = (),
+) -> str | None:
+    """Return why this model is unsupported, or None.
+
+    Samples up to 8 tokens and compares their log-probs with a full forward, both with the same layers skipped. The
+    buffers are those of the whole roll-out, which is therefore sampled with exactly what is checked here.
+
+    Args:
+        engine: the engine, which holds the model.
+        prompt_ids: the prompts of the roll-out.
+        sampling: the sampling distribution of the roll-out.
+        batch_size: the batch size of the roll-out; None for all prompts.
+        skipped: the layers that the roll-out skips. If it skips none, one layer is skipped in the check, because
+            later roll-outs may skip some.
+    """
+    name = type(engine.model).__name__
+    skipped = skipped or skippable_layers(engine.model, border=1)[:1]
+    if unknown := engine.attention_types - {"full_attention", "sliding_attention"}:
+        return f"{name} has layers of {', '.join(sorted(unknown))}"
+    try:
+        prompt_ids = prompt_ids[: engine.ensure_buffers(prompt_ids, sampling, batch_size).batch_size]
+        short = SamplingParams(max_new_tokens=min(8, sampling.max_new_tokens), fixed_length=True)
+        completions, logps = engine.sample(prompt_ids, short, seed=0, skipped=skipped)
+    except torch.OutOfMemoryError:  # says nothing about the model
+        raise
+    except Exception as error:  # a model may differ from what the engine expects in any way
+        message = (str(error).strip() or "-").splitlines()[0]
+        return f"{name} does not run in the engine ({type(error).__name__}: {message})"
+    row_of_prompt = {tuple(prompt): row for row, prompt in enumerate(prompt_ids)}
+    rows = list(row_of_prompt.values())[:4]
+    with nested(engine.model, skipped):
+        errors = logprob_errors(
+            engine.model,
+            [prompt_ids[row] for row in rows],
+            [completions[row] for row in rows],
+            [logps[row] for row in rows],
+        )
+    # Rounding shifts log-probs by 1e-6 in float32 and by about .01 in bfloat16. A wrong position or attention mask
+    # shifts them by more than 1 nat. NaN fails both comparisons.
+    is_rounding = errors.mean() < 0.05 and errors.max() < 0.5
+    return None if is_rounding else f"{name} gets other log-probabilities in the engine than in a full forward"
 
 
 @torch.no_grad()
@@ -17,45 +66,21 @@ def logprob_errors(
     completions: Sequence[Sequence[int]],
     logps: Sequence[Sequence[float]],
 ) -> torch.Tensor:
-    """Return how far the log-probs of all tokens are from those of a forward over each whole sequence, in nats."""
+    """Return the absolute differences of log-probs from those of a forward over each whole sequence.
+
+    Args:
+        model: the (nested) model.
+        prompt_ids: B prompts.
+        completions: their completions.
+        logps: the log-probs of the completions' tokens, in nats.
+
+    Returns:
+        One difference per token of all completions, in nats.
+    """
     errors = []
-    for prompt, completion, sampled in zip(prompt_ids, completions, logps, strict=True):
+    for prompt, completion, sampled_logps in zip(prompt_ids, completions, logps, strict=True):
         tokens = torch.tensor([[*prompt, *completion]], device=model.device)
         logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
         scored = logits.log_softmax(dim=-1).gather(1, tokens[0, len(prompt) :].unsqueeze(1)).squeeze(1)
-        errors.append((scored.cpu() - torch.tensor(sampled)).abs())
+        errors.append((scored.cpu() - torch.tensor(sampled_logps)).abs())
     return torch.cat(errors)
-
-
-@torch.no_grad()
-def unsupported_reason(
-    engine: RolloutEngine, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, num_rows: int | None = None
-) -> str | None:
-    """Return why the engine cannot be used for such a roll-out, or None: it draws a few tokens, which are scored.
-
-    A model is covered if the engine's log-probs, with a layer skipped, are those of a forward over the whole sequence.
-    """
-    name = type(engine.model).__name__
-    if unknown := engine.attention_types - {"full_attention", "sliding_attention"}:
-        return f"{name} has layers of {', '.join(sorted(unknown))}"
-    try:
-        num_rows = engine.provide(prompt_ids, sampling, num_rows).num_rows  # what is tried is what will run
-        prompt_ids, skipped = prompt_ids[:num_rows], skippable_layers(engine.model, border=1)[:1]
-        few = Sampling(max_new_tokens=min(8, sampling.max_new_tokens), fixed_length=True)
-        completions, logps = engine.sample(prompt_ids, few, seed=0, skipped=skipped)
-    except torch.OutOfMemoryError:  # no property of the model
-        raise
-    except Exception as error:  # whatever a family does differently ends here
-        return f"{name} does not run over it ({type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]})"
-    distinct = {tuple(prompt): index for index, prompt in enumerate(prompt_ids)}
-    some = list(distinct.values())[:4]
-    with nested(engine.model, skipped):
-        apart = logprob_errors(
-            engine.model,
-            [prompt_ids[index] for index in some],
-            [completions[index] for index in some],
-            [logps[index] for index in some],
-        )
-    # Rounding is 1e-6 in float32 and about .01 in bfloat16; another position or mask is more than one.
-    is_rounding = apart.mean() < 0.05 and apart.max() < 0.5  # and no nan
-    return None if is_rounding else f"{name} gives other log-probabilities over it"

@@ -1,18 +1,18 @@
 """Completions by vLLM, for evaluations that are too large for the other samplers (`evaluation.sampler: vllm`).
 
-vLLM is an extra, `pip install .[vllm]`, and wants a GPU that it supports. The prompts, the sampling
-distribution, the end tokens and the way tokens become text are those of the other samplers, and so is what
-is recorded. What differs:
+vLLM is an extra, `pip install .[vllm]`, and needs a GPU that it supports. The prompts, the sampling distribution, the
+EOS tokens, the way tokens become text, and the records of an evaluation are the same as with the other samplers.
+These things differ:
 
-- the random numbers: each completion has a seed of its own, so that a run can be repeated, but at a
-  temperature above 0 the same seed gives other completions than another sampler does;
-- rounding: at temperature 0 completions can part where two tokens are almost equally likely. Compare models
-  by records of one sampler;
-- what is refused: vLLM rejects a longest prompt and `max_new_tokens` that together exceed the positions of the
-  model, and temperatures above 2; it raises those below 0.01 to 0.01.
+- random numbers: each completion has a seed of its own, so a run can be repeated; but at a temperature above 0 the
+  same seed gives other completions than another sampler does;
+- rounding: at temperature 0 completions can diverge where two tokens are almost equally likely. Compare models by
+  records of the same sampler;
+- limits: vLLM rejects a longest prompt and `max_new_tokens` that together exceed the positions of the model, and
+  temperatures above 2. It raises temperatures below 0.01 to 0.01.
 
-vLLM takes most of the GPU's memory for itself, whatever `batch_size`, which bounds how many completions are
-under way at once. It has not been run on a GPU from here yet: measure it against another sampler first.
+vLLM reserves most of the GPU's memory for itself, whatever `batch_size` is, which bounds how many completions are
+sampled at once. This module has not been run on a GPU yet: compare it with another sampler first.
 """
 
 import sys
@@ -24,13 +24,13 @@ from nested_reft.errors import UserError
 
 
 def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
-    """Return one completion per prompt and its length in tokens, its end token included, in the prompts' order.
+    """Return one completion per prompt and its length in tokens, EOS included, in the order of the prompts.
 
     Args:
         model_path: the folder of the model and its tokenizer.
-        prompts: as formatted; a problem with several samples comes several times.
-        settings: of the sampling. The seed of a completion is a function of `seed` and of its place among the
-            prompts.
+        prompts: the formatted prompts; one that occurs n times gets n completions.
+        settings: of the evaluation. The seed of a completion is a function of `settings.seed` and of the index of its
+            prompt.
 
     Raises:
         UserError: if vLLM is not installed.
@@ -50,11 +50,11 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
         dtype=settings.dtype,
         seed=settings.seed,
         trust_remote_code=False,
-        generation_config="vllm",  # nothing of a model's own settings: some ship a repetition penalty
+        generation_config="vllm",  # ignore the model's own settings: some models ship a repetition penalty
         max_num_seqs=settings.batch_size,
         max_model_len=max(map(len, prompt_ids)) + settings.max_new_tokens,
     )
-    ends = end_tokens(model_path)
+    eos_token_ids = read_eos_token_ids(model_path)
     sampling = [
         SamplingParams(
             n=1,
@@ -62,12 +62,12 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
             top_p=settings.top_p,
             top_k=0,
             max_tokens=settings.max_new_tokens,
-            # All differ, among the completions of a run and from those of a run with another seed.
+            # Seeds differ between the completions of a run, and from those of a run with another seed.
             seed=settings.seed * len(prompts) + index,
-            # vLLM would also stop at the tokenizer's end token, where the other samplers go on.
+            # By default vLLM stops at the tokenizer's EOS token too, where the other samplers continue.
             ignore_eos=True,
-            stop_token_ids=ends,
-            detokenize=False,  # done below: vLLM's own text can differ in its spaces
+            stop_token_ids=eos_token_ids,
+            detokenize=False,  # done below, because vLLM's own text can differ in its spaces
         )
         for index in range(len(prompts))
     ]
@@ -76,8 +76,8 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
     return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
 
 
-def end_tokens(model_path: str) -> list[int]:
-    """Return the tokens that end a completion, as transformers finds them when it loads the model."""
+def read_eos_token_ids(model_path: str) -> list[int]:
+    """Return the tokens that end a completion, without loading the model: those that transformers finds for it."""
     try:
         settings = GenerationConfig.from_pretrained(model_path)
     except OSError:  # there is no generation_config.json

@@ -37,12 +37,12 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     from nested_reft.model.loading import end_token_ids, load_model
     from nested_reft.rollout.generate import complete_by_generate
     from nested_reft.rollout.sampler import engine_for
-    from nested_reft.rollout.sampling import Sampling
+    from nested_reft.rollout.sampling import SamplingParams
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     prompt_ids = tokenizer(prompts)["input_ids"]
-    sampling = Sampling(
+    sampling = SamplingParams(
         settings.max_new_tokens,
         settings.temperature,
         settings.top_p if settings.temperature > 0 else 1.0,
@@ -54,7 +54,7 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
             completions = complete_by_generate(model, tokenizer, prompt_ids, settings, progress.update)
         else:
             completions, _ = engine.sample(
-                prompt_ids, sampling, settings.seed, num_rows=settings.batch_size, on_finished=progress.update
+                prompt_ids, sampling, settings.seed, batch_size=settings.batch_size, on_finished=progress.update
             )
     return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
 

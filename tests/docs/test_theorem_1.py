@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from nested_reft.mitigation import importance_ratio, off_policy_metrics
 from nested_reft.model.layers import nested
-from nested_reft.rollout.generate import sample
+from nested_reft.rollout.generate import sample_by_generate
 from tests.conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("theorem_1", ROOT / "docs" / "theorem_1.py")
@@ -82,7 +82,7 @@ def test_expectations_of_the_ratio(skipped, model):
             mu = model(prompt).logits[0, -1].softmax(-1)
             torch.manual_seed(0)
             config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, max_new_tokens=1, pad_token_id=0)
-            completions, logps = sample(model, [toy.PROMPT] * 20_000, config, [toy.NEVER])
+            completions, logps = sample_by_generate(model, [toy.PROMPT] * 20_000, config, [toy.NEVER])
     tokens = torch.tensor(completions)  # (20000, 1)
     log_pi = pi.log()[tokens]
     ratio = importance_ratio(log_pi, torch.tensor(logps), torch.ones_like(log_pi), "token")

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, nested
 from nested_reft.nesting import draw_skipped_layers
-from nested_reft.rollout.generate import sample
+from nested_reft.rollout.generate import sample_by_generate
 from tests.model.families import FAMILIES, PROMPTS, build, valid
 
 LENGTH = 8
@@ -28,7 +28,7 @@ def largest_error(model, skipped):
     )
     torch.manual_seed(1)
     with nested(model, skipped):
-        completions, logps = sample(model, PROMPTS, generation_config, [2])
+        completions, logps = sample_by_generate(model, PROMPTS, generation_config, [2])
         width = max(map(len, PROMPTS))
         rows = [[0] * (width - len(prompt)) + prompt for prompt in PROMPTS]
         mask = torch.tensor([[int(token > 0) for token in row] + [1] * LENGTH for row in rows])

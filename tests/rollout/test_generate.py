@@ -1,4 +1,4 @@
-"""Sampling: the log-probs are the behavior policy's, one per token."""
+"""Sampling by `generate`: the log-probs are those of the behavior policy, one per token."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.embedded.problems import generate
 from nested_reft.model.layers import nested
 from nested_reft.model.loading import load_model
-from nested_reft.rollout.generate import sample
+from nested_reft.rollout.generate import sample_by_generate
 from tests.conftest import TINY
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]] * 4
@@ -32,18 +32,20 @@ def rescored(model, prompt, completion, temperature=0.7):
 @pytest.mark.parametrize("min_new_tokens", [None, 5, 12])
 def test_log_probs_equal_a_scoring_forward_of_the_nested_model(small_model, skipped, min_new_tokens):
     torch.manual_seed(0)
-    small_model.lm_head.weight.data[EOS] += 0.3 * small_model.lm_head.weight.data.mean(0)  # ends come at times
+    small_model.lm_head.weight.data[EOS] += 0.3 * small_model.lm_head.weight.data.mean(
+        0
+    )  # EOS is sampled now and then
     with nested(small_model, skipped), torch.no_grad():
-        completions, logps = sample(small_model, PROMPTS, config(min_new_tokens=min_new_tokens), EOS)
+        completions, logps = sample_by_generate(small_model, PROMPTS, config(min_new_tokens=min_new_tokens), EOS)
         for prompt, completion, logp in zip(PROMPTS, completions, logps, strict=True):
             assert len(completion) == len(logp)
-            # 1e-5 in fp32, also where the end token was banned: the ban is not part of what is recorded
+            # 1e-5 in fp32, also where EOS was banned, because the ban is not part of the recorded distribution
             assert torch.allclose(torch.tensor(logp), rescored(small_model, prompt, completion), atol=1e-5)
 
 
 @pytest.mark.parametrize("skipped", [[], [4, 11, 20]])
 def test_log_probs_in_bfloat16_stay_within_its_rounding(skipped):
-    """The stated bound (docs/algorithm.md): .01 in the mean and .3 at most, on the embedded model of 28 layers."""
+    """On average at most .01 and always at most .3 nats, as docs/algorithm.md states, on the embedded model."""
     model, tokenizer = load_model(TINY, "bfloat16")
     prompts = [
         tokenizer(format_prompt(row.problem, "qwen-math"))["input_ids"]
@@ -52,7 +54,7 @@ def test_log_probs_in_bfloat16_stay_within_its_rounding(skipped):
     eos = [tokenizer.eos_token_id]
     torch.manual_seed(0)
     with nested(model.eval(), skipped), torch.no_grad():
-        completions, logps = sample(model, prompts, config(min_new_tokens=12), eos)
+        completions, logps = sample_by_generate(model, prompts, config(min_new_tokens=12), eos)
         errors = torch.cat(
             [
                 (torch.tensor(logp) - rescored(model, prompt, completion)).abs()
@@ -64,15 +66,15 @@ def test_log_probs_in_bfloat16_stay_within_its_rounding(skipped):
 
 def test_fixed_length_never_ends_early(small_model):
     small_model.lm_head.weight.data[2] = 10 * small_model.lm_head.weight.data[7]
-    completions, _ = sample(small_model, PROMPTS, config(min_new_tokens=12), EOS)
+    completions, _ = sample_by_generate(small_model, PROMPTS, config(min_new_tokens=12), EOS)
     assert all(len(completion) == 12 and not set(completion) & set(EOS) for completion in completions)
 
 
-def test_completions_end_with_any_of_the_end_tokens(small_model):
+def test_completions_end_with_any_eos_token(small_model):
     generator = torch.Generator().manual_seed(0)
     small_model.lm_head.weight.data[EOS] = 3 * torch.randn(2, 32, generator=generator)
     torch.manual_seed(0)
-    completions, logps = sample(small_model, PROMPTS * 4, config(), EOS)
+    completions, logps = sample_by_generate(small_model, PROMPTS * 4, config(), EOS)
     short = [completion for completion in completions if len(completion) < 12]
     assert {completion[-1] for completion in short} == set(EOS)
     assert all(not set(completion[:-1]) & set(EOS) for completion in completions)
@@ -80,12 +82,12 @@ def test_completions_end_with_any_of_the_end_tokens(small_model):
 
 
 def test_same_tokens_as_transformers_own_ban(small_model):
-    """Recording changes nothing of what is drawn."""
+    """Recording log-probs does not change which tokens are sampled."""
     prompts = torch.tensor([PROMPTS[0]] * 8)
     torch.manual_seed(3)
-    theirs = small_model.generate(
+    expected = small_model.generate(
         prompts, attention_mask=torch.ones_like(prompts), generation_config=config(min_new_tokens=12)
     )
     torch.manual_seed(3)
-    ours, _ = sample(small_model, [PROMPTS[0]] * 8, config(min_new_tokens=12), EOS)
-    assert theirs[:, 4:].tolist() == ours
+    completions, _ = sample_by_generate(small_model, [PROMPTS[0]] * 8, config(min_new_tokens=12), EOS)
+    assert expected[:, 4:].tolist() == completions
