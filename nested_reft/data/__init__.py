@@ -1,1 +1,1 @@
-"""Training sets and benchmarks: where they come from, their native formats, decontamination, prompts."""
+"""Training sets and benchmarks: sources, formats, decontamination, prompts."""

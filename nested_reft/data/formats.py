@@ -1,4 +1,8 @@
-"""The native formats of training sets and benchmarks: MATH, GSM8K, SVAMP, mwp_ReFT."""
+"""The formats of training sets and benchmarks: one entry of `FORMATS` each.
+
+A parser raises ValueError for a row that it cannot read. The message continues "<file>: row <n>", as in
+"train.jsonl: row 3 has an empty `answer`; fill it in or remove the row".
+"""
 
 import ast
 import operator
@@ -6,14 +10,9 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from typing import NamedTuple
 
 from nested_reft.data.sources import Row
-
-# The columns by which a training set is recognised. Benchmarks need no solution.
-MATH = ("problem", "solution", "answer")
-GSM8K = ("question", "answer")
-SVAMP = ("Body", "Question", "Equation", "Answer")
-MWP_REFT = ("question", "answer_cot", "answer_value")
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 ANSWER_SENTENCE = re.compile(r"\s*(Therefore, )?the answer is:? <[^<>]*>\.?\s*$", re.IGNORECASE)
@@ -27,21 +26,124 @@ OPERATORS: dict[type[ast.operator], tuple[str, Callable[[Fraction, Fraction], Fr
 }
 
 
+class Format(NamedTuple):
+    """A format of training sets: a row that has all of the columns is read by the parser."""
+
+    columns: tuple[str, ...]
+    parse: Callable[[Row], Row]  # returns `problem`, `solution` and `answer`; the box is added later
+
+
+def training_row(row: Row) -> Row:
+    """Return `problem`, `solution` and `answer` of a row in one of `FORMATS`.
+
+    A row whose solution leads to another answer also has a `contradiction`, the reason as text.
+
+    Raises:
+        ValueError: the row has the columns of no format, or a column is empty or of a wrong type.
+    """
+    for columns, parse in FORMATS.values():
+        if row.keys() >= set(columns):
+            return parse(row)
+    wanted = " or ".join(f"{', '.join(columns)} ({name})" for name, (columns, _) in FORMATS.items())
+    raise ValueError(
+        f"has the columns {', '.join(row)}, but needs {wanted}; rename or add what is missing "
+        "(a benchmark needs no solution)"
+    )
+
+
+def benchmark_row(row: Row) -> Row:
+    """Return `problem` and `answer`, a list of accepted texts, of a row of a benchmark.
+
+    Benchmarks follow the protocol of understand-r1-zero, where Minerva and Olympiad have lists of answers and
+    AMC has floats. A training set in one of `FORMATS` may be a benchmark too.
+
+    Raises:
+        ValueError: a column is missing, empty or of a wrong type.
+    """
+    if row.keys() >= {"problem", "answer"}:
+        answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        accepted = [answer_of({"answer": answer}, "answer") for answer in answers or [None]]
+        return {"problem": text_of(row, "problem"), "answer": accepted}
+    read = training_row(row)
+    return {"problem": read["problem"], "answer": [read["answer"]]}
+
+
+# ---- parsers of rows -----------------------------------------------------------------------------
+
+
+def parse_math(row: Row) -> Row:
+    """Read a row of MATH, which is also the format of prepared training sets."""
+    return {
+        "problem": text_of(row, "problem"),
+        "solution": text_of(row, "solution"),
+        "answer": answer_of(row, "answer"),
+    }
+
+
+def parse_gsm8k(row: Row) -> Row:
+    """Read a row of GSM8K; the solution loses its calculator marks `<<a=b>>` and the last line `#### answer`."""
+    solution, mark, answer = text_of(row, "answer").rpartition("####")
+    if not mark:
+        raise ValueError("has an `answer` without the last line `#### value` of GSM8K; add it")
+    return {
+        "problem": text_of(row, "question"),
+        "solution": CALCULATOR_MARK.sub("", text_of({"answer": solution}, "answer")),
+        "answer": answer_of({"answer": answer.replace(",", "")}, "answer"),
+    }
+
+
+def parse_svamp(row: Row) -> Row:
+    """Read a row of SVAMP; the steps of its equation become the solution."""
+    body, answer = text_of(row, "Body").strip(), number_of(row, "Answer")
+    link = "" if body.endswith((".", "?", "!", ",")) else "," if OPEN_CONDITION.search(body) else "."
+    steps, value = solve(text_of(row, "Equation"))
+    problem = f"{body}{link} {text_of(row, 'Question').strip()}"
+    read = {"problem": problem, "solution": steps, "answer": answer}
+    if value != Fraction(answer):
+        read["contradiction"] = f"its equation gives {format_number(value)}, and not {answer}"
+    return read
+
+
+def parse_mwp_reft(row: Row) -> Row:
+    """Read a row of mwp_ReFT; the solution loses the sentence `Therefore, the answer is <answer>.`."""
+    return {
+        "problem": text_of(row, "question"),
+        "solution": ANSWER_SENTENCE.sub("", text_of(row, "answer_cot")),
+        "answer": number_of(row, "answer_value"),
+    }
+
+
+# The first format whose columns a row has is used. A new format is one more entry.
+FORMATS: dict[str, Format] = {
+    "MATH": Format(("problem", "solution", "answer"), parse_math),
+    "mwp_ReFT": Format(("question", "answer_cot", "answer_value"), parse_mwp_reft),
+    "SVAMP": Format(("Body", "Question", "Equation", "Answer"), parse_svamp),
+    "GSM8K": Format(("question", "answer"), parse_gsm8k),
+}
+
+
+# ---- values of columns ---------------------------------------------------------------------------
+
+
 def text_of(row: Row, column: str) -> str:
-    """Return the text of a column; raise ValueError for anything else, and for empty text."""
+    """Return the text of a column.
+
+    Raises:
+        ValueError: the column is empty or not text.
+    """
     text = "" if row[column] is None else row[column]
     if not isinstance(text, str):
-        raise ValueError(f"has {text!r:.60} as `{column}`, which is no text; correct it")
+        raise ValueError(f"has {text!r:.60} as `{column}`, which is not text; correct it")
     if not text.strip():
         raise ValueError(f"has an empty `{column}`; fill it in or remove the row")
     return text
 
 
 def answer_of(row: Row, column: str) -> str:
-    """Return an answer, text or number, as text: `142.0` is `142`, and `$x$` is `x`.
+    """Return an answer, text or number, as text: `142.0` becomes `142`, and `$x$` becomes `x`.
 
     Raises:
-        ValueError: it is empty, or neither text nor a number.
+        ValueError: the answer is empty, or neither text nor a number.
     """
     value = row[column]
     if isinstance(value, float) and value.is_integer():
@@ -53,112 +155,60 @@ def answer_of(row: Row, column: str) -> str:
 
 
 def number_of(row: Row, column: str) -> str:
-    """Return an answer that is a number, without the `.0` of an integer; raise ValueError if it is none."""
+    """Return an answer that is a number, without the `.0` of an integer.
+
+    Raises:
+        ValueError: the answer is empty or not a number.
+    """
     text = answer_of(row, column)
     try:
         Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"has {text!r:.60} as `{column}`, which is no number; correct it") from None
+        raise ValueError(f"has {text!r:.60} as `{column}`, which is not a number; correct it") from None
     return re.sub(r"\.0*$", "", text)
 
 
-def shown(value: Fraction) -> str:
-    """Return a number as people write it: an integer, a decimal if it is short, or a fraction."""
-    if value.denominator == 1 or 10**6 % value.denominator:
-        return str(value)
-    return format(Decimal(value.numerator) / value.denominator, "f")
-
-
-def operand(value: Fraction) -> str:
-    """Return a number as it stands beside an operator: in parentheses if it has a sign or is a fraction."""
-    text = shown(value)
-    return text if re.fullmatch(r"[\d.]+", text) else f"({text})"
+# ---- equations of SVAMP --------------------------------------------------------------------------
 
 
 def solve(equation: str) -> tuple[str, Fraction]:
-    """Return an expression such as `( ( 8.0 + 2.0 ) * 3.0 )` step by step, `8 + 2 = 10. 10 * 3 = 30.`, and its value.
+    """Return the steps and the value of an expression: `( ( 8.0 + 2.0 ) * 3.0 )` has `8 + 2 = 10. 10 * 3 = 30.`.
 
     Raises:
-        ValueError: it is more than numbers, parentheses and the four operations, or divides by zero.
+        ValueError: it holds more than numbers, parentheses and the four operations, or divides by zero.
     """
-    steps = []
-
-    def value_of(node: ast.expr) -> Fraction:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return Fraction(str(number))
-            case ast.UnaryOp(op=ast.USub(), operand=inner):
-                return -value_of(inner)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-                sign, apply = OPERATORS[type(op)]
-                first, second = value_of(left), value_of(right)
-                result = apply(first, second)
-                steps.append(f"{operand(first)} {sign} {operand(second)} = {shown(result)}.")
-                return result
-        raise ValueError
-
+    steps: list[str] = []
     try:
-        value = value_of(ast.parse(equation.strip(), mode="eval").body)
+        value = value_of(ast.parse(equation.strip(), mode="eval").body, steps)
     except (SyntaxError, ValueError, ZeroDivisionError):
         raise ValueError(f"has the equation {equation!r:.60}, which cannot be computed; correct it") from None
     return " ".join(steps), value
 
 
-def training_row(row: Row) -> Row:
-    r"""Return `problem`, `solution` and `answer` of a row of MATH (and ours), GSM8K, SVAMP or mwp_ReFT.
-
-    GSM8K's solutions lose their calculator marks `<<a=b>>` and the last line `#### answer`, mwp_ReFT's
-    the sentence `the answer is <answer>`. SVAMP has an equation in place of a solution, and its steps
-    become one; where they lead to another answer, the row also has a `flaw`. The box comes later.
-
-    Raises:
-        ValueError: a column is missing, empty or of a wrong type.
-    """
-    if row.keys() >= set(MATH):
-        return {
-            "problem": text_of(row, "problem"),
-            "solution": text_of(row, "solution"),
-            "answer": answer_of(row, "answer"),
-        }
-    if row.keys() >= set(MWP_REFT):
-        return {
-            "problem": text_of(row, "question"),
-            "solution": ANSWER_SENTENCE.sub("", text_of(row, "answer_cot")),
-            "answer": number_of(row, "answer_value"),
-        }
-    if row.keys() >= set(SVAMP):
-        body, answer = text_of(row, "Body").strip(), number_of(row, "Answer")
-        link = "" if body.endswith((".", "?", "!", ",")) else "," if OPEN_CONDITION.search(body) else "."
-        steps, value = solve(text_of(row, "Equation"))
-        problem = f"{body}{link} {text_of(row, 'Question').strip()}"
-        flaw = None if value == Fraction(answer) else f"its equation gives {shown(value)}, and not {answer}"
-        return {"problem": problem, "solution": steps, "answer": answer, "flaw": flaw}
-    if row.keys() >= set(GSM8K):
-        solution, mark, answer = text_of(row, "answer").rpartition("####")
-        if not mark:
-            raise ValueError("has an `answer` without the last line `#### value` of GSM8K; add it")
-        return {
-            "problem": text_of(row, "question"),
-            "solution": CALCULATOR_MARK.sub("", text_of({"answer": solution}, "answer")),
-            "answer": answer_of({"answer": answer.replace(",", "")}, "answer"),
-        }
-    formats = {"MATH; a benchmark needs no solution": MATH, "GSM8K": GSM8K, "SVAMP": SVAMP, "mwp_ReFT": MWP_REFT}
-    wanted = " or ".join(f"{', '.join(columns)} ({name})" for name, columns in formats.items())
-    raise ValueError(f"has the columns {', '.join(row)}, but needs {wanted}; rename or add what is missing")
+def value_of(node: ast.expr, steps: list[str]) -> Fraction:
+    """Return the value of a part of an equation, and append each operation in it to the steps."""
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return Fraction(str(number))
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return -value_of(inner, steps)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            sign, apply = OPERATORS[type(op)]
+            first, second = value_of(left, steps), value_of(right, steps)
+            result = apply(first, second)
+            steps.append(f"{format_operand(first)} {sign} {format_operand(second)} = {format_number(result)}.")
+            return result
+    raise ValueError
 
 
-def benchmark_row(row: Row) -> Row:
-    """Return `problem` and `answer`, a list of texts of which any is right, of a row of a benchmark.
+def format_number(value: Fraction) -> str:
+    """Return a number as people write it: as an integer, a decimal if that is short, or a fraction."""
+    if value.denominator == 1 or 10**6 % value.denominator:
+        return str(value)
+    return format(Decimal(value.numerator) / value.denominator, "f")
 
-    That is the protocol of understand-r1-zero, whose Minerva and Olympiad have lists and whose AMC has
-    floats. A training set in another format than MATH's serves as a benchmark too.
 
-    Raises:
-        ValueError: a column is missing, empty or of a wrong type.
-    """
-    if row.keys() >= {"problem", "answer"}:
-        answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-        accepted = [answer_of({"answer": answer}, "answer") for answer in answers or [None]]
-        return {"problem": text_of(row, "problem"), "answer": accepted}
-    read = training_row(row)
-    return {"problem": read["problem"], "answer": [read["answer"]]}
+def format_operand(value: Fraction) -> str:
+    """Return a number beside an operator, in parentheses if it has a sign or is a fraction."""
+    text = format_number(value)
+    return text if re.fullmatch(r"[\d.]+", text) else f"({text})"

@@ -1,13 +1,13 @@
-"""The stage `prepare`: models, training sets and benchmarks as files that the other stages read."""
+"""The stage `prepare`: it writes models, training sets and benchmarks as files that the other stages read."""
 
 from pathlib import Path
 
 from nested_reft.config.sections import BenchmarkSource, DatasetSource, Decontamination, ModelSource
-from nested_reft.data.decontamination import contaminated, flawed
+from nested_reft.data.decontamination import contaminated, duplicates_and_contradictions
 from nested_reft.data.formats import benchmark_row, training_row
-from nested_reft.data.sources import parsed_rows, unreachable
+from nested_reft.data.sources import Row, fetch_error, parsed_rows
 from nested_reft.errors import UserError
-from nested_reft.grading.extract import BOX
+from nested_reft.grading.extract import boxed
 from nested_reft.grading.grade import is_correct
 from nested_reft.records.files import checksum, read_json, read_rows, write_json, write_rows
 
@@ -15,21 +15,21 @@ from nested_reft.records.files import checksum, read_json, read_rows, write_json
 def with_box(solution: str, answer: str) -> str:
     r"""Return the solution with the answer in its only box.
 
-    MATH's solutions have their box already. One that holds something else, or several, would teach the
-    model to box what is not the answer: those are opened, and a sentence with the answer follows.
+    A solution of MATH already has its box. Several boxes, or a box with something else, would teach a model to
+    box text that is not the answer: these boxes are removed, and a sentence with the answer is added.
     """
     if solution.count("\\boxed") == 1 and is_correct(solution, answer):
         return solution
-    opened = solution.replace("\\boxed", "").strip()
-    stop = "." if opened[-1:].isalnum() else ""
-    return f"{opened}{stop} The answer is {BOX}{answer}}}.".lstrip()
+    without_box = solution.replace("\\boxed", "").strip()
+    stop = "." if without_box[-1:].isalnum() else ""
+    return f"{without_box}{stop} The answer is {boxed(answer)}.".lstrip()
 
 
 def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
     """Write all benchmarks into one file, with a manifest of counts, revisions and its checksum beside it.
 
     Raises:
-        UserError: a source cannot be had, or a row of it is wrong.
+        UserError: a source cannot be fetched or read, or a row of it is wrong.
     """
     rows = [
         {"benchmark": name, "problem": row["problem"], "answer": row["answer"]}
@@ -46,28 +46,27 @@ def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
 
 
 def prepare_dataset(source: DatasetSource, decontamination: Decontamination, benchmarks: Path, out: Path) -> None:
-    """Write the training set without repeats, contradictions and problems that a benchmark holds.
+    """Write the training set without duplicates, contradictions and problems of a benchmark.
 
-    Beside it come `.dropped.jsonl`, a row for each that was left out (`flawed`, `contaminated`), and
-    `.manifest.json`: counts, revision, and the checksums of these two and of the benchmarks.
+    Two files are written beside it: `.dropped.jsonl` has a row for each problem that was left out, with the
+    reason, and `.manifest.json` has counts, the revision, and the checksums of both files and of the benchmarks.
 
     Raises:
-        UserError: the source cannot be had, a row of it is wrong, or nothing is left.
+        UserError: the source cannot be fetched or read, a row of it is wrong, or no row is left.
     """
     rows = parsed_rows(source, training_row)
-    own = flawed(rows)
-    flaws = {row["row"] for row in own}
-    sound = [row for row in rows if row["row"] not in flaws]
-    overlapping = contaminated(sound, read_rows(benchmarks), decontamination.ngram)
-    overlaps = {row["row"] for row in overlapping}
-    kept = [row for row in sound if row["row"] not in overlaps]
+    inconsistent = duplicates_and_contradictions(rows)
+    consistent = without(rows, inconsistent)
+    in_benchmarks = contaminated(consistent, read_rows(benchmarks), decontamination.ngram)
+    kept = without(consistent, in_benchmarks)
     if not kept:
         raise UserError(
-            f"{source.path}: no row is left of {len(rows)}, of which {len(own)} are repeats or contradictions and "
-            f"{len(overlapping)} are in a benchmark; train on another dataset, or raise decontamination.ngram"
+            f"{source.path}: no row is left of {len(rows)}, of which {len(inconsistent)} are duplicates or "
+            f"contradictions and {len(in_benchmarks)} are in a benchmark; train on another dataset, or raise "
+            "decontamination.ngram"
         )
     dropped = out.with_suffix(".dropped.jsonl")
-    write_rows(dropped, sorted(own + overlapping, key=lambda row: row["row"]))
+    write_rows(dropped, sorted(inconsistent + in_benchmarks, key=lambda row: row["row"]))
     finished = [
         {
             "problem": row["problem"],
@@ -77,12 +76,12 @@ def prepare_dataset(source: DatasetSource, decontamination: Decontamination, ben
         for row in kept
     ]
     write_rows(out, finished)
-    duplicates = sum(row["kind"] == "duplicate" for row in own)
+    num_duplicates = sum(row["kind"] == "duplicate" for row in inconsistent)
     counts = {
         "read": len(rows),
-        "duplicates": duplicates,
-        "contradictions": len(own) - duplicates,
-        "dropped": len(overlapping),
+        "duplicates": num_duplicates,
+        "contradictions": len(inconsistent) - num_duplicates,
+        "dropped": len(in_benchmarks),
         "kept": len(kept),
     }
     manifest = {
@@ -93,8 +92,18 @@ def prepare_dataset(source: DatasetSource, decontamination: Decontamination, ben
     write_json(out.with_suffix(".manifest.json"), manifest)
 
 
+def without(rows: list[Row], dropped: list[Row]) -> list[Row]:
+    """Return the rows whose number is not that of a dropped row."""
+    numbers = {row["row"] for row in dropped}
+    return [row for row in rows if row["row"] not in numbers]
+
+
 def prepare_model(source: ModelSource, out: Path) -> None:
-    """Fetch the model if it is not here, and write where it is, its depth and its width."""
+    """Download the model unless it is local, and write its path, number of layers and width.
+
+    Raises:
+        UserError: the model cannot be fetched.
+    """
     path = source.local_path
     if path is None:
         from huggingface_hub import snapshot_download
@@ -103,6 +112,6 @@ def prepare_model(source: ModelSource, out: Path) -> None:
             wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
             path = Path(snapshot_download(source.path, revision=source.revision, allow_patterns=wanted))
         except Exception as error:
-            raise unreachable(source, error) from error
+            raise fetch_error(source, error) from error
     config = read_json(path / "config.json")
     write_json(out, {"path": str(path), "num_layers": config["num_hidden_layers"], "width": config["hidden_size"]})

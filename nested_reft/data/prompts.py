@@ -1,12 +1,11 @@
-"""Prompt templates, by name: the same string is built for SFT, for training and for evaluation.
+"""Prompts: SFT, training and evaluation build the same string for a problem.
 
-They are plain strings and not chat messages, so that what a model sees does not depend on the chat
-template that its tokenizer happens to ship.
+Prompts are plain strings and not chat messages, so that they do not depend on the chat template of a tokenizer.
 """
 
 from nested_reft.config.templates import TEMPLATES
 
 
 def format_prompt(problem: str, template: str) -> str:
-    """Return the prompt string for `problem` under the template of that name."""
+    """Return the prompt for a problem in the template of this name."""
     return TEMPLATES[template].format(problem=problem)

@@ -1,4 +1,4 @@
-"""Rows of a hub dataset, a local file, or an embedded generator."""
+"""Rows of a dataset on the hub, a local file, or an embedded generator."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +12,18 @@ from nested_reft.errors import UserError
 Row = dict[str, Any]
 
 
-def unreachable(source: Source, error: Exception) -> UserError:
-    """Return the sentence for something that the hub did not give."""
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def fetch_error(source: Source, error: Exception) -> UserError:
+    """Return the error for a model or dataset that could not be fetched from the hub."""
     return UserError(
-        f"could not fetch {source.path!r} from the hub ({type(error).__name__}: {reason}); "
+        f"could not fetch {source.path!r} from the hub ({type(error).__name__}: {first_line(error)}); "
         "download it where there is a network and give its local path as `path` instead"
     )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened to 200 characters; its class if it has no message."""
+    message = str(error).strip()
+    return message.splitlines()[0][:200] if message else type(error).__name__
 
 
 def load_rows(source: DatasetSource | BenchmarkSource) -> list[Any]:
@@ -44,10 +49,9 @@ def load_rows(source: DatasetSource | BenchmarkSource) -> list[Any]:
         return list(datasets.load_dataset(source.path, config_name, split=source.split, revision=source.revision))
     except Exception as error:
         if path is None:
-            raise unreachable(source, error) from error
-        reason = str(error).strip().partition("\n")[0][:200]
+            raise fetch_error(source, error) from error
         raise UserError(
-            f"{source.path}: split {source.split!r} cannot be read ({type(error).__name__}: {reason}); "
+            f"{source.path}: split {source.split!r} cannot be read ({type(error).__name__}: {first_line(error)}); "
             "give a JSON-lines file, a `save_to_disk` folder or a downloaded dataset"
         ) from error
 
@@ -56,7 +60,7 @@ def read_file(path: Path) -> list[Any]:
     """Return the rows of a JSON file that holds a list, or of a JSON-lines file.
 
     Raises:
-        UserError: it is not text, or not JSON; the sentence names the line.
+        UserError: the file is not text, or a line of it is not JSON.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -69,16 +73,20 @@ def read_file(path: Path) -> list[Any]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                where = error.lineno if is_list else number
-                raise UserError(f"{path}: line {where} is not JSON ({error.msg}); correct it") from None
+                line_number = error.lineno if is_list else number
+                raise UserError(f"{path}: line {line_number} is not JSON ({error.msg}); correct it") from None
     return rows[0] if is_list else rows
 
 
 def parsed_rows(source: DatasetSource | BenchmarkSource, parse: Callable[[Row], Row]) -> list[Row]:
-    """Return the first `size` rows, each brought into our format by `parse` and with its number as `row`.
+    """Return the first `size` rows of a source, parsed, each with its number as `row`.
+
+    Args:
+        source: the source of the raw rows.
+        parse: the parser of a row; the message of its ValueError is appended to "<file>: row <n>".
 
     Raises:
-        UserError: a row that `parse` refuses, named; or no rows at all.
+        UserError: `parse` refuses a row, or there are no rows.
     """
     in_one_file = source.local_path is not None and source.local_path.is_file()
     where = source.path if in_one_file else f"{source.path}, split {source.split!r}"
@@ -86,7 +94,7 @@ def parsed_rows(source: DatasetSource | BenchmarkSource, parse: Callable[[Row], 
     for number, raw in enumerate(load_rows(source)[: source.size], start=1):
         try:
             if not isinstance(raw, dict):
-                raise ValueError(f"is {raw!r:.60} and no object with columns; correct it")
+                raise ValueError(f"is {raw!r:.60}, which is not an object with columns; correct it")
             rows.append({"row": number} | parse(raw))
         except ValueError as error:
             raise UserError(f"{where}: row {number} {error}") from None

@@ -90,6 +90,7 @@ def gold():
     return {name: [row if isinstance(row, list) else [row] for row in rows] for name, rows in loaded.items()}
 
 
+@pytest.mark.data
 @needs_data
 def test_every_gold_answer_is_right_against_itself(gold):
     rows = [(boxed(answer), answers) for accepted in gold.values() for answers in accepted for answer in answers[:1]]
@@ -123,6 +124,7 @@ def is_numeric(answers):
     return all(value_of(answer) is not None for answer in answers)
 
 
+@pytest.mark.data
 @needs_data
 def test_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
     """Compare numbers with all other numbers, and answers that need the algebra with a sample of them."""
@@ -133,6 +135,7 @@ def test_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
         assert not is_correct(boxed(answer), accepted), (answer, accepted)
 
 
+@pytest.mark.data
 @needs_data
 @pytest.mark.slow
 def test_more_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
@@ -141,6 +144,7 @@ def test_more_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
         assert not is_correct(boxed(answer), accepted), (answer, accepted)
 
 
+@pytest.mark.data
 @needs_data
 @pytest.mark.parametrize(
     ("name", "share"), [("roundtrip.jsonl", 0.999), ("cases.jsonl", 0.96), ("hostile.jsonl", 1.0)]

@@ -1,0 +1,57 @@
+"""Sources of rows: files, downloaded datasets, the hub, and the errors for what cannot be read."""
+
+import json
+
+import pytest
+
+from nested_reft.config.sections import BenchmarkSource, DatasetSource, Decontamination
+from nested_reft.data.prepare import prepare_benchmarks, prepare_dataset
+from nested_reft.data.sources import read_file
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_rows
+from tests.conftest import run
+from tests.data.rows import benchmarks_file
+
+
+def test_a_file_that_is_not_text_is_one_sentence(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(UserError, match=r"train\.parquet: is not UTF-8 text; give JSON, JSON lines, or the folder"):
+        read_file(tmp_path / "train.parquet")
+
+
+def test_an_unreachable_hub_is_one_sentence_and_exit_code_2(tmp_path):
+    settings = {"path": "Qwen/Qwen2.5-Math-1.5B-Instruct"}
+    finished = run(
+        "nested-reft", "prepare", "model", "--settings", json.dumps(settings), "--out", str(tmp_path / "m.json")
+    )
+    assert finished.returncode == 2
+    assert "could not fetch 'Qwen/Qwen2.5-Math-1.5B-Instruct' from the hub" in finished.stderr
+    assert "give its local path as `path` instead" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "m.json").exists()
+    with pytest.raises(UserError, match="could not fetch 'openai/gsm8k'"):
+        source = DatasetSource(path="openai/gsm8k", config_name="main")
+        prepare_dataset(source, Decontamination(), benchmarks_file(tmp_path), tmp_path / "out.jsonl")
+
+
+def test_a_downloaded_dataset_is_read_from_its_folder(tmp_path):
+    import datasets
+
+    (tmp_path / "hub").mkdir()
+    rows = datasets.Dataset.from_list([{"problem": "p", "answer": 142.0}])
+    rows.to_parquet(tmp_path / "hub" / "test-00000-of-00001.parquet")
+    datasets.DatasetDict({"amc": rows}).save_to_disk(tmp_path / "disk")
+    sources = {
+        "hub": BenchmarkSource(path=str(tmp_path / "hub")),
+        "disk": BenchmarkSource(path=str(tmp_path / "disk"), split="amc"),
+    }
+    prepare_benchmarks(sources, tmp_path / "out.jsonl")
+    assert [row["answer"] for row in read_rows(tmp_path / "out.jsonl")] == [["142"], ["142"]]
+    with pytest.raises(UserError, match="split 'math' cannot be read"):
+        wrong = BenchmarkSource(path=str(tmp_path / "disk"), split="math")
+        prepare_benchmarks({"disk": wrong}, tmp_path / "out.jsonl")
+    empty = datasets.Dataset.from_list([{"problem": "p", "answer": "1"}, {"problem": "q", "answer": None}])
+    datasets.DatasetDict({"aime": empty}).save_to_disk(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"empty, split 'aime': row 2 has an empty `answer`"):
+        torn = BenchmarkSource(path=str(tmp_path / "empty"), split="aime")
+        prepare_benchmarks({"torn": torn}, tmp_path / "torn.jsonl")

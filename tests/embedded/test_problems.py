@@ -1,0 +1,39 @@
+"""The embedded problems, and the embedded model beside them."""
+
+from itertools import islice
+
+from nested_reft.embedded.problems import KINDS, generate, stream
+from nested_reft.grading.grade import is_correct
+from tests.conftest import run
+
+
+def test_embedded_splits_are_disjoint():
+    for kind in KINDS:
+        train = {row.problem for row in generate(kind, "train", 400, seed=0)}
+        benchmark = {row.problem for row in generate(kind, "benchmark", 400, seed=0)}
+        assert len(train) == len(benchmark) == 400
+        assert not train & benchmark
+
+
+def test_embedded_solutions_are_right():
+    rows = generate("mixed", "train", 900, seed=1)
+    assert all(is_correct(row.solution, row.answer) for row in rows)
+    for row in rows:
+        for step in row.solution.split(". ")[:-1]:
+            *expressions, value = step.split("is ")[-1].split("=")
+            for expression in expressions:
+                if "x" not in expression:
+                    assert eval(expression) == int(value), row  # our own text: digits and operators
+
+
+def test_slips_come_at_their_rate_and_keep_the_true_answer():
+
+    rows = list(islice(stream("mixed", "train", 0, dict.fromkeys(KINDS, 0.6)), 3000))
+    wrong = sum(not is_correct(row.solution, row.answer) for row in rows) / len(rows)
+    assert abs(wrong - 0.6) < 0.03
+
+
+def test_the_embedded_model_is_in_the_repository():
+    listed = run("git", "ls-files", "nested_reft/embedded/tiny-28").stdout.split()
+    names = {path.split("/")[-1] for path in listed}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
