@@ -1,15 +1,15 @@
-# Nested-ReFT, the study on one page.
+# Nested-ReFT: the study on one page.
 #
-#   snakemake --cores all                                     the embedded study: CPU, no network
-#   snakemake --cores all --configfile config/paper.yaml      the study of arXiv 2508.10123
-#   snakemake --report report.html                            after either, with the same --configfile
+#   snakemake --cores all                                     run the embedded study: CPU, no network
+#   snakemake --cores all --configfile config/paper.yaml      run the study of arXiv 2508.10123
+#   snakemake --report report.html                            build the HTML report of a finished study
 #
-# Files are named after what they belong to:
+# Each product has a path that names its place in the grid:
 #   results/<study>/data/                                     training sets, benchmarks
-#   results/<study>/pretrained/model~M/                       where the model is
-#   results/<study>/sft/model~M/dataset~D/seed~S/             the warm-up, shared by ten runs
+#   results/<study>/pretrained/model~M/                       the path of a pretrained model
+#   results/<study>/sft/model~M/dataset~D/seed~S/             an SFT warm-up, which ten runs share
 #   results/<study>/train/model~M/dataset~D/skip_ratio~X/mitigation~H/seed~S/
-#   results/<study>/evaluate/<any of the three above>/        all benchmarks of one model
+#   results/<study>/evaluate/<one of the three above>/        all benchmarks of one model
 #   reports/<study>/                                          tables and figures
 
 from snakemake.utils import min_version
@@ -17,13 +17,13 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-# A study is complete in one file: another --configfile replaces the default and is not merged into it.
+# One file describes a study completely: another --configfile replaces this one and is not merged into it.
 if not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
 
 
-# In the order in which they run.
+# The files are included in the order in which their rules run.
 include: "workflow/rules/common.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/data.smk"
@@ -36,9 +36,6 @@ rule all:
     default_target: True
     input:
         rules.analyse.output,
-        # Not the report alone: that of the embedded study is in the repository, and comes with every clone.
-        rules.analyse.input.runs,
-        rules.analyse.input.evaluations,
 
 
 onsuccess:

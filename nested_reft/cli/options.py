@@ -65,10 +65,12 @@ def apply_resource_limits() -> None:
 def open_record(
     out: Path, stage: str, run: dict[str, Any], settings: Any, inputs: dict[str, Path], tracking: Path | None
 ) -> Any:
-    """Return the record of a stage product."""
+    """Return the record of a product, once no other process writes the product."""
     from nested_reft.records.files import read_json
+    from nested_reft.records.lock import lock_product
     from nested_reft.records.stage_record import StageRecord
 
+    lock_product(out)
     uri, study = None, "unnamed"
     if tracking:
         store = read_json(tracking)

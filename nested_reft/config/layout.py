@@ -30,6 +30,7 @@ SOURCES = ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", 
 TABLES = (
     "table1",
     "table2",
+    "table2_paper",
     "strategy_counts",
     "stages",
     "deltas",

@@ -1,43 +1,35 @@
 """Tables and figures.
 
 REQUIRED INPUTS: the files of every run and of every evaluation
-OUTPUTS:         reports/<study>/: five sources (results.csv, a row per model evaluated and benchmark;
-                 problem_scores.parquet, a row per problem; steps.csv; config.json; provenance.json), and the
-                 tables, figures and captions that `nested-reft analyse --from reports/<study>` can
-                 rebuild from them alone
-STEPS:           read, compare with the baseline, write. Neither torch nor TRL is needed. The captions
-                 of the HTML report state this study's numbers, so they are outputs too.
+OUTPUTS:         reports/<study>/: five sources (results.csv, a row per evaluated model and benchmark;
+                 problem_scores.parquet, a row per problem; steps.csv, a row per step; config.json;
+                 provenance.json), and the tables, figures and captions. `nested-reft analyse --from
+                 reports/<study>` rebuilds these from the sources alone.
+STEPS:           read the files; compare each run with its baseline; write. The stage needs neither torch
+                 nor TRL. The captions of the HTML report state numbers of the study, so they are outputs.
 """
 
 
 rule analyse:
     input:
         models=expand(
-            f"{RESULTS}/pretrained/model~{{model}}/model.json", model=STUDY.grid.model
+            f"{RESULTS}/{layout.PRETRAINED}/model.json", model=STUDY.grid.model
         ),
-        runs=expand(f"{RESULTS}/train/{{run}}/metrics.json", run=RUNS.instance_patterns),
+        runs=[
+            f"{RESULTS}/{path}/metrics.json"
+            for path, axes in PRODUCTS.items()
+            if axes["product"] == "train"
+        ],
         evaluations=expand(
-            f"{RESULTS}/evaluate/{{product}}/metrics.json", product=PRODUCTS
+            f"{RESULTS}/{layout.EVALUATE}/metrics.json", product=PRODUCTS
         ),
         tracking=ancient(rules.tracking_store.output.store),
-        # cheap enough to follow its code
-        code=[
-            f"{workflow.basedir}/nested_reft/report/{module}.py"
-            for module in ("tables", "captions", "figures", "statistics")
-        ],
+        # The stage takes seconds, so it reruns when its code changes: the report and all modules it imports.
+        code=source_files("report"),
     output:
-        results=f"{REPORTS}/results.csv",
-        sources=expand(
-            f"{REPORTS}/{{source}}",
-            source=[
-                "problem_scores.parquet",
-                "steps.csv",
-                "config.json",
-                "provenance.json",
-            ],
-        ),
+        sources=expand(f"{REPORTS}/{{source}}", source=layout.SOURCES),
         findings=f"{REPORTS}/findings.rst",
-        captions=expand(f"{REPORTS}/caption_{{name}}.rst", name=CAPTIONS),
+        captions=expand(f"{REPORTS}/caption_{{name}}.rst", name=layout.CAPTIONS),
         table1=shown("table1.csv", "1 Setup", "Table 1: layers skipped"),
         stages=shown("stages.csv", "1 Setup", "Accuracy after each stage"),
         table2=shown("table2.csv", "2 Findings", "Table 2: best and worst delta"),
@@ -66,20 +58,20 @@ rule analyse:
         provenance=shown("provenance.csv", "4 Provenance", "Code, versions, hardware"),
         config=shown("config.csv", "4 Provenance", "Config against the paper's"),
         others=expand(
-            f"{REPORTS}/{{table}}.{{suffix}}", table=TABLES, suffix=["md", "tex"]
+            f"{REPORTS}/{{table}}.{{suffix}}",
+            table=layout.TABLES,
+            suffix=["md", "tex"],
         ),
         png=expand(f"{REPORTS}/{{figure}}.png", figure=FIGURES),
     log:
-        f"logs/{STUDY.study}/analyse.log",
+        f"{LOGS}/analyse.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/analyse.tsv"
+        f"{TIMES}/analyse.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         settings=analyse_settings,
         results=subpath(input.tracking, parent=True),
-        out=subpath(output.results, parent=True),
+        out=subpath(output.findings, parent=True),
     message:
         "Writing tables and figures"
     shell:

@@ -1,60 +1,71 @@
-"""What the rules share: the validated study, its grid, and the settings that each stage is told.
+"""What the rules share: the lock, the validated study, the paths, and the settings of each stage.
 
-A stage gets its section of the configuration as one canonical JSON string. Snakemake compares these
-strings, so a changed evaluation key reruns evaluations and nothing else, and the order of keys in the
-YAML file never matters.
+A stage receives its section of the configuration as one JSON text with sorted keys. Snakemake compares
+these texts, so that a changed key of `evaluation` reruns only the evaluations and the analysis, and the
+order of keys in the YAML file does not matter.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
-import pandas as pd
-from snakemake.utils import Paramspace
-
+from nested_reft.config import layout
 from nested_reft.config.parse import canonical, parse_settings
-from nested_reft.config.study import Study, expand_grid
+from nested_reft.config.study import Study
 from nested_reft.errors import UserError
+from nested_reft.records.lock import lock_directory
+from nested_reft.records.source_code import source_files
+
+# With these options Snakemake runs no job, or the user asks for no lock. They are allowed while a study runs.
+READING = ["--lint", "--report", "--summary", "-S", "--detailed-summary", "-D", "--dag"]
+READING += ["--rulegraph", "--filegraph", "--d3dag", "--list-rules", "-l", "--nolock"]
+
+
+def runs_jobs():
+    """Return whether this process is the one that schedules jobs. A job on a cluster also parses the Snakefile."""
+    options = {argument.split("=")[0] for argument in sys.argv}
+    reads = workflow.output_settings.dryrun or not options.isdisjoint(READING)
+    return workflow.is_main_process and not reads
+
 
 try:
+    if runs_jobs():
+        lock_directory(Path.cwd())
     STUDY = parse_settings(Study, config)
 except UserError as error:
-    # No traceback: this is the one place where a user's mistake in the config surfaces.
+    # An uncaught exception would print a traceback, and a mistake of the user needs only one sentence.
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
 
-# The captions of the report read the config: give them the validated one, defaults included.
-config.update(STUDY.model_dump())
-
-# The rules call `nested-reft`: find the one beside this Snakemake, whether its environment is activated or not.
+# The rules call `nested-reft`. Find the command beside this Snakemake even if its environment is not activated.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
 )
 
-RESULTS = f"results/{STUDY.study}"
-REPORTS = f"reports/{STUDY.study}"
+RESULTS = layout.RESULTS.format(study=STUDY.study)
+REPORTS = layout.REPORTS.format(study=STUDY.study)
+CONFIG_FILE = (workflow.overwrite_configfiles or ["config/config.yaml"])[0]
+LOGS = f"logs/{STUDY.study}"
+# Snakemake writes a table with the run time and the memory of each job here.
+TIMES = f"benchmarks/{STUDY.study}"
 
-GRID = pd.DataFrame([run.model_dump() for run in expand_grid(STUDY)]).astype(str)
-RUNS = Paramspace(GRID)
-WARMUPS = Paramspace(GRID[["model", "dataset", "seed"]].drop_duplicates())
-
-# Everything that is evaluated: `pretrained/...`, `sft/...` and `train/...`.
-PRODUCTS = [
-    *(f"pretrained/model~{model}" for model in STUDY.grid.model),
-    *(f"sft/{warmup}" for warmup in WARMUPS.instance_patterns),
-    *(f"train/{run}" for run in RUNS.instance_patterns),
+# All models that are evaluated: path below the results -> axes.
+PRODUCTS = dict(layout.products(STUDY))
+FIGURES = [
+    *(layout.DATASET_FIGURE.format(dataset=dataset) for dataset in STUDY.grid.dataset),
+    *layout.FIGURES,
 ]
 
-# The report: tables and figures by name, and captions that `analyse` writes beside them.
-TABLES = ["table1", "table2", "table2_paper", "strategy_counts", "stages", "deltas"]
-TABLES += ["mcnemar", "efficiency", "config", "provenance"]
-PLOTS = ["frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward"]
-FIGURES = [*(f"figure_{dataset}" for dataset in STUDY.grid.dataset), *PLOTS]
-CAPTIONS = [*TABLES, *PLOTS, "figure"]
 
-
-# Its first page: what was run, what holds, what is not resolved.
+# The first page of the HTML report.
 report: os.path.abspath(f"{REPORTS}/findings.rst")
+
+
+# The scope `local` restricts the limit of the default profile, `gpu=1`, to jobs on this machine. Without it the limit
+# would also hold for a cluster, which schedules its GPUs itself, and a study would have one GPU job at a time there.
+resource_scopes:
+    gpu="local",
 
 
 wildcard_constraints:
@@ -63,27 +74,27 @@ wildcard_constraints:
     skip_ratio="[^/]+",
     mitigation="[^/]+",
     seed=r"\d+",
-    product="(pretrained|sft|train)/.+",
+    product="|".join(map(re.escape, PRODUCTS)),
 
 
 def model_settings(wildcards):
-    """What `prepare model` is told: the source of the model."""
+    """Settings passed to `prepare model`: the source of the model."""
     return canonical(STUDY.models[wildcards.model])
 
 
 def dataset_settings(wildcards):
-    """What `prepare dataset` is told: the source of the training set, the section `decontamination`."""
+    """Settings passed to `prepare dataset`: the source of the training set, and the section `decontamination`."""
     source = STUDY.datasets[wildcards.dataset]
     return canonical({"dataset": source, "decontamination": STUDY.decontamination})
 
 
 def sft_settings(wildcards):
-    """What `sft` is told: the run, the section `sft`, the prompt."""
+    """Settings passed to `sft`: the run, the section `sft`, and the prompt."""
     return canonical({"run": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt})
 
 
 def train_settings(wildcards):
-    """What `train` is told: the run, the sections `training` and `nesting`, the prompt."""
+    """Settings passed to `train`: the run, the sections `training` and `nesting`, and the prompt."""
     sections = {
         "training": STUDY.training,
         "nesting": STUDY.nesting,
@@ -93,27 +104,26 @@ def train_settings(wildcards):
 
 
 def evaluate_settings(wildcards):
-    """What `evaluate` is told: which product it is, the section `evaluation`, the prompt."""
-    product, *axes = wildcards.product.split("/")
-    run = {"product": product, **dict(axis.split("~", 1) for axis in axes)}
+    """Settings passed to `evaluate`: the product, its axes, the section `evaluation`, and the prompt."""
+    run = {axis: str(value) for axis, value in PRODUCTS[wildcards.product].items()}
     return canonical(
         {"run": run, "evaluation": STUDY.evaluation, "prompt": STUDY.prompt}
     )
 
 
 def analyse_settings(wildcards):
-    """What `analyse` is told: the study, without what cannot change a table."""
+    """Settings passed to `analyse`: the study without the sections that cannot change a table."""
     return canonical(STUDY.model_dump(exclude={"tracking", "jobs"}))
 
 
 def get_model(wildcards):
-    """The model of a product: a folder of weights, or the note that says where the pretrained one is."""
-    product = wildcards.product.split("/")[0]
-    return f"{RESULTS}/{wildcards.product}/{'model.json' if product == 'pretrained' else 'model'}"
+    """Return the model of a product: a folder of weights, or for a pretrained model the note with their path."""
+    pretrained = PRODUCTS[wildcards.product]["product"] == "pretrained"
+    return f"{RESULTS}/{wildcards.product}/{'model.json' if pretrained else 'model'}"
 
 
 def shown(file, category, what, caption=None):
-    """A file of the HTML report; its caption is written with it, so that it states this study's numbers."""
+    """Return a file that the HTML report shows. `analyse` writes its caption, which states numbers of this study."""
     caption = os.path.abspath(f"{REPORTS}/caption_{caption or Path(file).stem}.rst")
     return report(
         f"{REPORTS}/{file}", caption=caption, category=category, labels={"what": what}
@@ -121,11 +131,11 @@ def shown(file, category, what, caption=None):
 
 
 def summary():
-    """Where everything is, told at the end of a study."""
+    """Return the message at the end of a study."""
     return (
         f"\nThe study '{STUDY.study}' is complete.\n"
-        f"  tables, figures   {REPORTS}/\n"
-        f"  results           {RESULTS}/\n"
-        f"  HTML report       make report\n"
-        f"  MLflow UI         make ui\n"
+        f"  tables and figures   {REPORTS}/\n"
+        f"  results              {RESULTS}/\n"
+        f"  HTML report          make report CONFIG={os.path.relpath(CONFIG_FILE, workflow.basedir)}\n"
+        f"  MLflow               make ui\n"
     )

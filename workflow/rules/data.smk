@@ -1,23 +1,23 @@
-"""Everything that may need a network.
+"""Models, training sets and benchmarks. Only these rules may need a network.
 
-REQUIRED INPUTS: models, datasets and benchmarks of the config: hub names, local paths, embedded ones
-OUTPUTS:         results/<study>/pretrained/model~M/model.json: where the model is, its depth and width
-                 results/<study>/data/benchmarks.jsonl: all benchmarks
-                 results/<study>/data/dataset~D/train.jsonl: a training set, its manifest, and what was dropped
-STEPS:           fetch or generate, bring into one format, drop what a benchmark holds, checksum.
+REQUIRED INPUTS: the models, datasets and benchmarks of the config: hub names, local paths or embedded ones
+OUTPUTS:         results/<study>/pretrained/model~M/model.json: the path of the model, its depth and width
+                 results/<study>/data/benchmarks.jsonl: all benchmarks, with a manifest
+                 results/<study>/data/dataset~D/train.jsonl: a training set, with a manifest and the dropped
+                 problems
+STEPS:           fetch or generate; convert to one format; drop the training problems that a benchmark
+                 contains; write checksums.
 """
 
 
 rule prepare_model:
     output:
-        f"{RESULTS}/pretrained/model~{{model}}/model.json",
+        f"{RESULTS}/{layout.PRETRAINED}/model.json",
     log:
-        f"logs/{STUDY.study}/prepare_model/model~{{model}}.log",
+        f"{LOGS}/prepare_model/model~{{model}}.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/prepare_model/model~{{model}}.tsv"
+        f"{TIMES}/prepare_model/model~{{model}}.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         settings=model_settings,
     message:
@@ -31,15 +31,13 @@ rule prepare_model:
 
 rule prepare_benchmarks:
     output:
-        rows=f"{RESULTS}/data/benchmarks.jsonl",
+        rows=f"{RESULTS}/{layout.BENCHMARKS}",
         manifest=f"{RESULTS}/data/benchmarks.manifest.json",
     log:
-        f"logs/{STUDY.study}/prepare_benchmarks.log",
+        f"{LOGS}/prepare_benchmarks.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/prepare_benchmarks.tsv"
+        f"{TIMES}/prepare_benchmarks.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         settings=canonical({"benchmarks": STUDY.benchmarks}),
     message:
@@ -55,16 +53,14 @@ rule prepare_dataset:
     input:
         benchmarks=rules.prepare_benchmarks.output.rows,
     output:
-        rows=f"{RESULTS}/data/dataset~{{dataset}}/train.jsonl",
+        rows=f"{RESULTS}/{layout.DATASET}",
         dropped=f"{RESULTS}/data/dataset~{{dataset}}/train.dropped.jsonl",
         manifest=f"{RESULTS}/data/dataset~{{dataset}}/train.manifest.json",
     log:
-        f"logs/{STUDY.study}/prepare_dataset/dataset~{{dataset}}.log",
+        f"{LOGS}/prepare_dataset/dataset~{{dataset}}.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/prepare_dataset/dataset~{{dataset}}.tsv"
+        f"{TIMES}/prepare_dataset/dataset~{{dataset}}.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         settings=dataset_settings,
     message:

@@ -1,8 +1,8 @@
 """The benchmarks.
 
-REQUIRED INPUTS: a model: pretrained, warmed up or trained; the prepared benchmarks
-OUTPUTS:         results/<study>/evaluate/<product>/: accuracies, and a record of every problem
-STEPS:           all benchmarks of a model in one job, because loading it is what costs.
+REQUIRED INPUTS: a model (pretrained, warmed up by SFT, or trained), the prepared benchmarks
+OUTPUTS:         results/<study>/evaluate/<product>/: accuracies, and a record of every completion
+STEPS:           evaluate one model on all benchmarks in one job, since model loading dominates.
 """
 
 
@@ -12,15 +12,13 @@ rule evaluate:
         benchmarks=rules.prepare_benchmarks.output.rows,
         tracking=ancient(rules.tracking_store.output.store),
     output:
-        run=f"{RESULTS}/evaluate/{{product}}/run.json",
-        metrics=f"{RESULTS}/evaluate/{{product}}/metrics.json",
-        records=f"{RESULTS}/evaluate/{{product}}/records.parquet",
+        run=f"{RESULTS}/{layout.EVALUATE}/run.json",
+        metrics=f"{RESULTS}/{layout.EVALUATE}/metrics.json",
+        records=f"{RESULTS}/{layout.EVALUATE}/records.parquet",
     log:
-        f"logs/{STUDY.study}/evaluate/{{product}}.log",
+        f"{LOGS}/{layout.EVALUATE}.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/evaluate/{{product}}.tsv"
-    conda:
-        "../../environment.yml"
+        f"{TIMES}/{layout.EVALUATE}.tsv"
     threads: STUDY.jobs.threads
     resources:
         gpu=STUDY.jobs.gpus,

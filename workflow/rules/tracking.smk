@@ -1,9 +1,9 @@
 """The MLflow store.
 
 REQUIRED INPUTS: none
-OUTPUTS:         results/<study>/tracking.json: the address of the store
-STEPS:           create the store and the study's experiment, once, before jobs track into it together.
-                 All other rules take the note as ancient(): a new address reruns nothing.
+OUTPUTS:         results/<study>/tracking.json: a note with the address of the store
+STEPS:           create the store and the experiment of the study once, before jobs write to it at the same
+                 time. All other rules read the note as ancient(), so that a new address reruns nothing.
 """
 
 
@@ -11,12 +11,10 @@ rule tracking_store:
     output:
         store=f"{RESULTS}/tracking.json",
     log:
-        f"logs/{STUDY.study}/tracking_store.log",
+        f"{LOGS}/tracking_store.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/tracking_store.tsv"
+        f"{TIMES}/tracking_store.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         uri=os.environ.get("MLFLOW_TRACKING_URI") or STUDY.tracking.uri or "",
         study=STUDY.study,

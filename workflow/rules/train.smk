@@ -2,29 +2,27 @@
 
 REQUIRED INPUTS: a model, a prepared training set
 OUTPUTS:         results/<study>/sft/...: the warm-up of a (model, dataset, seed)
-                 results/<study>/train/...: a run of the grid, started from its warm-up
-STEPS:           SFT on chains of thought, then GRPO with roll-outs from the nested model.
-                 Checkpoints lie in checkpoints/ beside the outputs and are not declared: Snakemake
-                 deletes declared outputs of a failed job. A job that is started again resumes.
+                 results/<study>/train/...: a run of the grid, which starts from the warm-up
+STEPS:           SFT on chains of thought; then GRPO with roll-outs from the nested model. A job that is
+                 started again resumes from checkpoints/ beside its outputs. The checkpoints are not declared
+                 as outputs, because Snakemake deletes the declared outputs of a failed job.
 """
 
 
 rule sft:
     input:
-        model=f"{RESULTS}/pretrained/model~{{model}}/model.json",
-        data=f"{RESULTS}/data/dataset~{{dataset}}/train.jsonl",
+        model=f"{RESULTS}/{layout.PRETRAINED}/model.json",
+        data=f"{RESULTS}/{layout.DATASET}",
         tracking=ancient(rules.tracking_store.output.store),
     output:
-        model=directory(f"{RESULTS}/sft/{WARMUPS.wildcard_pattern}/model"),
-        run=f"{RESULTS}/sft/{WARMUPS.wildcard_pattern}/run.json",
-        metrics=f"{RESULTS}/sft/{WARMUPS.wildcard_pattern}/metrics.json",
-        steps=f"{RESULTS}/sft/{WARMUPS.wildcard_pattern}/metrics.jsonl",
+        model=directory(f"{RESULTS}/{layout.SFT}/model"),
+        run=f"{RESULTS}/{layout.SFT}/run.json",
+        metrics=f"{RESULTS}/{layout.SFT}/metrics.json",
+        steps=f"{RESULTS}/{layout.SFT}/metrics.jsonl",
     log:
-        f"logs/{STUDY.study}/sft/{WARMUPS.wildcard_pattern}.log",
+        f"{LOGS}/{layout.SFT}.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/sft/{WARMUPS.wildcard_pattern}.tsv"
-    conda:
-        "../../environment.yml"
+        f"{TIMES}/{layout.SFT}.tsv"
     threads: STUDY.jobs.threads
     resources:
         gpu=STUDY.jobs.gpus,
@@ -45,21 +43,19 @@ rule sft:
 
 rule train:
     input:
-        model=f"{RESULTS}/sft/{WARMUPS.wildcard_pattern}/model",
-        data=f"{RESULTS}/data/dataset~{{dataset}}/train.jsonl",
+        model=f"{RESULTS}/{layout.SFT}/model",
+        data=f"{RESULTS}/{layout.DATASET}",
         tracking=ancient(rules.tracking_store.output.store),
     output:
-        model=directory(f"{RESULTS}/train/{RUNS.wildcard_pattern}/model"),
-        run=f"{RESULTS}/train/{RUNS.wildcard_pattern}/run.json",
-        metrics=f"{RESULTS}/train/{RUNS.wildcard_pattern}/metrics.json",
-        steps=f"{RESULTS}/train/{RUNS.wildcard_pattern}/metrics.jsonl",
-        masks=f"{RESULTS}/train/{RUNS.wildcard_pattern}/skipped_layers.jsonl",
+        model=directory(f"{RESULTS}/{layout.TRAIN}/model"),
+        run=f"{RESULTS}/{layout.TRAIN}/run.json",
+        metrics=f"{RESULTS}/{layout.TRAIN}/metrics.json",
+        steps=f"{RESULTS}/{layout.TRAIN}/metrics.jsonl",
+        skipped=f"{RESULTS}/{layout.TRAIN}/skipped_layers.jsonl",
     log:
-        f"logs/{STUDY.study}/train/{RUNS.wildcard_pattern}.log",
+        f"{LOGS}/{layout.TRAIN}.log",
     benchmark:
-        f"benchmarks/{STUDY.study}/train/{RUNS.wildcard_pattern}.tsv"
-    conda:
-        "../../environment.yml"
+        f"{TIMES}/{layout.TRAIN}.tsv"
     threads: STUDY.jobs.threads
     resources:
         gpu=STUDY.jobs.gpus,

@@ -1,0 +1,81 @@
+"""Locks that end with their process: one Snakemake per working directory, and one writer per folder of a product.
+
+A lock is a `flock` on a file that names its holder. The operating system releases it when the process ends, whatever
+ends the process, so that a lock never has to be removed by hand. Where the file system has no such locks, the
+functions below do nothing.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from nested_reft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def open_lock(path: Path) -> int:
+    """Return a descriptor of the lock file, which stays open until the process ends and is not inherited by others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def read_holder(descriptor: int) -> str:
+    """Return the process that took the lock last, or an empty text if no process ever did."""
+    return os.pread(descriptor, 1000, 0).decode()
+
+
+def write_holder(descriptor: int) -> None:
+    """Write this process into the lock file."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def lock_directory(directory: Path) -> None:
+    """Lock the working directory of a study for this process, and remove the lock files of a killed Snakemake.
+
+    Snakemake's own lock files outlive a Snakemake that is killed. They are removed if the lock shows that no process
+    holds the directory. The lock of another machine may be invisible here, so the lock files of another machine stay.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    folder = directory / ".snakemake"
+    descriptor = open_lock(folder / "nested-reft.lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = read_holder(descriptor) or "another process"
+        raise UserError(
+            f"{directory} is in use by the snakemake of {holder}; wait until it ends, or end it, and start again"
+        ) from None
+    except OSError:
+        return
+    stale = list(folder.glob("locks/*.lock"))
+    if stale and not read_holder(descriptor).endswith(f" on {socket.gethostname()}"):
+        return
+    shutil.rmtree(folder / "locks", ignore_errors=True)
+    write_holder(descriptor)
+
+
+def lock_product(folder: Path) -> None:
+    """Lock the folder of a product for this process; wait while another process writes the product.
+
+    A job survives a Snakemake that is killed. The next Snakemake starts the job again, which waits here, so that two
+    processes never write the same files.
+    """
+    descriptor = open_lock(folder / ".lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = read_holder(descriptor) or "another process"
+        log.warning(
+            "%s is being written by %s, which an earlier snakemake started; waiting for its end", folder, holder
+        )
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return
+    write_holder(descriptor)
