@@ -49,7 +49,7 @@ lint: setup  ## run all linters
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
-	$(BIN)/snakemake --lint
+	$(BIN)/python workflow/lint.py
 
 lint-prose: setup  ## check the wording and the format of comments, messages and pages
 	$(BIN)/python tools/check_prose.py

@@ -72,9 +72,7 @@ def lock_product(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = read_holder(descriptor) or "another process"
-        log.warning(
-            "%s is being written by %s, which an earlier snakemake started; waiting for its end", folder, holder
-        )
+        log.warning("waiting for %s, which an earlier snakemake started and which writes %s", holder, folder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return

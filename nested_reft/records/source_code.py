@@ -12,7 +12,7 @@ def imported_modules(source: str) -> Iterator[str]:
 
     `from a import b` yields both `a` and `a.b`, because b may be a module. Imports for type checkers are left out.
     """
-    nodes = [*ast.parse(source).body]
+    nodes: list[ast.AST] = [ast.parse(source)]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):

@@ -1,0 +1,104 @@
+"""Locks end with their process, and never remove the lock of a process that may still run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nested_reft.errors import UserError
+from nested_reft.records.lock import lock_directory
+from tests.conftest import ROOT
+
+HOLD = """
+from pathlib import Path
+from nested_reft.records.lock import {0}
+{0}(Path({1!r}))
+print("held", flush=True)
+{2}
+"""
+
+
+@contextmanager
+def holding(function: str, folder: Path, then: str = "input()") -> Iterator[subprocess.Popen[str]]:
+    """Run a process that takes a lock, prints `held`, and runs a statement; kill it at the end."""
+    code = HOLD.format(function, str(folder), then)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write_stale_lock(directory: Path) -> Path:
+    """Write the lock file that a killed Snakemake leaves behind."""
+    path = directory / ".snakemake/locks/0.output.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("results/smoke/tracking.json\n")
+    return path
+
+
+def test_a_directory_in_use_is_refused_in_one_sentence_which_names_the_holder(tmp_path):
+    with holding("lock_directory", tmp_path) as other:
+        assert other.stdout.readline() == "held\n"
+        stale = write_stale_lock(tmp_path)
+        with pytest.raises(UserError) as error:
+            lock_directory(tmp_path)
+        assert str(error.value).startswith(f"{tmp_path} is in use by the snakemake of process {other.pid} on ")
+        assert "\n" not in str(error.value)
+        assert stale.exists()
+
+
+def test_lock_files_of_a_killed_process_are_removed(tmp_path):
+    with holding("lock_directory", tmp_path) as other:
+        assert other.stdout.readline() == "held\n"
+        stale = write_stale_lock(tmp_path)
+        other.send_signal(signal.SIGKILL)
+    with holding("lock_directory", tmp_path, "pass") as after:
+        assert after.stdout.readline() == "held\n"
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("holder", ["", "process 7 on another-machine"])
+def test_lock_files_of_an_unknown_process_or_machine_stay(tmp_path, holder):
+    stale = write_stale_lock(tmp_path)
+    (tmp_path / ".snakemake/nested-reft.lock").write_text(holder)
+    with holding("lock_directory", tmp_path, "pass") as process:
+        assert process.stdout.readline() == "held\n"
+    assert stale.exists()
+    assert (tmp_path / ".snakemake/nested-reft.lock").read_text() == holder
+
+
+def test_a_child_process_does_not_inherit_the_lock(tmp_path):
+    child = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+    with holding("lock_directory", tmp_path, child) as other:
+        assert other.stdout.readline() == "held\n"
+        orphan = int(other.stdout.readline())
+        other.kill()
+        other.wait()
+    try:
+        with holding("lock_directory", tmp_path, "pass") as after:
+            assert after.stdout.readline() == "held\n"
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+    assert f" on {socket.gethostname()}" in (tmp_path / ".snakemake/nested-reft.lock").read_text()
+
+
+def test_the_second_writer_of_a_product_waits_for_the_first(tmp_path):
+    with holding("lock_product", tmp_path) as first:
+        assert first.stdout.readline() == "held\n"
+        with holding("lock_product", tmp_path, "pass") as second:
+            while "waiting for process" not in (line := second.stderr.readline()):
+                assert line, "the second writer ended without waiting"
+            assert f"waiting for process {first.pid} on " in line and str(tmp_path) in line
+            time.sleep(0.5)
+            assert second.poll() is None
+            first.kill()
+            assert second.stdout.readline() == "held\n"
