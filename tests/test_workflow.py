@@ -1,8 +1,16 @@
-"""The workflow: its jobs, what reruns when, and what a finished study leaves behind."""
+"""The workflow: its jobs, its lock, what reruns when, and what a finished study leaves behind."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -49,16 +57,113 @@ def test_paper_study_has_6_sft_60_train_and_68_evaluate_jobs(tmp_path):
     assert (counted["sft"], counted["train"], counted["evaluate"]) == (6, 60, 68)
 
 
-def test_reports_that_come_with_a_clone_do_not_pass_for_a_finished_study(tmp_path):
-    shutil.copytree(ROOT / "reports", tmp_path / "reports", copy_function=shutil.copyfile)  # as new as the code
+def test_a_fresh_directory_runs_the_whole_embedded_study(tmp_path):
     planned = snakemake(tmp_path, "-n", "--configfile", str(ROOT / "config/config.yaml"))
     counted = jobs(planned.stdout + planned.stderr)
     assert (counted["sft"], counted["train"], counted["evaluate"], counted["analyse"]) == (1, 10, 12, 1)
 
 
 def test_workflow_is_lint_clean():
-    linted = run("snakemake", "--lint")
+    linted = run(sys.executable, "workflow/lint.py")
     assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_the_linter_of_the_workflow_reports_other_findings(tmp_path):
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    rules = tmp_path / "workflow/rules/tracking.smk"
+    rules.write_text(rules.read_text().replace('    log:\n        f"{LOGS}/tracking_store.log",\n', ""))
+    linted = run(sys.executable, "workflow/lint.py", cwd=tmp_path)
+    assert linted.returncode == 1
+    assert "No log directive defined" in linted.stdout
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the smoke study until it has locked its directory, and kill it with all of its jobs at the end."""
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(directory), "--cores", "1", "--configfile", str(ROOT / "config/smoke.yaml")]
+    log = (directory / "first.log").open("w")
+    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(directory.glob(".snakemake/locks/*.lock")):
+            assert process.poll() is None and time.monotonic() < deadline, (directory / "first.log").read_text()
+            time.sleep(0.1)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):  # a test may have killed it, and its jobs may have ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_second_snakemake_is_refused_while_one_runs_and_reading_is_allowed(tmp_path):
+    smoke = ["--configfile", str(ROOT / "config/smoke.yaml")]
+    with running(tmp_path) as first:
+        for options in ([], ["--unlock"]):
+            second = snakemake(tmp_path, *smoke, *options)
+            assert second.returncode == 2
+            (sentence,) = [line for line in second.stderr.splitlines() if line.startswith("Error")]
+            assert sentence.startswith(f"Error: {tmp_path} is in use by the snakemake of process {first.pid} on ")
+            assert "Traceback" not in second.stderr
+        for options in (["-n"], ["--summary"], ["--lint"]):
+            reading = snakemake(tmp_path, *smoke, *options)
+            assert "in use" not in reading.stderr
+        assert first.poll() is None
+        assert list(tmp_path.glob(".snakemake/locks/*.lock"))
+
+
+def test_a_killed_snakemake_leaves_nothing_that_stops_the_next_one(tmp_path):
+    with running(tmp_path) as first:
+        os.kill(first.pid, signal.SIGKILL)  # its jobs go on
+        first.wait()
+        assert list(tmp_path.glob(".snakemake/locks/*.lock"))
+        target = "results/smoke/data/benchmarks.jsonl"
+        again = snakemake(tmp_path, "--configfile", str(ROOT / "config/smoke.yaml"), target)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (tmp_path / target).exists()
+
+
+@pytest.mark.slow
+def test_a_study_whose_snakemake_was_killed_while_training_finishes(tmp_path):
+    smoke = ["--configfile", str(ROOT / "config/smoke.yaml")]
+    with running(tmp_path) as first:
+        while not list(tmp_path.glob("results/smoke/train/**/checkpoints/started.json")):
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            time.sleep(0.1)
+        os.kill(first.pid, signal.SIGKILL)  # the training goes on
+        first.wait()
+        again = snakemake(tmp_path, *smoke)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(list(tmp_path.glob("results/smoke/train/**/metrics.json"))) == 3
+    assert "Nothing to be done" in (done := snakemake(tmp_path, *smoke)).stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_study_in_a_clone_leaves_git_clean_and_follows_the_code_of_its_report(tmp_path):
+    clone = tmp_path / "clone"
+    run("git", "clone", "--quiet", str(ROOT), str(clone))
+
+    def study(*options: str) -> str:
+        finished = run("env", f"PYTHONPATH={clone}", "snakemake", "--cores", "2", *options, cwd=clone)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout + finished.stderr
+
+    smoke = ("--configfile", "config/smoke.yaml")
+    study(*smoke)
+    study(*smoke, "--report", "report.html")
+    assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+    assert "Nothing to be done" in study(*smoke)
+    # The smoke study sets this key, so that only the table of differences from the defaults can change.
+    sections = clone / "nested_reft/config/sections.py"
+    changed = sections.read_text().replace("max_steps: int = key(500", "max_steps: int = key(400")
+    assert changed != sections.read_text()
+    sections.write_text(changed)
+    assert jobs(study(*smoke, "-n")) == {"analyse": 1}
+    # Code that decides no table reruns nothing more.
+    (clone / "nested_reft/trainer.py").open("a").write("\n# a comment\n")
+    assert jobs(study(*smoke, "-n")) == {"analyse": 1}
 
 
 def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order(smoke_study, configured):
@@ -100,12 +205,12 @@ def test_runs_differ_only_in_what_their_instance_says(smoke_study):
     assert len({str(record["run"]) for record in records}) == 4
 
 
-def test_instances_of_a_ratio_sample_with_the_same_masks(smoke_study):
-    masks = {path.read_text() for path in smoke_study.glob(f"{TRAINS}/skip_ratio~0.15/**/skipped_layers.jsonl")}
-    assert len(masks) == 1
+def test_instances_of_a_ratio_sample_with_the_same_skipped_layers(smoke_study):
+    skipped = {path.read_text() for path in smoke_study.glob(f"{TRAINS}/skip_ratio~0.15/**/skipped_layers.jsonl")}
+    assert len(skipped) == 1
 
 
-def test_four_cells_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study):
+def test_four_runs_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study):
     client, experiment = open_store(f"sqlite:///{smoke_study}/results/mlflow.db", "smoke")
     tracked = client.search_runs([experiment])
     assert Counter(run.data.tags["stage"] for run in tracked) == {"sft": 1, "train": 4, "evaluate": 6, "study": 1}
@@ -137,9 +242,9 @@ def test_reports_are_complete_and_tidy(smoke_study):
     reports = smoke_study / "reports/smoke"
     table = pd.read_csv(reports / "results.csv")
     study = parse_settings(Study, yaml.safe_load((ROOT / "config/smoke.yaml").read_text()))
-    assert len(expand_grid(study)) == 3  # one mitigation less than the finished study
-    assert len(table) == (1 + 1 + 4) * 2  # models evaluated x benchmarks
-    keys = ["stage", "model", "dataset", "skip_ratio", "mitigation", "seed", "benchmark"]
+    assert len(expand_grid(study)) == 3  # the finished study has one mitigation more
+    assert len(table) == (1 + 1 + 4) * 2  # evaluated models x benchmarks
+    keys = ["product", "model", "dataset", "skip_ratio", "mitigation", "seed", "benchmark"]
     assert not table.duplicated(keys).any()
     assert table["accuracy"].between(0, 1).all() and (table["ci_low"] <= table["accuracy"]).all()
     assert (reports / "table1.md").read_text().split("\n")[2].split("|")[1].strip() == "tiny-28"
@@ -167,11 +272,11 @@ def test_real_data_go_through_the_whole_study(tmp_path):
     finished = snakemake(tmp_path, "--configfile", str(tmp_path / "real.yaml"))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     table = pd.read_csv(tmp_path / "reports/smoke/results.csv")
-    stages = [("pretrained", None, None)]
-    stages += [("sft", dataset, None) for dataset in ("SVAMP", "GSM8K")]
-    stages += [("train", dataset, ratio) for dataset in ("SVAMP", "GSM8K") for ratio in (0.0, 0.15)]
-    found = table[["stage", "dataset", "skip_ratio", "benchmark"]].astype(object)
-    expected = {(*stage, benchmark) for stage in stages for benchmark in suite}
+    products = [("pretrained", None, None)]
+    products += [("sft", dataset, None) for dataset in ("SVAMP", "GSM8K")]
+    products += [("train", dataset, ratio) for dataset in ("SVAMP", "GSM8K") for ratio in (0.0, 0.15)]
+    found = table[["product", "dataset", "skip_ratio", "benchmark"]].astype(object)
+    expected = {(*product, benchmark) for product in products for benchmark in suite}
     assert set(found.where(found.notna(), None).itertuples(index=False, name=None)) == expected
     assert len(table) == len(expected)
     assert (table["n"] == 2).all()
@@ -211,6 +316,6 @@ def test_the_report_is_one_self_contained_file(smoke_study, configured):
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', html)
     for name in ("figure_mixed.svg", "heat_map.svg", "reward.svg", "table1.csv", "table2.csv", "provenance.csv"):
         assert name in html
-    # its first page and its captions state what came out
+    # the first page and the captions state the results
     for words in ("What is not resolved", "There is one seed", "of 3 accuracy deltas are resolved"):
         assert words in html
