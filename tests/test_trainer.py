@@ -388,7 +388,7 @@ def gradient(some_trainer, monkeypatch, advantage, old_ratios=RATIOS, drift=0.0)
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_gradient_table_through_the_loss_of_grpo(loss_type, small_model, tmp_path, monkeypatch):
-    """Rows of the table in docs/algorithm.md; dr_grpo divides by the longest completion, six tokens here."""
+    """Rows of the table in docs/concepts/algorithm.md; dr_grpo divides by the longest completion, six tokens here."""
     for (mitigation, advantage), expected in GRADIENTS.items():
         some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, {"loss_type": loss_type})
         found = gradient(some_trainer, monkeypatch, advantage)

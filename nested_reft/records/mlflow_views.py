@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-# Shown above the runs of a study; docs/mlflow.md says the same at length.
+# Shown above the runs of a study; docs/how-to/mlflow.md says the same at length.
 HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or paste a filter into the search field:
 
 - `tags.stage = 'study'`: the run that holds the tables and figures of the whole study

@@ -2,7 +2,7 @@
 
 Pure functions of arrays. Scores are per problem and in [0, 1]: the share of a problem's samples that
 are right, so 0 or 1 with one sample. Accuracy is their mean over the problems of a benchmark, and the
-macro average the unweighted mean over benchmarks, whatever their sizes. `docs/statistics.md` says why
+macro average the unweighted mean over benchmarks, whatever their sizes. `docs/concepts/statistics.md` says why
 each method was chosen, and how often its intervals hold the truth.
 """
 

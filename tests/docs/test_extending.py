@@ -1,7 +1,6 @@
-"""`docs/extending.md`, done: a model, a training set, a benchmark and a mitigation are added as it says."""
+"""The how-to pages, followed: a model, a training set, a benchmark, a mitigation and a prompt template are added."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,93 +11,102 @@ import yaml
 
 from nested_reft.records.files import read_rows
 from tests.conftest import ROOT, TINY, snakemake
+from tests.docs.test_docs import blocks
 
-PAGE = (ROOT / "docs/extending.md").read_text()
 
-
-def blocks(language: str) -> list[str]:
-    """Return the code blocks of the page in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+def code_of(name: str, language: str) -> list[str]:
+    """Return the code blocks of a how-to page in a language."""
+    return [block.code for block in blocks(ROOT / f"docs/how-to/{name}.md") if block.language == language]
 
 
 @pytest.fixture()
 def extended(tmp_path):
-    """Return a function that writes the smoke study with the entries of the page, for files of this test."""
-
-    def write() -> str:
-        study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
-        for block in blocks("yaml"):
-            for section, entries in yaml.safe_load(block).items():
-                study[section] |= entries
-        study["models"]["mine"]["path"] = "mine"
-        study["grid"] |= {"mitigation": ["base"]}
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-        shutil.copytree(TINY, tmp_path / "mine", ignore=shutil.ignore_patterns("*.md", "*.svg"))
-        (tmp_path / "data").mkdir()
-        rows = [
-            {"problem": f"{i} + 1?", "solution": f"{i} and 1 is {i + 1}.", "answer": str(i + 1)} for i in range(20)
-        ]
-        (tmp_path / "data/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        held = [{"problem": "3 + 1?", "answer": ["4", "four"]}, {"problem": "7 + 7?", "answer": "14"}]
-        (tmp_path / "data/benchmark.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
-        return str(tmp_path / "study.yaml")
-
-    return write
+    """Write the smoke study with the entries of the pages and with files of this test; return its path."""
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    for page in ("dataset", "benchmark", "model"):
+        (part,) = code_of(page, "yaml")
+        for section, entries in yaml.safe_load(part).items():
+            study[section] |= entries
+    study["models"]["mine"]["path"] = "mine"
+    study["grid"] |= {"mitigation": ["base"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    shutil.copytree(TINY, tmp_path / "mine", ignore=shutil.ignore_patterns("*.md", "*.svg"))
+    (tmp_path / "data").mkdir()
+    (row,) = code_of("dataset", "json")
+    rows = [{"problem": f"{i} + 1?", "solution": f"{i} and 1 is {i + 1}.", "answer": str(i + 1)} for i in range(20)]
+    (tmp_path / "data/mine.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [json.loads(row), *rows]))
+    held = [{"problem": "3 + 1?", "answer": ["4", "four"]}, {"problem": "7 + 7?", "answer": "14"}]
+    held.append(json.loads(code_of("benchmark", "json")[0]))
+    (tmp_path / "data/benchmark.jsonl").write_text("".join(json.dumps(one) + "\n" for one in held))
+    return str(tmp_path / "study.yaml")
 
 
 def test_a_training_set_and_a_benchmark_are_an_entry_each(extended, tmp_path):
     targets = [f"results/smoke/data/{name}.jsonl" for name in ("benchmarks", "dataset~mine/train")]
-    done = snakemake(tmp_path, *targets, "--configfile", extended())
+    done = snakemake(tmp_path, *targets, "--configfile", extended)
     assert done.returncode == 0, done.stdout + done.stderr
     benchmarks, train = (read_rows(tmp_path / target) for target in targets)
-    assert [row["answer"] for row in benchmarks if row["benchmark"] == "mine"] == [["4", "four"], ["14"]]
+    answers = [row["answer"] for row in benchmarks if row["benchmark"] == "mine"]
+    assert answers == [["4", "four"], ["14"], ["29", "twenty-nine"]]
     assert len({row["benchmark"] for row in benchmarks}) == 3
-    assert len(train) == 19 and "3 + 1?" not in {row["problem"] for row in train}
+    problems = {row["problem"] for row in train}
+    assert len(problems) == 20 and "3 + 1?" not in problems and "What is 6 times 7?" in problems
 
 
 @pytest.mark.slow
 def test_a_model_on_it_is_trained_evaluated_and_reported(extended, tmp_path):
-    done = snakemake(tmp_path, "--configfile", extended())
+    done = snakemake(tmp_path, "--configfile", extended)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "reports/smoke/results.csv")
-    trained = table[table["stage"] == "train"]
+    trained = table[table["product"] == "train"]
     assert set(trained["model"]) == {"mine"} and set(trained["dataset"]) == {"mine"}
     assert set(table["benchmark"]) == {"one-step", "algebra", "mine"}
 
 
-def test_a_mitigation_is_a_function_and_its_name(tmp_path):
-    """The edits are made in a copy of the package, which then trains nothing but knows it everywhere."""
-    package = tmp_path / "nested_reft"
-    shutil.copytree(ROOT / "nested_reft", package, ignore=shutil.ignore_patterns("__pycache__"))
-    function, case, literal = blocks("python")
-
-    def edit(name: str, old: str, new: str) -> None:
-        text = (package / name).read_text()
-        assert text.count(old) == 1
-        (package / name).write_text(text.replace(old, new))
-
-    edit("mitigation.py", "def token_weights(", f"{function}\n\ndef token_weights(")
-    edit("mitigation.py", '        case "is":', f'{case}        case "is":')
-    edit("config.py", re.search(r"^Mitigation = .*\n", (package / "config.py").read_text(), re.M)[0], literal)
-    program = (
-        "import torch, nested_reft\n"
-        "from pathlib import Path\n"
-        f"assert nested_reft.__file__.startswith({str(tmp_path)!r})\n"
-        "from nested_reft import analysis, config, mitigation\n"
-        "from tests import synthetic\n"
-        "h = mitigation.token_weights('square_root', torch.tensor([4.0, 0.25]), 1.0, 2.0)\n"
-        "assert h.tolist() == [2.0, 0.5]\n"
-        "study = synthetic.study(seeds=1, models=1, datasets=1)\n"
-        "grid = study.grid.model_dump() | {'mitigation': ['base', 'square_root']}\n"
-        "study = config.parse_settings(config.Study, study.model_dump() | {'grid': grid})\n"
-        "synthetic.write(study, Path('results'))\n"
-        "analysis.report(study, Path('results'), Path('report'))\n"
-    )
-    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "test_*"))
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+def run_program(program: str, directory) -> None:
+    """Run Python code in a process of its own, which reads the registries as the code has left them."""
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_mitigation_is_a_function_in_a_table(tmp_path):
+    """The page's function is registered; config, weights, tables and figures then know its name."""
+    (function,), (part,) = code_of("mitigation", "python"), code_of("mitigation", "yaml")
+    program = f"""{function}
+from pathlib import Path
+
+import torch
+import yaml
+
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.sections import Nesting
+from nested_reft.config.study import Study
+from nested_reft.mitigation import token_weights
+from nested_reft.report.build import report
+from tests import synthetic
+
+assert token_weights("square_root", torch.tensor([4.0, 0.25]), Nesting()).tolist() == [2.0, 0.5]
+settings = synthetic.study(seeds=1, models=1, datasets=1).model_dump()
+settings["grid"] |= yaml.safe_load({part!r})["grid"]
+study = parse_settings(Study, settings)
+synthetic.write(study, Path("results"))
+report(study, Path("results"), Path("report"))
+"""
+    run_program(program, tmp_path)
     assert "square_root" in (tmp_path / "report/strategy_counts.md").read_text()
     assert "square_root" in (tmp_path / "report/figure_one-step.svg").read_text()
+
+
+def test_a_prompt_template_is_a_text_in_a_table(tmp_path):
+    (function,), (part,) = code_of("prompt", "python"), code_of("prompt", "yaml")
+    program = f"""{function}
+import yaml
+
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.sections import Prompt
+
+assert parse_settings(Prompt, yaml.safe_load({part!r})["prompt"]).template == "plain"
+"""
+    run_program(program, tmp_path)

@@ -225,7 +225,7 @@ def test_the_filters_that_the_store_and_the_docs_propose_find_what_they_say(brow
     resolved = sum(of["verdict"] == "resolved" for of in deltas_of(browsed[2]).values()) * 2
     assert list(found.values()) == [1, 20, 6, resolved, positive, 0]
     assert resolved > 0
-    docs = (ROOT / "docs/mlflow.md").read_text()
+    docs = (ROOT / "docs/how-to/mlflow.md").read_text()
     assert all(text in docs for text in filters)
     assert client.get_experiment(experiment).tags["mlflow.note.content"] == browsing.HOW_TO_BROWSE
 

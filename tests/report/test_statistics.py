@@ -164,7 +164,7 @@ def test_coverage_of_deltas_of_token_speed():
 
 
 def test_pooling_seed_variances_costs_coverage_where_they_differ():
-    """The limit that docs/statistics.md tells: seed effects of half, once and twice the baseline's."""
+    """The limit that docs/concepts/statistics.md tells: seed effects of half, once and twice the baseline's."""
     rng, held = np.random.default_rng(6), np.zeros(9)
     spread = np.array([1.0, *np.repeat([0.5, 1.0, 2.0], 3)])[:, None]
     for _ in range(REPEATS):

@@ -45,7 +45,7 @@ def test_log_probs_equal_a_scoring_forward_of_the_nested_model(small_model, skip
 
 @pytest.mark.parametrize("skipped", [[], [4, 11, 20]])
 def test_log_probs_in_bfloat16_stay_within_its_rounding(skipped):
-    """On average at most .01 and always at most .3 nats, as docs/algorithm.md states, on the embedded model."""
+    """On average at most .01 and always at most .3 nats, as concepts/algorithm.md states, on the embedded model."""
     model, tokenizer = load_model(TINY, "bfloat16")
     prompts = [
         tokenizer(format_prompt(row.problem, "qwen-math"))["input_ids"]
