@@ -1,36 +1,142 @@
-"""What the README shows is what the repository holds."""
+"""What the README and the pages of results show is what the repository holds."""
 
+import json
 import re
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+MINUS = "\N{MINUS SIGN}"
+BENCHMARKS = ROOT / "docs/reports/benchmarks"
 
 
-@pytest.mark.parametrize("table", ["stages", "table2"])
-def test_tables_of_the_readme_are_those_of_the_committed_report(table):
-    assert (ROOT / f"docs/reports/embedded/{table}.md").read_text().strip() in README
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
 
 
 def test_paths_of_the_readme_exist():
     linked = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
-    in_tree = [f"nested_reft/{name}" for name in re.findall(r"^  ([\w.]+\.py)", README, re.M)]
-    assert len(linked) > 3 and len(in_tree) > 8
+    tree = re.search(r"## How the code is laid out\n\n```text\n(.*?)```", README, re.S)[1]
+    in_tree = []
+    for line in tree.splitlines():
+        folder = ""
+        for path in re.split(r", ", re.split(r"  +", line)[0]):
+            folder = "nested_reft/" if path.startswith("nested_reft/") else folder
+            in_tree.append(path if path.startswith("nested_reft/") else folder + path)
+    assert len(linked) > 20 and len(in_tree) > 15
     for path in linked + in_tree:
         assert (ROOT / path).exists(), path
 
 
-def test_make_targets_and_sub_commands_of_the_readme_exist():
-    makefile, command_line = (ROOT / "Makefile").read_text(), (ROOT / "nested_reft/cli/__init__.py").read_text()
-    for target in re.findall(r"(?:`|^)make (\w+)", README, re.M):
-        assert re.search(rf"^{target}:", makefile, re.M), target
-    for command in re.findall(r"(?:`|^ *)nested-reft (\w+)", README, re.M):
-        assert re.search(rf"def {command}\(|{command}_app|\"{command}\"", command_line), command
+def test_make_targets_and_sub_commands_of_the_pages_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    pages = [
+        README,
+        *(path.read_text() for path in ROOT.glob("docs/[!r]*/*.md")),
+        (ROOT / "docs/quickstart.md").read_text(),
+    ]
+    from nested_reft.cli import app
+
+    names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    found = 0
+    for text in pages:
+        for target in re.findall(r"(?:`|^)make ([\w-]+)", text, re.M):
+            assert re.search(rf"^{target}:", makefile, re.M), target
+            found += 1
+        for command in re.findall(r"(?:`|^|\$ )nested-reft ([\w-]+)", text, re.M):
+            assert command in names, command
+            found += 1
+    assert found > 15
+
+
+def speed_up(file: str, *keys: str) -> dict[str, float]:
+    """Return a measured speed-up with its interval."""
+    value: Any = json.loads((BENCHMARKS / file).read_text())
+    for key in keys:
+        value = value[key]
+    return value
+
+
+ROLLOUTS = {
+    name: speed_up(f"rollout-tiny-28-{name}.json", "generate", "speed_up", "engine-compiled")
+    for name in ("4x8-run-1", "4x8-run-2", "4x8-run-3", "4x8-60-rounds", "4x8-one-thread", "16x8")
+}
+MEASURED = {
+    **ROLLOUTS,
+    "4 skipped": speed_up("rollout-tiny-28-4x8-60-rounds.json", "skip", "decode_step", "speed_up", "4"),
+    "4 skipped, 16x8": speed_up("rollout-tiny-28-16x8.json", "skip", "decode_step", "speed_up", "4"),
+    "1 skipped": speed_up("rollout-tiny-28-4x8-60-rounds.json", "skip", "decode_step", "speed_up", "1"),
+    "new layers": speed_up("rollout-tiny-28-4x8-60-rounds.json", "mask", "speed_up", "new"),
+    "step": speed_up("train-tiny-28.json", "steps", "speed_up", "engine-compiled, k = 0"),
+    "step, 4 skipped": speed_up("train-tiny-28.json", "steps", "speed_up", "engine-compiled, k = 4"),
+    "evaluation": speed_up("eval-tiny-28.json", "evaluation", "speed_up", "engine-compiled"),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_speeds_of_the_results_page_are_those_of_the_measurements(name):
+    page = (ROOT / "docs/results/benchmarks.md").read_text()
+    values = [MEASURED[name][key] for key in ("median", "ci_low", "ci_high")]
+    shown = ["{} [{}, {}]".format(*(f"{value:.{digits}f}" for value in values)) for digits in (2, 3)]
+    assert any(f"| {text} " in page for text in shown), shown
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_headline_numbers_are_those_of_the_reports(page):
+    text = (ROOT / page).read_text()
+    medians = [one["median"] for one in ROLLOUTS.values()]
+    assert f"{min(medians) - 0.05:.1f} to {max(medians):.1f} times" in text
+    skipped = [MEASURED["4 skipped, 16x8"]["median"], MEASURED["4 skipped"]["median"]]
+    assert f"{skipped[0]:.2f} to {skipped[1]:.2f} times" in text
+    deltas = pd.read_csv(ROOT / "docs/reports/embedded-full/deltas.csv")
+    accuracy = deltas[deltas["metric"] == "accuracy"]
+    assert not (accuracy["verdict"] == "resolved").any()
+    assert f"none of {len(accuracy)} accuracy deltas to the baseline is resolved" in text
+    results = pd.read_csv(ROOT / "docs/reports/embedded-full/results.csv")
+    trained = results[results["product"] == "train"]
+    runs = trained.drop_duplicates(["model", "dataset", "skip_ratio", "mitigation", "seed"])
+    assert re.search(rf"\b{len(runs)} trainings\b", text)
+
+
+def test_numbers_of_the_full_shape_page_are_those_of_the_report():
+    page = (ROOT / "docs/results/embedded-full.md").read_text()
+    deltas = pd.read_csv(ROOT / "docs/reports/embedded-full/deltas.csv")
+    accuracy = deltas[deltas["metric"] == "accuracy"]
+    low, high = accuracy["absolute_delta"].min(), accuracy["absolute_delta"].max()
+    assert f"{MINUS}{-low:.3f} and +{high:.3f}" in page
+    assert f"correction is {accuracy['p_holm'].min():.2f}." in page
+    assert f"{(accuracy['absolute_delta'] < 0).sum()} of the {len(accuracy)} estimates are below zero" in page
+    assert f"extend {((accuracy['ci_high'] - accuracy['ci_low']) / 2).median():.3f} to either side" in page
+
+
+def test_the_embedded_page_names_the_resolved_deltas_of_the_report():
+    page = (ROOT / "docs/results/embedded.md").read_text()
+    deltas = pd.read_csv(ROOT / "docs/reports/embedded/deltas.csv")
+    resolved = deltas[(deltas["metric"] == "accuracy") & (deltas["verdict"] == "resolved")]
+    shown = " and at ".join(
+        f"{row.skip_ratio:.0%} ({MINUS}{-row.absolute_delta:.3f})".replace("%", " %") for row in resolved.itertuples()
+    )
+    assert set(resolved["mitigation"]) == {"retrace"}
+    assert f"are resolved: `retrace` at {shown}" in page
+
+
+def test_the_readme_and_the_quickstart_show_the_same_program_and_summary():
+    quickstart = (ROOT / "docs/quickstart.md").read_text()
+    for language in ("python", "text"):
+        block = re.search(rf"```{language}\n(.*?)```", README, re.S)[0]
+        assert block in quickstart
 
 
 def test_the_project_speaks_of_itself_alone():
-    for path in [*ROOT.glob("nested_reft/**/*.py"), *ROOT.glob("workflow/**/*"), *ROOT.glob("*.md")]:
+    for path in [
+        *ROOT.glob("nested_reft/**/*.py"),
+        *ROOT.glob("workflow/**/*"),
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+    ]:
         if path.is_file():
             assert "shared/" not in path.read_text(), path
