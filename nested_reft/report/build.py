@@ -1,15 +1,16 @@
-"""Writing a report: sources, tables, figures, captions."""
+"""Writing a report: from the sources to the tables, and from the tables to captions and figures."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from nested_reft.config.study import Study
-from nested_reft.report import captions
-from nested_reft.report import figures as plots
+from nested_reft.report import captions, figures
 from nested_reft.report.deltas import delta_table, mcnemar_table, overall
 from nested_reft.report.paper import config_table, paper_table2
-from nested_reft.report.sources import PHASES, collect, read_sources, write_sources
+from nested_reft.report.sources import PHASES, Sources, collect, read_sources, write_sources
 from nested_reft.report.tables import (
     efficiency_table,
     provenance_table,
@@ -18,6 +19,43 @@ from nested_reft.report.tables import (
     table1,
     table2,
 )
+
+
+def trained_runs(sources: Sources) -> pd.DataFrame:
+    """Return a row per training run, its accuracy averaged over the benchmarks."""
+    products = overall(sources.results)
+    return products[products["product"] == "train"]
+
+
+def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
+    """Return the tables of a report by name."""
+    deltas = delta_table(sources)
+    accuracy = deltas[deltas["metric"] == "accuracy"]
+    return {
+        "table1": table1(sources.provenance["models"], sources.config["grid"]["skip_ratio"]),
+        "table2": table2(accuracy),
+        "table2_paper": paper_table2(),
+        "strategy_counts": strategy_counts(accuracy),
+        "stages": stages_table(sources),
+        "deltas": deltas,
+        "mcnemar": mcnemar_table(sources),
+        "efficiency": efficiency_table(deltas, trained_runs(sources)),
+        "config": config_table(sources.config),
+        "provenance": provenance_table(sources.provenance),
+    }
+
+
+def draw_figures(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of a report with their names."""
+    deltas = tables["deltas"]
+    for dataset in sources.config["grid"]["dataset"]:
+        yield f"figure_{dataset}", figures.dataset_figure(deltas[deltas["dataset"] == dataset])
+    yield "frontier", figures.frontier(deltas)
+    yield "heat_map", figures.heat_map(deltas[deltas["metric"] == "accuracy"])
+    yield "speed_up", figures.speed_up(tables["efficiency"])
+    yield "time_split", figures.time_split(trained_runs(sources), PHASES)
+    yield "off_policy", figures.off_policy(sources.steps)
+    yield "reward", figures.reward_curves(sources.steps)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -29,51 +67,32 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def rebuild(folder: Path, out: Path) -> None:
-    """Make every table, figure and caption of a report from the source files in it.
+    """Make every table, caption and figure of a report from its source files.
 
     Args:
         folder: the report that holds `results.csv` and the other sources.
-        out: where to write; may be the same.
+        out: where to write; may be the same folder.
+
+    Raises:
+        UserError: if a source file is missing, or if the report has another schema version.
     """
     sources = read_sources(folder)
+    tables = make_tables(sources)
     out.mkdir(parents=True, exist_ok=True)
-    grid = sources.config["grid"]
-    per_run = overall(sources.results)
-    per_run = per_run[per_run["product"] == "train"]
-    deltas = delta_table(sources)
-    accuracy = deltas[deltas["metric"] == "accuracy"]
-    tables = {
-        "table1": table1(sources.provenance["models"], grid["skip_ratio"]),
-        "table2": table2(accuracy),
-        "table2_paper": paper_table2(),
-        "strategy_counts": strategy_counts(accuracy),
-        "stages": stages_table(sources),
-        "deltas": deltas,
-        "mcnemar": mcnemar_table(sources),
-        "efficiency": efficiency_table(deltas, per_run),
-        "config": config_table(sources.config),
-        "provenance": provenance_table(sources.provenance),
-    }
     for name, table in tables.items():
         write_table(table, out / name)
-    for name, text in captions.write_captions(sources.config, sources.provenance, sources.results, tables).items():
-        (out / f"{name}.rst").write_text(text)
-
-    for dataset in grid["dataset"]:
-        plots.save(plots.dataset_figure(deltas[deltas["dataset"] == dataset]), out / f"figure_{dataset}")
-    plots.save(plots.frontier(deltas), out / "frontier")
-    plots.save(plots.heat_map(accuracy), out / "heat_map")
-    plots.save(plots.speed_up(tables["efficiency"]), out / "speed_up")
-    plots.save(plots.time_split(per_run, PHASES), out / "time_split")
-    plots.save(plots.off_policy(sources.steps), out / "off_policy")
-    plots.save(plots.reward_curves(sources.steps), out / "reward")
+    for name, text in captions.render(sources, tables).items():
+        (out / name).write_text(text)
+    note = captions.layer_dropout_note(sources.config)
+    for name, figure in draw_figures(sources, tables):
+        figures.save(figure, out / name, note)
 
 
 def report(study: Study, results: Path, out: Path) -> None:
-    """Write the sources, and from them every table and figure of the study.
+    """Write the sources of a report, and from them every table, caption and figure.
 
     Args:
-        study: its configuration.
+        study: the configuration.
         results: the folder that the stages wrote into.
         out: the folder of the report.
     """

@@ -1,13 +1,19 @@
-"""The words of a report: what was run, what holds, what is not resolved; a caption for each table and figure.
+"""The words of a report: a caption for each table and figure, and the findings, which come first.
 
-Each sentence is made from the tables, so that a caption states the numbers of its own study. They are
-reStructuredText, which `snakemake --report` shows beside each file, and `findings` as its first page.
+The text is in the templates of the folder `captions`, so that it can be edited without reading code. This module
+computes the facts that the templates state, from the tables of the same study. Captions are reStructuredText:
+`snakemake --report` shows each beside its file, and the findings as the first page.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
+from nested_reft.report.sources import RUN, Sources
 
 
 def signed(value: float) -> str:
@@ -15,236 +21,129 @@ def signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
+def percent(share: float) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:g} %"
+
+
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def interval(row: Mapping[Any, Any], low: str = "ci_low", high: str = "ci_high") -> str:
-    """Return an interval in brackets, or that there is none."""
-    return "no interval" if pd.isna(row[low]) else f"[{signed(row[low])}, {signed(row[high])}]"
+def interval(row: Mapping[Any, Any]) -> str:
+    """Return the interval of a delta in brackets, or that there is none."""
+    return "no interval" if pd.isna(row["ci_low"]) else f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
 
 
 def instance(row: Mapping[Any, Any]) -> str:
-    """Return what an instance is called in a sentence."""
-    return f"{100 * row['skip_ratio']:g} % {row['mitigation']} on {row['model']}, {row['dataset']}"
+    """Return the name of an instance in a sentence."""
+    return f"{percent(row['skip_ratio'])} {row['mitigation']} on {row['model']}, {row['dataset']}"
 
 
-def bullets(lines: list[str]) -> str:
-    """Return a list."""
-    return "\n".join(f"- {line}" for line in lines)
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "captions"),
+    undefined=StrictUndefined,  # a name that no fact has is an error and not an empty string
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {f.__name__: f for f in (signed, percent, plural, interval, instance)}
 
 
-def section(title: str, *paragraphs: str) -> str:
-    """Return a titled section."""
-    return "\n\n".join([f"{title}\n{'-' * len(title)}", *(text for text in paragraphs if text)])
+def layer_dropout_models(config: Mapping[str, Any]) -> list[str]:
+    """Return the models of a study that were pretrained with layer dropout, as far as that is known."""
+    paths = {f"embedded/{name}" for name in PRETRAINED_WITH_LAYER_DROPOUT}
+    return [model for model in config["grid"]["model"] if config["models"][model]["path"] in paths]
 
 
-def what_was_run(config: Mapping[str, Any], provenance: Mapping[str, Any], results: pd.DataFrame) -> str:
-    """Return the grid, the benchmarks and what is missing of them, in words."""
-    grid = config["grid"]
-    instances = len(grid["skip_ratio"]) * len(grid["mitigation"])
-    planned = len(grid["model"]) * len(grid["dataset"]) * len(grid["seed"]) * (1 + instances)
-    sizes = results.groupby("benchmark", sort=False)["n"].max()
-    benchmarks = ", ".join(f"{name} ({n})" for name, n in sizes.items())
-    samples = config["evaluation"].get("num_samples", 1)
-    absent = provenance.get("missing", [])
-    ratios = ", ".join(f"{100 * ratio:g} %" for ratio in grid["skip_ratio"])
-    trained = results[results["product"] == "train"]
-    present = trained.drop_duplicates(["model", "dataset", "skip_ratio", "mitigation", "seed"])
-    return "\n\n".join(
-        text
-        for text in (
-            f"Study **{config['study']}** of Nested-ReFT (arXiv 2508.10123): reinforced fine-tuning in which "
-            "completions are sampled from the model itself with a random subset of its layers skipped. Models: "
-            f"{', '.join(grid['model'])}; training sets: {', '.join(grid['dataset'])}; skip ratios {ratios}; "
-            f"mitigations {', '.join(grid['mitigation'])}; {plural(len(grid['seed']), 'seed')}; "
-            f"{config['training']['max_steps']} steps each. With a baseline that skips nothing for each model, "
-            f"training set and seed these are {planned} runs, of which {len(present)} are here.",
-            f"Every model is evaluated on {plural(len(sizes), 'benchmark')} (problems): {benchmarks}; "
-            f"{plural(samples, 'completion')} per problem. Accuracy is the unweighted mean over benchmarks.",
-            f"**Missing**, and left out of everything below:\n\n{bullets(absent)}" if absent else "",
-        )
-        if text
-    )
+def layer_dropout_note(config: Mapping[str, Any]) -> str:
+    """Return the sentence on models pretrained with layer dropout, or an empty string where there are none."""
+    models = layer_dropout_models(config)
+    return TEMPLATES.get_template("_layer_dropout.rst.j2").render(layer_dropout_models=models) if models else ""
 
 
-def what_holds(accuracy: pd.DataFrame, level: float, seeds: int) -> str:
-    """Return the deltas of the accuracy that are resolved, one by one, and what that means."""
-    resolved = accuracy[accuracy["verdict"] == "resolved"]
-    tested = accuracy[accuracy["verdict"] != "missing"]
-    if resolved.empty:
-        return f"None of the {len(tested)} accuracy deltas to the baseline is resolved at the level {level:g}."
-    lines = [
-        f"{instance(row)}: {signed(row['absolute_delta'])} {interval(row)}, Holm p = {row['p_holm']:.2g}"
-        for row in resolved.sort_values("absolute_delta").to_dict("records")
-    ]
-    text = (
-        f"{len(resolved)} of {len(tested)} accuracy deltas to the baseline are resolved (p below {level:g} after "
-        f"Holm's correction over the instances of their cell):\n\n{bullets(lines)}"
-    )
-    if seeds == 1:
-        text += (
-            "\n\nWith one seed this says that two trained models differ, not that their mitigations do: two runs of "
-            "the same mitigation can differ as much. Run more seeds before you believe one to be better or worse."
-        )
-    return text
+def study_facts(sources: Sources) -> dict[str, Any]:
+    """Return what was run: the grid, the benchmarks, the numbers of runs, and what is missing."""
+    config, grid = sources.config, sources.config["grid"]
+    num_instances = len(grid["skip_ratio"]) * len(grid["mitigation"])
+    trained = sources.results[sources.results["product"] == "train"]
+    seeds = len(grid["seed"])
+    problems = "problems within benchmarks"
+    return {
+        "study": config["study"],
+        "grid": grid,
+        "num_instances": num_instances,
+        "num_seeds": seeds,
+        "num_planned": len(grid["model"]) * len(grid["dataset"]) * seeds * (1 + num_instances),
+        "num_present": len(trained.drop_duplicates(RUN)),
+        "num_runs": sources.provenance["runs"],
+        "missing": sources.provenance["missing"],
+        "max_steps": config["training"]["max_steps"],
+        "num_samples": config["evaluation"]["num_samples"],
+        "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),
+        "confidence": config["analysis"]["confidence"],
+        "level": round(1 - config["analysis"]["confidence"], 10),
+        "coverage": f"{problems} (one seed)" if seeds == 1 else f"{seeds} seeds and {problems}",
+        "layer_dropout_models": layer_dropout_models(config),
+    }
 
 
-def what_is_not_resolved(accuracy: pd.DataFrame, seeds: int, counts: pd.DataFrame) -> str:
-    """Return what the study cannot tell, and how large a delta it could have seen."""
-    open_ = accuracy[accuracy["verdict"] == "not resolved"]
-    texts = []
-    if len(open_):
-        half = ((open_["ci_high"] - open_["ci_low"]) / 2).median()
-        reach = (
-            f"Their intervals reach {half:.3f} to either side (median): smaller effects are out of sight here."
-            if half > 0
-            else "Most agree with the baseline on every problem; what other problems would say no resampling tells."
-        )
-        texts.append(
-            f"{plural(len(open_), 'accuracy delta')} from {signed(open_['absolute_delta'].min())} to "
-            f"{signed(open_['absolute_delta'].max())} cannot be told from none. {reach}"
-        )
-    if seeds == 1:
-        texts.append(
-            "There is one seed. Intervals and p are about these trained models and cover the sampling of problems; "
-            "how much another seed would change is not in them, and no speed has an interval."
-        )
-    if counts[["best_p", "worst_p"]].min().min() >= 0.05:
-        texts.append("No mitigation holds the best or the worst instance more or less often than chance would give.")
-    return "\n\n".join(texts)
+def delta_facts(deltas: pd.DataFrame) -> dict[str, Any]:
+    """Return which accuracy deltas are resolved, and the range and the precision of the others."""
+    accuracy = deltas[deltas["metric"] == "accuracy"]
+    resolved = accuracy[accuracy["verdict"] == "resolved"].sort_values("absolute_delta")
+    others = accuracy[accuracy["verdict"] == "not resolved"]
+    speed = 100 * deltas.loc[deltas["metric"] == "token_speed_tok_s", "relative_delta"]
+    num_tested = len(resolved) + len(others)
+    unresolved = {
+        "number": len(others),
+        "lowest": others["absolute_delta"].min(),
+        "highest": others["absolute_delta"].max(),
+        "half_width": ((others["ci_high"] - others["ci_low"]) / 2).median(),
+    }
+    return {
+        "num_tested": num_tested,
+        "resolved": resolved.to_dict("records"),
+        "num_resolved_lower": int((resolved["absolute_delta"] < 0).sum()),
+        "num_resolved_higher": int((resolved["absolute_delta"] > 0).sum()),
+        "unresolved": unresolved if len(others) else None,
+        "verdicts": f"{len(resolved)} of {num_tested} accuracy deltas are resolved",
+        "token_speeds": f"Token speeds change by {speed.min():+.1f} % to {speed.max():+.1f} %",
+    }
 
 
-def write_captions(
-    config: Mapping[str, Any], provenance: Mapping[str, Any], results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]
-) -> dict[str, str]:
-    """Return name -> text: `findings`, the first page, and `caption_<name>` for each table and figure.
+def table_facts(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the rows that captions quote, and the range of the sampling speed-ups."""
+    counts, efficiency = tables["strategy_counts"], tables["efficiency"]
+    measured = efficiency.dropna(subset="sampling_speed_up")
+    speed_up = {
+        "lowest": measured["sampling_speed_up"].min(),
+        "median": measured["sampling_speed_up"].median(),
+        "highest": measured["sampling_speed_up"].max(),
+        "bound": efficiency["bound"].max(),
+        "bound_with_lm_head": efficiency["bound_with_lm_head"].max(),
+    }
+    return {
+        "tables": tables,
+        "extremes": tables["table2"].dropna(subset="best_by_chance").to_dict("records"),
+        "counts": counts.to_dict("records"),
+        "num_cells": int(counts["cells"].max()),
+        "counts_are_by_chance": bool(counts[["best_p", "worst_p"]].min().min() >= 0.05),
+        "stages": tables["stages"].dropna(subset="accuracy").to_dict("records"),
+        "speed_up": speed_up if len(measured) else None,
+    }
+
+
+def render(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return file name -> text: `findings.rst`, and `caption_<name>.rst` for each table and figure.
 
     Args:
-        config: the study's.
-        provenance: what the runs were made with, and what is missing.
-        results: the long table.
-        tables: the tables of the report by name.
+        sources: of the report.
+        tables: of the report, by name.
     """
-    grid, confidence = config["grid"], config["analysis"]["confidence"]
-    level, percent = round(1 - confidence, 10), f"{100 * confidence:g} %"
-    deltas, counts, efficiency = tables["deltas"], tables["strategy_counts"], tables["efficiency"]
-    accuracy = deltas[deltas["metric"] == "accuracy"]
-    speed = deltas[deltas["metric"] == "token_speed_tok_s"]
-    seeds = len(grid["seed"])
-    resolved, tested = int((accuracy["verdict"] == "resolved").sum()), int((accuracy["verdict"] != "missing").sum())
-    verdicts = f"{resolved} of {tested} accuracy deltas are resolved"
-    cover = "problems within benchmarks (one seed)" if seeds == 1 else f"{seeds} seeds and problems within benchmarks"
-    absent = provenance.get("missing", [])
-    left_out = f" {plural(len(absent), 'missing result')} left out." if absent else ""
-
-    here = tables["table2"].dropna(subset="best_by_chance")
-    extremes = "; ".join(
-        f"{row['model']}, {row['dataset']}: best {signed(row['best_delta'])} ({row['best_instance']}, "
-        f"{row['best_verdict']}), worst {signed(row['worst_delta'])} ({row['worst_instance']}, "
-        f"{row['worst_verdict']}), and {signed(row['best_by_chance'])} / {signed(-row['best_by_chance'])} by chance"
-        for row in here.to_dict("records")
-    )
-    held = "; ".join(
-        f"{row['mitigation']} best {row['best']}, worst {row['worst']}, neither {row['neutral']} (by chance "
-        f"{row['best_by_chance']:.2g}, {row['worst_by_chance']:.2g}, {row['neutral_by_chance']:.2g})"
-        for row in counts.to_dict("records")
-    )
-    stages = "; ".join(
-        f"{row['model']}, {row['dataset']}, {row['product']}: {row['accuracy']:.3f} [{row['ci_low']:.3f}, "
-        f"{row['ci_high']:.3f}]"
-        for row in tables["stages"].dropna(subset="accuracy").to_dict("records")
-    )
-    faster = efficiency.dropna(subset="sampling_speed_up")
-    gains = (
-        f"Measured between {faster['sampling_speed_up'].min():.3f} and {faster['sampling_speed_up'].max():.3f}; at "
-        f"most {efficiency['bound'].max():.3f} by Property 1 and {efficiency['bound_with_lm_head'].max():.3f} with "
-        "the output projection."
-        if len(faster)
-        else "No run to measure."
-    )
-    slowest, fastest = 100 * speed["relative_delta"].min(), 100 * speed["relative_delta"].max()
-    speeds = f"Token speeds change by {slowest:+.1f} % to {fastest:+.1f} %"
-
-    texts = {
-        "findings": "\n\n".join(
-            [
-                section("What was run", what_was_run(config, provenance, results)),
-                section("What holds", what_holds(accuracy, level, seeds)),
-                section("What is not resolved", what_is_not_resolved(accuracy, seeds, counts)),
-                section(
-                    "Where to look",
-                    "*1 Setup* holds Table 1; *2 Findings* Table 2, the counts and the grid at a glance; *3 Detail* "
-                    "all deltas, speeds, off-policyness and rewards; *4 Provenance* commit, versions, hardware, and "
-                    f"{plural(len(tables['config']), 'key')} in which this study differs from the paper's values.",
-                ),
-            ]
-        ),
-        "table1": ("Table 1. Layers N, width W, and the layers k = round(x N) that a roll-out skips at each ratio x."),
-        "table2": (
-            "Table 2. The best and the worst accuracy delta to the baseline over "
-            f"{len(grid['skip_ratio']) * len(grid['mitigation'])} instances, with {percent} intervals over {cover}. "
-            f"{extremes}. The magnitude of the mean over "
-            "datasets is cut off after three decimals, as in the paper. The best of several is above zero by chance "
-            "alone: compare it with best_by_chance, and mind that its interval does not know that it was "
-            f"picked.{left_out}"
-        ),
-        "table2_paper": "The paper's own Table 2, for comparison. The paper gives neither intervals nor tests.",
-        "strategy_counts": (
-            "How often a mitigation holds the best or the worst instance of a (model, dataset), or neither, over "
-            f"{plural(int(counts['cells'].max()), 'cell')}, and what chance would give: {held}. p is the binomial "
-            "test against chance."
-        ),
-        "heat_map": (
-            f"Accuracy delta to the baseline, in points. A star marks what is resolved: {verdicts} at the level "
-            f"{level:g} after Holm's correction. Gray is missing.{left_out}"
-        ),
-        "frontier": (
-            f"Accuracy delta against the change of token speed, with {percent} intervals; the numbers are skip "
-            f"ratios. {speeds}; {verdicts}. The dotted line joins what nothing else beats in both, by the estimates "
-            "alone."
-        ),
-        "figure": (
-            "Accuracy (mean over benchmarks), token speed (prompt and completion tokens per second of training) and "
-            f"run time against the skip ratio. The dashed line is the baseline; bars are {percent} intervals of the "
-            f"delta to it, paired per problem and seed, over {cover}, before correction for how many are compared. "
-            f"{verdicts} after it." + (" With one seed no speed has an interval." if seeds == 1 else "")
-        ),
-        "deltas": (
-            f"All deltas, absolute and relative, with {percent} intervals, p, p after Holm's correction over the "
-            f"instances of a cell, and a verdict. {verdicts}. Intervals of the accuracy cover {cover}."
-        ),
-        "mcnemar": (
-            "McNemar's exact test of each run against its baseline, per benchmark and over all problems: how many "
-            "problems only one of the two solves. A check beside the deltas; it is not corrected for how many tests "
-            "there are."
-        ),
-        "efficiency": f"Token speed, run time, sampling speed-up, accuracy delta of each instance. {speeds}. {gains}",
-        "speed_up": (
-            f"Sampling speed-up: generated tokens per second (median over steps) against the baseline's. {gains} "
-            "Solid: N / (N - k); dashed: with the output projection, which is computed for every token whatever is "
-            "skipped."
-        ),
-        "time_split": (
-            "Where the time of a training run goes, by the number of layers skipped (mean over mitigations): "
-            "sampling completions, scoring them, forward and backward pass, optimizer. Only the first becomes "
-            "shorter when layers are skipped."
-        ),
-        "off_policy": (
-            "How far the nested behavior policy mu is from the policy pi that is trained, as means over the steps: "
-            "KL divergence, acceptance rate (1 - total variation), effective share of the samples. The star is the "
-            "baseline, where nothing but rounding differs; bands are from the lowest to the highest of "
-            f"{plural(seeds, 'seed')}."
-        ),
-        "reward": (
-            f"Mean reward of the sampled completions over {config['training']['max_steps']} steps: thin each step, "
-            f"thick the running mean, with a band from the lowest to the highest of {plural(seeds, 'seed')}. "
-            "Instances are rewarded for what their nested behavior policy samples, which skips other layers at each "
-            "step: their curves are rougher, and lower where the mask hurts."
-        ),
-        "stages": f"Accuracy after each stage, with {percent} intervals over problems: {stages}.",
-        "config": f"{plural(len(tables['config']), 'key')} in which this study differs from the paper's values.",
-        "provenance": f"What the {plural(provenance['runs'], 'run')} were made with.{left_out}",
+    facts = study_facts(sources) | delta_facts(tables["deltas"]) | table_facts(tables)
+    return {
+        name.removesuffix(".j2"): TEMPLATES.get_template(name).render(facts).strip() + "\n"
+        for name in TEMPLATES.list_templates()
+        if not name.startswith("_")  # parts that others include
     }
-    return {name if name == "findings" else f"caption_{name}": text + "\n" for name, text in texts.items()}

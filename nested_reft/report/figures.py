@@ -5,6 +5,7 @@ figure; only `save` writes files.
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from itertools import pairwise
@@ -65,9 +66,19 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     return in_style
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as SVG and PNG."""
+def add_note(figure: Figure, note: str) -> None:
+    """Write a note in small print above the panels; the figure grows by the height of the note."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(note, int(width / 0.045), break_on_hyphens=False)  # a letter of 6 points: 0.045 inches
+    figure.set_size_inches(width, height + 0.12 * len(lines))
+    figure.suptitle("\n".join(lines), fontsize=6, color=BASELINE)
+
+
+def save(figure: Figure, path: Path, note: str = "") -> None:
+    """Write the figure as SVG and PNG, with a note above its panels."""
     with plt.rc_context(STYLE):  # some of it is read when a figure is written
+        if note:
+            add_note(figure, note)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is final: both files get the same one
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -193,5 +193,5 @@ def provenance_table(provenance: Mapping[str, Any]) -> pd.DataFrame:
         devices = ", ".join(hardware["gpus"]) or "no GPU"
         rows.append(("hardware", f"{hardware['machine']}, {hardware['cpu_count']} CPU cores, {devices}"))
     rows += [("first run started", provenance["first_started"]), ("last run finished", provenance["last_finished"])]
-    rows += [("missing", path) for path in provenance.get("missing", [])]
+    rows += [("missing", path) for path in provenance["missing"]]
     return pd.DataFrame(rows, columns=["what", "value"])

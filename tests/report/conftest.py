@@ -1,0 +1,18 @@
+"""One made-up study, which the tests of the report read."""
+
+from pathlib import Path
+
+import pytest
+
+from nested_reft.report import build
+from tests import synthetic
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a made-up study of 60 runs over 2 seeds (one model, three datasets), and its report."""
+    folder = tmp_path_factory.mktemp("made-up")
+    study = synthetic.study(models=1)
+    synthetic.write(study, folder / "results")
+    build.report(study, folder / "results", folder / "report")
+    return folder

@@ -1,0 +1,103 @@
+"""The words of a report: its findings answer first, and every caption states the numbers of its own study."""
+
+import re
+import shutil
+
+import pytest
+
+from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
+from nested_reft.report import build
+from nested_reft.report.captions import layer_dropout_note, render
+from nested_reft.report.sources import Sources, collect, read_sources
+from tests import synthetic
+from tests.conftest import ROOT
+
+
+def words(text: str) -> str:
+    """Return a text without its line breaks."""
+    return " ".join(text.split())
+
+
+def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
+    findings = words((made_up / "report/findings.rst").read_text())
+    assert findings.startswith(
+        "Answer ------ **3 of 27 accuracy deltas to the baseline are resolved: 3 lower, 0 higher.**"
+    )
+    titles = ("Answer", "What was run", "What is resolved", "What is not resolved", "Where to look")
+    places = [findings.index(f"{title} ---") for title in titles]
+    assert places == sorted(places)
+    for dataset in ("one-step", "multi-step", "algebra"):
+        assert f"15 % practical on small-28, {dataset}: -0." in findings
+    assert "3 of 27 accuracy deltas are resolved" in words((made_up / "report/caption_heat_map.rst").read_text())
+    assert "Only one seed" not in findings
+
+
+def test_findings_of_one_seed_say_what_a_resolved_delta_means_then(tmp_path):
+    study = synthetic.study(seeds=1, models=1, datasets=1)
+    synthetic.write(study, tmp_path, effect=-1.5)
+    sources = collect(study, tmp_path)
+    findings = words(render(sources, build.make_tables(sources))["findings.rst"])
+    assert "A resolved delta then says that two trained models differ." in findings
+
+
+def test_nothing_resolved_is_said_in_words(tmp_path):
+    study = synthetic.study(models=1, datasets=1)
+    synthetic.write(study, tmp_path, effect=0.0)
+    sources = collect(study, tmp_path)
+    findings = words(render(sources, build.make_tables(sources))["findings.rst"])
+    assert "**None of the 9 accuracy deltas to the baseline is resolved.**" in findings
+    assert "No accuracy delta is resolved at the level 0.05." in findings
+
+
+def test_every_table_and_figure_has_a_caption(made_up):
+    report = made_up / "report"
+    stems = {path.stem for path in [*report.glob("*.csv"), *report.glob("*.svg")]} - {"results", "steps"}
+    stems = {"figure" if stem.startswith("figure_") else stem for stem in stems}
+    assert stems == {path.stem.removeprefix("caption_") for path in report.glob("caption_*.rst")}
+
+
+def of_another_model(sources: Sources) -> Sources:
+    """Return the sources of a study of models that are not embedded."""
+    models = {name: {"path": "Qwen/Qwen2.5-Math-1.5B", "revision": None} for name in sources.config["models"]}
+    return sources._replace(config=sources.config | {"models": models})
+
+
+def test_results_of_models_with_layer_dropout_are_shown_with_a_caution(made_up):
+    sources = read_sources(made_up / "report")
+    tables = build.make_tables(sources)
+    caution = "small-28 was pretrained with layer dropout, which makes a model unusually robust to skipped layers"
+    without_results = {
+        "caption_table1.rst",
+        "caption_table2_paper.rst",
+        "caption_config.rst",
+        "caption_provenance.rst",
+    }
+    for name, text in render(sources, tables).items():
+        assert (caution in words(text)) == (name not in without_results), name
+    assert caution in layer_dropout_note(sources.config)
+    for figure in (made_up / "report").glob("*.svg"):
+        assert "was pretrained with layer dropout" in words(re.sub(r"<[^>]+>", " ", figure.read_text())), figure.name
+    others = of_another_model(sources)
+    assert layer_dropout_note(others.config) == ""
+    assert not any("layer dropout" in text for text in render(others, tables).values())
+
+
+@pytest.mark.parametrize(
+    "card", sorted((ROOT / "nested_reft/embedded").glob("*/README.md")), ids=lambda path: path.parent.name
+)
+def test_models_with_layer_dropout_are_those_whose_cards_say_so(card):
+    """`nested-reft pretrain` writes the card; the last column of its table holds the numbers of layers skipped."""
+    table = card.read_text().split("| layers skipped |")[1].split("\n\n")[0]
+    skipped = [row.strip(" |").split(" | ")[-1] for row in table.strip().splitlines()[1:]]
+    assert len(skipped) == 3
+    assert (card.parent.name in PRETRAINED_WITH_LAYER_DROPOUT) == any(cell != "none" for cell in skipped)
+
+
+def test_missing_runs_are_listed(made_up, tmp_path):
+    shutil.copytree(made_up / "results", tmp_path / "results")
+    run = "train/model~small-28/dataset~algebra/skip_ratio~0.1/mitigation~retrace/seed~1"
+    shutil.rmtree(tmp_path / "results" / run)
+    sources = collect(synthetic.study(models=1), tmp_path / "results")
+    texts = render(sources, build.make_tables(sources))
+    assert f"- {run}" in texts["findings.rst"]
+    assert "1 missing result left out." in texts["caption_heat_map.rst"]

@@ -1,0 +1,86 @@
+"""The source files of a report: collected although runs are missing, and refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_json, write_json
+from nested_reft.report import build
+from nested_reft.report.sources import collect
+from tests import synthetic
+from tests.conftest import run
+
+
+def test_a_report_without_its_sources_is_one_sentence(tmp_path):
+    finished = run("nested-reft", "analyse", "--from", str(tmp_path))
+    assert finished.returncode == 2 and "has no results.csv" in finished.stderr
+
+
+def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
+    shutil.copytree(made_up / "results", tmp_path / "results")
+    cell = "model~small-28/dataset~algebra"
+    shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.1/mitigation~retrace")  # both seeds failed
+    (tmp_path / f"results/evaluate/train/{cell}/skip_ratio~0.05/mitigation~base/seed~1/records.parquet").unlink()
+    shutil.rmtree(tmp_path / "results/evaluate/sft")
+    build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
+    missing = read_json(tmp_path / "report/provenance.json")["missing"]
+    assert sum(path.startswith("sft/") for path in missing) == 6
+    assert [path.removeprefix(f"train/{cell}/") for path in missing if path.startswith("train/")] == [
+        "skip_ratio~0.1/mitigation~retrace/seed~0",
+        "skip_ratio~0.05/mitigation~base/seed~1",
+        "skip_ratio~0.1/mitigation~retrace/seed~1",
+    ]
+    table = pd.read_csv(tmp_path / "report/deltas.csv")
+    table = table[(table["dataset"] == "algebra") & (table["metric"] == "accuracy")].set_index(
+        ["skip_ratio", "mitigation"]
+    )
+    assert table.loc[(0.1, "retrace"), "verdict"] == "missing" and np.isnan(table.loc[(0.1, "retrace"), "p"])
+    assert table.loc[(0.05, "base"), "seeds"] == 1 and not np.isnan(table.loc[(0.05, "base"), "p"])
+    findings = (tmp_path / "report/findings.rst").read_text()
+    assert f"train/{cell}/skip_ratio~0.1/mitigation~retrace/seed~0" in findings
+    assert "60 runs, of which 57 are here" in findings
+    assert "missing" in (tmp_path / "report/heat_map.svg").read_text()
+    shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.0")  # without a baseline a cell has no delta
+    build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
+    table = pd.read_csv(tmp_path / "report/deltas.csv")
+    assert set(table.loc[table["dataset"] == "algebra", "verdict"]) == {"missing"}
+
+
+def test_nothing_to_report_is_one_sentence(tmp_path):
+    study = synthetic.study(models=1)
+    with pytest.raises(UserError, match="holds no evaluated run"):
+        collect(study, tmp_path)
+
+
+def set_schema_version(path: Path, version: int) -> None:
+    """Write another schema version into a JSON file."""
+    write_json(path, read_json(path) | {"schema_version": version})
+
+
+@pytest.mark.parametrize(
+    "file", ["train/{run}/run.json", "train/{run}/metrics.json", "evaluate/train/{run}/metrics.json"]
+)
+def test_files_of_another_schema_version_are_refused_in_one_sentence(file, tmp_path):
+    study = synthetic.study(seeds=1, models=1, datasets=1)
+    synthetic.write(study, tmp_path / "results")
+    run_folder = "model~small-28/dataset~one-step/skip_ratio~0.1/mitigation~retrace/seed~0"
+    path = tmp_path / "results" / file.format(run=run_folder)
+    set_schema_version(path, 99)
+    out = tmp_path / "report"
+    places = ["--results", str(tmp_path / "results"), "--out", str(out)]
+    finished = run("nested-reft", "analyse", "--settings", json.dumps(study.model_dump()), *places)
+    assert finished.returncode == 2 and f"schema_version of {path} is 99" in finished.stderr
+    assert finished.stderr.count("\n") == 1 and not out.exists()
+
+
+def test_a_report_of_another_schema_version_is_refused_in_one_sentence(made_up, tmp_path):
+    shutil.copytree(made_up / "report", tmp_path / "report")
+    set_schema_version(tmp_path / "report/provenance.json", 99)
+    finished = run("nested-reft", "analyse", "--from", str(tmp_path / "report"), "--out", str(tmp_path / "out"))
+    assert finished.returncode == 2 and "provenance.json is 99" in finished.stderr
+    assert finished.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
