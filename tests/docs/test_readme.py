@@ -131,6 +131,16 @@ def test_the_readme_and_the_quickstart_show_the_same_program_and_summary():
         assert block in quickstart
 
 
+def test_the_summary_in_the_readme_is_the_one_that_a_study_prints():
+    """The slow test of the tutorial compares the whole text."""
+    rules = (ROOT / "workflow/rules/common.smk").read_text()
+    (summary,) = re.findall(r"```text\nThe study 'embedded' is complete\.\n(.*?)\n```", README, re.S)
+    labels = [re.match(r"  \S.*?  +", line)[0] for line in summary.splitlines()]
+    assert len(labels) == 4
+    for label in labels:
+        assert f'f"{label}' in rules, label
+
+
 def test_the_project_speaks_of_itself_alone():
     for path in [
         *ROOT.glob("nested_reft/**/*.py"),
