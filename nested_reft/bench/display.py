@@ -1,13 +1,11 @@
-"""What people see of the measurements of speed: tables in a terminal, and a figure."""
+"""Tables and a figure of the measurements of speed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
 
-from nested_reft.report.figures import BASELINE, PALETTE, STYLE
+from nested_reft.report.style import BASELINE, PALETTE, STYLE, plt
 
 
 def with_interval(estimate: Mapping[str, float]) -> str:
@@ -22,12 +20,20 @@ def milliseconds(quartiles: Mapping[str, float]) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as a table."""
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    """Return rows as a Markdown table with aligned columns; a cell that a row lacks is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = [columns, *([str(row.get(name, "")) for name in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        for cells in table
+    ]
+    rule = "|" + "|".join(":" + "-" * (width + 1) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def compared(summary: Mapping[str, Any]) -> str:
-    """Return a comparison as a table: the baseline first."""
+    """Return a comparison as a table, the baseline first."""
     return markdown(
         [
             {
@@ -43,12 +49,12 @@ def compared(summary: Mapping[str, Any]) -> str:
 
 
 def rollout_table(results: Mapping[str, Any]) -> str:
-    """Return what `bench rollout` measured."""
+    """Return the results of `bench rollout` as text."""
     tokens = {name: row["median"] for name, row in results["generate"]["tokens_per_second"].items()}
     parts = [
         compared(results["generate"]),
         "Tokens a second: " + ", ".join(f"{name} {speed:,.0f}" for name, speed in tokens.items()),
-        f"Layers skipped, of {results['skip']['num_layers']}; each roll-out another mask:",
+        f"Layers skipped, of {results['skip']['num_layers']}; each roll-out skips another set of k layers:",
         markdown(
             [
                 {
@@ -63,11 +69,11 @@ def rollout_table(results: Mapping[str, Any]) -> str:
                 for row in results["skip"]["rows"]
             ]
         ),
-        f"A new mask for each roll-out against a fixed one, k = {results['mask']['num_skipped']}:",
-        compared(results["mask"]),
+        f"Another skip set in each roll-out against a fixed one, k = {results['new_skip_set']['num_skipped']}:",
+        compared(results["new_skip_set"]),
     ]
-    if results["renewal"]:
-        parts += ["A bfloat16 copy of the weights:", compared(results["renewal"])]
+    if results["weight_copy"]:
+        parts += ["A bfloat16 copy of the weights:", compared(results["weight_copy"])]
     if results["bandwidth"]:
         shares = [f"k = {row['num_skipped']}: {row['share_reached']:.2f}" for row in results["bandwidth"]["rows"]]
         speed = results["bandwidth"]["copy_bytes_per_second"] / 1e9
@@ -80,10 +86,10 @@ def rollout_table(results: Mapping[str, Any]) -> str:
 
 
 def train_table(results: Mapping[str, Any]) -> str:
-    """Return what `bench train` measured."""
+    """Return the results of `bench train` as text."""
     phases = [
-        {"variant": name} | {phase: milliseconds(quartiles) for phase, quartiles in of_variant.items()}
-        for name, of_variant in results["phases"].items()
+        {"variant": name} | {phase: milliseconds(quartiles) for phase, quartiles in by_phase.items()}
+        for name, by_phase in results["phases"].items()
     ]
     skip = [
         {
@@ -93,8 +99,8 @@ def train_table(results: Mapping[str, Any]) -> str:
         }
         for row in results["skip"]
     ]
-    parts = [compared(results["steps"]), "Where the ms go:", markdown(phases).replace(" nan ", "     ")]
-    parts += ["What of skipping k layers reaches a whole step:", markdown(skip)]
+    parts = [compared(results["steps"]), "Milliseconds by phase:", markdown(phases)]
+    parts += ["How much of the saving by k skipped layers reaches a whole step:", markdown(skip)]
     if results["peak_memory_gib"]:
         peaks = ", ".join(f"{name}: {gib:.2f} GiB" for name, gib in results["peak_memory_gib"].items())
         parts.append(f"Peak memory, each in a process of its own: {peaks}")
@@ -102,14 +108,14 @@ def train_table(results: Mapping[str, Any]) -> str:
 
 
 def eval_table(results: Mapping[str, Any]) -> str:
-    """Return what `bench eval` measured."""
+    """Return the results of `bench eval` as text."""
     speeds = {name: row["median"] for name, row in results["problems_per_second"].items()}
-    told = "Problems a second: " + ", ".join(f"{name} {speed:,.1f}" for name, speed in speeds.items())
-    return f"{compared(results['evaluation'])}\n\n{told}"
+    rates = "Problems a second: " + ", ".join(f"{name} {speed:,.1f}" for name, speed in speeds.items())
+    return f"{compared(results['evaluation'])}\n\n{rates}"
 
 
 def bars(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    """Return how far intervals reach below and above their medians."""
+    """Return how far the intervals reach below and above their medians."""
     return [
         [estimate["median"] - estimate["ci_low"] for estimate in estimates],
         [estimate["ci_high"] - estimate["median"] for estimate in estimates],
@@ -117,10 +123,10 @@ def bars(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
 
 
 def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the engine against `generate`, and what skipped layers gain against their bounds: a row per measurement.
+    """Draw the engine against `generate`, and the gain by skipped layers against its bounds.
 
     Args:
-        results: of `bench rollout`.
+        results: one or more results of `bench rollout`, each of which becomes a row of the figure.
     """
     with plt.rc_context(STYLE):
         size = (6.0, 0.4 + 2.2 * len(results))

@@ -1,4 +1,4 @@
-"""How many answers the grader compares in a second."""
+"""The speed of grading: how many answers a second are graded."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from nested_reft.grading import algebra
 from nested_reft.grading.grade import grade, is_correct
 from nested_reft.records.files import read_rows
 
-# Answers of the kinds that benchmarks hold, each with another spelling of it and with a wrong one.
+# Answers of the kinds that occur in benchmarks, each with an equal and with a wrong answer.
 MIXED = [
     (r"\frac{3}{4}", "0.75", r"\frac{4}{3}"),
     (r"2\sqrt{13}", r"\sqrt{52}", r"2\sqrt{12}"),
@@ -34,11 +34,11 @@ MIXED = [
 
 
 def rate(rows: Sequence[tuple[str, Any]], repeats: int) -> dict[str, float]:
-    """Return answers graded in a second, median and spread over repeats; nothing is remembered between them."""
+    """Return the answers graded per second, median and range over repeats; caches are cleared between repeats."""
     rates = []
     for _ in range(repeats):
         algebra.reset()
-        is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # the child of the algebra is up
+        is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # starts the child process of the algebra
         started = time.perf_counter()
         for completion, answer in rows:
             grade(completion, answer)
@@ -50,13 +50,13 @@ def bench_grade(benchmarks: Path | None, repeats: int) -> dict[str, dict[str, fl
     """Measure the grader on plain numbers, on answers of all kinds, and on the gold answers of prepared benchmarks.
 
     Args:
-        benchmarks: a file of `prepare benchmarks`; each of its answers is graded as it is and perturbed.
-        repeats: how often each is measured.
+        benchmarks: a file written by `prepare benchmarks`; each gold answer is graded unchanged and perturbed.
+        repeats: the number of measurements of each set of answers.
     """
-    draw = random.Random(0)
-    numbers = [str(draw.randrange(-(10**6), 10**6)) for _ in range(5000)]
+    generator = random.Random(0)
+    numbers = [str(generator.randrange(-(10**6), 10**6)) for _ in range(5000)]
     plain = [
-        (f"So the answer is \\boxed{{{number}}}.", number if draw.random() < 0.5 else str(int(number) + 1))
+        (f"So the answer is \\boxed{{{number}}}.", number if generator.random() < 0.5 else str(int(number) + 1))
         for number in numbers
     ]
     mixed = [(f"\\boxed{{{spelling}}}", answer) for answer, *others in MIXED for spelling in (answer, *others)]

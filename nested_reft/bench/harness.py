@@ -1,42 +1,39 @@
 """Measurements that users and reviewers can repeat: `nested-reft bench ...`.
 
-What is compared runs in turns, so that a machine which warms up or gets busy moves all of it alike, and is judged
-by the ratios within a turn. Here are the turns, their summary, and the grader; `bench_rollout.py`, `bench_train.py`
-and `bench_eval.py` measure the rest.
+Variants run interleaved, and speed-ups are ratios within a round, so machine drift cancels. This module holds the
+rounds and their summary; the other modules of this folder say what is measured.
 """
 
 import json
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from nested_reft.errors import UserError
 from nested_reft.records.provenance import provenance
 from nested_reft.report.statistics import Floats, median_interval
 
 if TYPE_CHECKING:
     import torch
 
-
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of the intervals of medians
 T = TypeVar("T")
 
 
 def run_interleaved(
     measures: Mapping[str, Callable[[int], T]], rounds: int
 ) -> tuple[list[list[str]], dict[str, list[T]]]:
-    """Measure several variants in turns: each once to warm up, then rounds of all, every second one backwards.
+    """Measure several variants interleaved: each once to warm up, then all in each round, in alternating order.
 
     Args:
-        measures: name -> what measures it, given the number of the round; the warm-up is the round after the last.
-        rounds: how many are kept.
+        measures: name -> the function that measures this variant, called with the index of the round. The warm-up is
+            called with the index after the last.
+        rounds: the number of rounds, without the warm-up.
 
     Returns:
-        The order of each round, and the samples of each variant, by round.
+        The order of the variants in each round, and the samples of each variant, one per round.
     """
     for measure in measures.values():
         measure(rounds)
@@ -49,14 +46,14 @@ def run_interleaved(
 
 
 def seconds(call: Callable[[], object], device: "torch.device") -> float:
-    """Return how long the call takes, in seconds, with all that it leaves to a GPU."""
+    """Return the duration of the call in seconds, until the GPU has finished the work that it started."""
     import torch
 
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
     started = time.perf_counter()
     call()
-    wait()
+    synchronize()
     return time.perf_counter() - started
 
 
@@ -74,7 +71,7 @@ def estimate(values: Sequence[float] | Floats) -> dict[str, float]:
 
 
 def speed_up(baseline: Sequence[float], variant: Sequence[float]) -> dict[str, float]:
-    """Return how many times faster a variant is than the baseline: an estimate from the ratios within rounds."""
+    """Return how many times as fast as the baseline a variant is, estimated from the ratios within rounds."""
     return estimate(np.divide(baseline, variant))
 
 
@@ -87,7 +84,7 @@ def quartiles(values: Sequence[float] | Floats) -> dict[str, float]:
 def summarize(
     orders: Sequence[Sequence[str]], samples: Mapping[str, Sequence[float]], baseline: str
 ) -> dict[str, Any]:
-    """Return the seconds of variants as they were measured, their quartiles, and speed-ups against the baseline."""
+    """Return the measured seconds of the variants, their quartiles, and their speed-ups over the baseline."""
     return {
         "baseline": baseline,
         "orders": [list(order) for order in orders],
@@ -100,17 +97,17 @@ def summarize(
 
 
 def environment_info(device: "torch.device") -> dict[str, Any]:
-    """Return what a measurement depends on beside its settings: code, packages, hardware, threads."""
+    """Return what a measurement depends on besides its settings: code, packages, hardware, threads."""
     import torch
 
     return {"provenance": provenance(), "device": str(device), "threads": torch.get_num_threads()}
 
 
 def peak_memory(calls: Mapping[str, Callable[[], object]], device: "torch.device") -> dict[str, Any]:
-    """Return the most memory held during each call in GiB.
+    """Return the peak memory of each call in GiB.
 
-    On a GPU that includes what was held before, which is told too: the difference is what the call adds. On a CPU
-    only the peak of the whole process so far is known.
+    On a GPU the peak includes memory that was held before the call. `held_before_gib` lists that memory, so the
+    difference is what the call adds. On a CPU only the peak of the whole process up to now is known.
     """
     import torch
 
@@ -126,34 +123,6 @@ def peak_memory(calls: Mapping[str, Callable[[], object]], device: "torch.device
         return {"of": "tensors on the GPU, while each variant runs", "gib": peak, "held_before_gib": held}
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"of": "the whole process, from its start (ru_maxrss)", "gib": {"process": process}}
-
-
-def overhead(resources: Path, cores: int) -> dict[str, float]:
-    """Return how much of the machine a finished study left idle, from the resource tables that Snakemake writes.
-
-    overhead = 1 - (sum of the seconds of all stages) / (wall time x cores), for stages of one thread. The seconds
-    of a stage are those of its process, start-up included; its end is when its table was written.
-
-    Args:
-        resources: `benchmarks/<study>`, with one table per job.
-        cores: that the study ran on.
-
-    Raises:
-        UserError: if there are no tables.
-    """
-    tables = sorted(resources.rglob("*.tsv"))
-    if not tables:
-        raise UserError(f"{resources} holds no resource tables; give benchmarks/<study> of a study that ran here")
-    ends = [table.stat().st_mtime for table in tables]
-    busy = [float(table.read_text().splitlines()[-1].split("\t")[0]) for table in tables]
-    wall = max(ends) - min(end - seconds for end, seconds in zip(ends, busy, strict=True))
-    return {
-        "jobs": len(tables),
-        "stage_s": sum(busy),
-        "wall_s": wall,
-        "cores": cores,
-        "overhead": 1 - sum(busy) / (wall * cores),
-    }
 
 
 def as_json(results: Any) -> str:

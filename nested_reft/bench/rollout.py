@@ -1,17 +1,17 @@
-"""The speed of roll-outs: the engine against `generate`, and what skipped layers, masks and copies change.
+"""The speed of roll-outs: the engine against `generate`, and the effects of skipped layers and of weight copies.
 
-All completions have the same length, so that all variants draw the same number of tokens; what the tokens are does
-not matter for speed, and neither do weights. So the paper's models are measured by their shapes, with random weights.
+All completions have the same length, so all variants sample the same number of tokens. Speed depends neither on which
+tokens these are nor on the weights, so the paper's models are measured by their shapes, with random weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -21,6 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from nested_reft import embedded
 from nested_reft.bench.harness import (
     environment_info,
     peak_memory,
@@ -30,8 +31,6 @@ from nested_reft.bench.harness import (
     speed_up,
     summarize,
 )
-from nested_reft.config.sections import PACKAGE, ModelSource
-from nested_reft.config.study import check_skip_ratios
 from nested_reft.errors import NestingError, UserError
 from nested_reft.model.checks import check_structure
 from nested_reft.model.layers import decoder_layers, nested, parameter_counts, skippable_layers
@@ -42,7 +41,7 @@ from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import logprob_errors, unsupported_reason
 
 # Qwen2.5-Math-1.5B and -7B.
-SHAPES: dict[str, dict[str, Any]] = {
+MODEL_SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-1.5b": {
         "hidden_size": 1536,
         "intermediate_size": 8960,
@@ -63,30 +62,31 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 BORDER = 1
+EMBEDDED = Path(embedded.__file__).parent
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured; lengths in tokens."""
+class RolloutBenchSettings:
+    """The settings of `bench rollout` and `bench train`; lengths in tokens."""
 
-    model: str  # a folder, embedded/<name> or one of SHAPES
+    model: str  # a folder, embedded/<name> or one of MODEL_SHAPES
     skip_ratios: list[float] = field(default_factory=lambda: [0.05, 0.10, 0.15])
     prompts: int = 4
     generations: int = 8
     prompt_length: int = 32
-    new_tokens: int = 64  # 2 at least: the first is drawn together with reading the prompt
+    new_tokens: int = 64  # at least 2: decode steps are what follows the first token
     dtype: str = "float32"
     sampler: str = "engine-compiled"
-    pairs: int = 20
+    rounds: int = 20
 
 
 def bench_device() -> torch.device:
-    """Return the GPU if there is one."""
+    """Return the device that is measured: the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def random_model(shape: dict[str, Any], dtype: str, device: torch.device) -> PreTrainedModel:
-    """Return a Qwen2 model of this shape with random weights, built where and as it is used."""
+    """Return a Qwen2 model of this shape with random weights, built on its device and in its type."""
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
@@ -98,30 +98,38 @@ def random_model(shape: dict[str, Any], dtype: str, device: torch.device) -> Pre
 
 
 def load(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model to measure and a tokenizer; that of an embedded model for random weights.
+    """Return the model to measure and its tokenizer; for random weights, the tokenizer of an embedded model.
 
     Raises:
-        UserError: if there is no such model here.
+        UserError: if this machine has no such model.
     """
-    if name in SHAPES:
-        return random_model(SHAPES[name], dtype, device), AutoTokenizer.from_pretrained(PACKAGE / "embedded/tiny-28")
+    if name in MODEL_SHAPES:
+        return random_model(MODEL_SHAPES[name], dtype, device), AutoTokenizer.from_pretrained(EMBEDDED / "tiny-28")
+    from pydantic import ValidationError
+
+    from nested_reft.config.sections import ModelSource
+
     try:
         path = ModelSource(path=name).local_path
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"model {name!r} {message}") from None
     if path is None:
-        raise UserError(f"model {name!r} is not here; give a folder, embedded/<name>, or one of {', '.join(SHAPES)}")
+        raise UserError(
+            f"model {name!r} is not here; give a folder, embedded/<name>, or one of {', '.join(MODEL_SHAPES)}"
+        )
     model, tokenizer = load_model(path, dtype)
     return model.to(device).eval(), tokenizer
 
 
 def skip_counts(model: PreTrainedModel, skip_ratios: Sequence[float], name: str) -> dict[float, int]:
-    """Return how many layers each ratio skips.
+    """Return how many layers each ratio skips, by ratio, after checking that they can be measured.
 
     Raises:
         UserError: if the model cannot be nested, or a ratio skips no layer, too many, or as many as another.
     """
+    from nested_reft.config.study import check_skip_ratios
+
     try:
         check_structure(model)
         check_skip_ratios(name, model.config.get_text_config().to_dict(), BORDER, list(skip_ratios))
@@ -133,17 +141,30 @@ def skip_counts(model: PreTrainedModel, skip_ratios: Sequence[float], name: str)
 
 
 class Rollouts:
-    """Roll-outs of one model, by number: the same number has the same prompts, whoever samples."""
+    """Roll-outs of one model, by index: the prompts are a function of the index, whichever sampler is used.
 
-    def __init__(self, settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        settings: what is measured.
+        model: the model.
+        tokenizer: the model's.
+        counts: the number of layers that each skip ratio skips, by ratio.
+    """
+
+    def __init__(
+        self,
+        settings: RolloutBenchSettings,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        counts: Mapping[float, int],
+    ) -> None:
         self.settings, self.model, self.device = settings, model, model.device
         self.engines: dict[tuple[str, torch.dtype | None], RolloutEngine] = {}
-        self.counts = skip_counts(model, settings.skip_ratios, settings.model)
+        self.counts = dict(counts)
         self.valid_layers = skippable_layers(model, BORDER)
         self.sampling = SamplingParams(
             settings.new_tokens, fixed_length=True, eos_token_ids=end_token_ids(model, tokenizer)
         )
-        # what stock TRL 1.16 makes of its arguments, the end token banned by `min_new_tokens`
+        # The settings that stock TRL 1.16 passes to `generate`; `min_new_tokens` bans EOS.
         self.generation_config = GenerationConfig(
             max_new_tokens=settings.new_tokens,
             min_new_tokens=settings.new_tokens,
@@ -162,46 +183,47 @@ class Rollouts:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a roll-out draws."""
+        """The number of tokens that a roll-out samples."""
         return self.settings.prompts * self.settings.generations * self.settings.new_tokens
 
     def prompts(self, index: int) -> list[list[int]]:
-        """Return prompts of random tokens, each as often as it has completions."""
+        """Return prompts of random tokens, each repeated for each of its completions."""
         vocabulary = self.model.config.get_text_config().vocab_size
         size = (self.settings.prompts, self.settings.prompt_length)
-        drawn = np.random.default_rng(index).integers(vocabulary, size=size).tolist()
-        return [prompt for prompt in drawn for _ in range(self.settings.generations)]
+        random_prompts = np.random.default_rng(index).integers(vocabulary, size=size).tolist()
+        return [prompt for prompt in random_prompts for _ in range(self.settings.generations)]
 
-    def mask(self, count: int, index: int) -> list[int]:
-        """Return the layers that are skipped in roll-out `index`."""
+    def skipped_layers(self, count: int, index: int) -> list[int]:
+        """Return the layers that roll-out `index` skips, `count` of them."""
         return draw_skipped_layers(self.valid_layers, count, 0, index)
 
     def engine(self, sampler: str | None = None, dtype: torch.dtype | None = None) -> RolloutEngine:
-        """Return an engine whose log-probs were found to be those of a scoring forward.
+        """Return an engine that was checked on this model; built at the first call.
 
         Raises:
-            UserError: if they are not, or if the engine does not run.
+            UserError: if the engine does not support the model.
         """
         sampler = sampler or self.settings.sampler
         if (sampler, dtype) not in self.engines:
             engine = self.engines[sampler, dtype] = RolloutEngine(self.model, sampler == "engine-compiled", dtype)
-            if reason := unsupported_reason(engine, self.prompts(0), self.sampling):
+            skipped = self.skipped_layers(max(self.counts.values()), 0)
+            if reason := unsupported_reason(engine, self.prompts(0), self.sampling, skipped=skipped):
                 raise UserError(f"the {sampler} engine cannot be measured: {reason}")
         return self.engines[sampler, dtype]
 
     def by_engine(
         self, engine: RolloutEngine, index: int, skipped: Sequence[int] = (), new_tokens: int | None = None
     ) -> None:
-        """Sample with the engine."""
+        """Sample roll-out `index` with this engine."""
         sampling = self.sampling._replace(max_new_tokens=new_tokens or self.settings.new_tokens)
         engine.sample(self.prompts(index), sampling, seed=0, step=index, skipped=skipped)
 
     def by_sampler(self, sampler: str, index: int) -> None:
-        """Sample with the engine of this name."""
+        """Sample roll-out `index` with the engine of this name."""
         self.by_engine(self.engine(sampler), index)
 
     def by_generate(self, index: int) -> None:
-        """Sample as stock TRL 1.16 does (`GRPOTrainer._generate_single_turn`): every row is left-padded and read."""
+        """Sample as stock TRL 1.16 does (`GRPOTrainer._generate_single_turn`): every row is prefilled."""
         input_ids = torch.tensor(self.prompts(index), device=self.device)
         with torch.no_grad():
             output = self.model.generate(
@@ -212,7 +234,7 @@ class Rollouts:
         output[:, input_ids.shape[1] :].tolist()
 
     def time_engine(self, engine: RolloutEngine, skipped: Sequence[int], index: int) -> tuple[float, float]:
-        """Return the seconds of a roll-out, and of its prompts and first token alone."""
+        """Return the seconds of a roll-out, and those of the same roll-out with one new token."""
         whole, first = (
             seconds(partial(self.by_engine, engine, index, skipped, length), self.device)
             for length in (self.settings.new_tokens, 1)
@@ -220,18 +242,18 @@ class Rollouts:
         return whole, first
 
 
-def against_generate(rollouts: Rollouts, samplers: Sequence[str], pairs: int) -> dict[str, Any]:
+def against_generate(rollouts: Rollouts, samplers: Sequence[str], rounds: int) -> dict[str, Any]:
     """Compare engines with `generate`: seconds and tokens per second, and memory."""
     calls: dict[str, Callable[[int], object]] = {"generate": rollouts.by_generate}
     for sampler in samplers:
         calls[sampler] = partial(rollouts.by_sampler, sampler)
-    # before the turns, and `generate` first: an engine is built at its first call, and keeps its buffers
+    # Before the rounds, with `generate` first: an engine is built at its first call and then keeps its buffers.
     memory = peak_memory({name: partial(call, 0) for name, call in calls.items()}, rollouts.device)
 
     def measure(name: str, index: int) -> float:
         return seconds(partial(calls[name], index), rollouts.device)
 
-    measured = run_interleaved({name: partial(measure, name) for name in calls}, pairs)
+    measured = run_interleaved({name: partial(measure, name) for name in calls}, rounds)
     summary = summarize(*measured, "generate")
     summary["tokens_per_second"] = {
         name: quartiles(rollouts.num_tokens / np.array(values)) for name, values in measured[1].items()
@@ -240,11 +262,12 @@ def against_generate(rollouts: Rollouts, samplers: Sequence[str], pairs: int) ->
 
 
 def log_prob_errors(rollouts: Rollouts, num_rows: int = 4) -> dict[str, float]:
-    """Return how far the engine's log-probs are from those of a forward over whole sequences, in nats.
+    """Return the differences in nats of the engine's log-probs from those of a forward over whole sequences.
 
-    The largest ratio's layers are skipped; each token of some sequences, spread over the batch, is scored.
+    The most layers are skipped that are measured. All tokens of `num_rows` sequences are compared, spread over the
+    batch.
     """
-    skipped, prompts = rollouts.mask(max(rollouts.counts.values()), 0), rollouts.prompts(0)
+    skipped, prompts = rollouts.skipped_layers(max(rollouts.counts.values()), 0), rollouts.prompts(0)
     completions, logps = rollouts.engine().sample(prompts, rollouts.sampling, seed=0, skipped=skipped)
     rows = range(0, len(prompts), -(-len(prompts) // num_rows))
     with nested(rollouts.model, skipped):
@@ -258,20 +281,20 @@ def log_prob_errors(rollouts: Rollouts, num_rows: int = 4) -> dict[str, float]:
 
 
 def skip_gain(rollouts: Rollouts) -> dict[str, Any]:
-    """Compare roll-outs that skip k layers, other ones in each roll-out, with roll-outs that skip none.
+    """Compare roll-outs that skip k layers, another set in each roll-out, with roll-outs that skip none.
 
-    A decode step is (a roll-out of T tokens - one of 1 token) / (T - 1), which leaves the reading of prompts out.
+    The time of a decode step is (a roll-out of T tokens - one of 1 token) / (T - 1), which excludes the prefill.
     """
 
     def measure(count: int, index: int) -> tuple[float, float]:
-        return rollouts.time_engine(rollouts.engine(), rollouts.mask(count, index), index)
+        return rollouts.time_engine(rollouts.engine(), rollouts.skipped_layers(count, index), index)
 
     counts = [0, *rollouts.counts.values()]
     orders, samples = run_interleaved(
-        {str(count): partial(measure, count) for count in counts}, rollouts.settings.pairs
+        {str(count): partial(measure, count) for count in counts}, rollouts.settings.rounds
     )
-    whole = {name: [pair[0] for pair in pairs] for name, pairs in samples.items()}
-    steps = {name: decode_seconds(pairs, rollouts.settings.new_tokens) for name, pairs in samples.items()}
+    whole = {name: [whole_s for whole_s, _ in times] for name, times in samples.items()}
+    steps = {name: decode_seconds(times, rollouts.settings.new_tokens) for name, times in samples.items()}
     num_layers, parameters = len(decoder_layers(rollouts.model)), parameter_counts(rollouts.model)
     rows = []
     for ratio, count in rollouts.counts.items():
@@ -296,72 +319,72 @@ def skip_gain(rollouts: Rollouts) -> dict[str, Any]:
         "rows": rows,
         "rollout": summarize(orders, whole, "0"),
         "decode_step": summarize(orders, steps, "0"),
-        "first_token": {name: [pair[1] for pair in pairs] for name, pairs in samples.items()},
+        "first_token": {name: [first_s for _, first_s in times] for name, times in samples.items()},
     }
 
 
 def share_of_gain(speed_up: Mapping[str, float], bound: float) -> dict[str, float]:
-    """Return what part of the gain that a bound allows is reached: 0 at no gain, 1 at the bound."""
+    """Return the share of the largest possible gain that is reached: 0 for no gain, 1 at the bound."""
     return {name: (value - 1) / (bound - 1) for name, value in speed_up.items()}
 
 
-def decode_seconds(pairs: Sequence[tuple[float, float]], new_tokens: int) -> list[float]:
-    """Return the seconds of a decode step, from those of roll-outs of `new_tokens` and of 1 token."""
-    return [(whole - first) / (new_tokens - 1) for whole, first in pairs]
+def decode_seconds(times: Sequence[tuple[float, float]], new_tokens: int) -> list[float]:
+    """Return the seconds of a decode step, from the (`new_tokens`, 1 token) times of roll-outs."""
+    return [(whole - first) / (new_tokens - 1) for whole, first in times]
 
 
-def new_mask(rollouts: Rollouts) -> dict[str, Any]:
-    """Compare a new mask for each roll-out with one that stays, at the largest ratio."""
+def new_skip_set(rollouts: Rollouts) -> dict[str, Any]:
+    """Compare another set of skipped layers in each roll-out with a fixed set, at the largest ratio."""
     engine, count = rollouts.engine(), max(rollouts.counts.values())
 
     def measure(fixed: bool, index: int) -> float:
-        skipped = rollouts.mask(count, 0 if fixed else index + 1)
+        skipped = rollouts.skipped_layers(count, 0 if fixed else index + 1)
         return seconds(partial(rollouts.by_engine, engine, index, skipped), rollouts.device)
 
     variants = {"fixed": partial(measure, True), "new": partial(measure, False)}
-    return {"num_skipped": count} | summarize(*run_interleaved(variants, rollouts.settings.pairs), "fixed")
+    return {"num_skipped": count} | summarize(*run_interleaved(variants, rollouts.settings.rounds), "fixed")
 
 
-def renewal(rollouts: Rollouts) -> dict[str, Any]:
-    """Compare roll-outs from float32 weights with ones from a bfloat16 copy, with and without renewing it."""
+def weight_copy(rollouts: Rollouts) -> dict[str, Any]:
+    """Compare roll-outs from float32 weights with ones from a bfloat16 copy, with and without synchronizing it."""
     weights, copy = rollouts.engine(), rollouts.engine(dtype=torch.bfloat16)
-    renewed_by_nobody = RolloutEngine(copy.model, copy.compiled)
+    never_synchronized = RolloutEngine(copy.model, copy.compiled)
     calls: dict[str, Callable[[int], object]] = {
         "float32": partial(rollouts.by_engine, weights),
-        "copy, renewed": partial(rollouts.by_engine, copy),
-        "copy, not renewed": partial(rollouts.by_engine, renewed_by_nobody),
-        "renewal alone": lambda index: copy.sync_weights(),
+        "copy, synchronized": partial(rollouts.by_engine, copy),
+        "copy, not synchronized": partial(rollouts.by_engine, never_synchronized),
+        "synchronization alone": lambda index: copy.sync_weights(),
     }
 
     def measure(name: str, index: int) -> float:
         return seconds(partial(calls[name], index), rollouts.device)
 
     variants = {name: partial(measure, name) for name in calls}
-    return summarize(*run_interleaved(variants, rollouts.settings.pairs), "float32")
+    return summarize(*run_interleaved(variants, rollouts.settings.rounds), "float32")
 
 
-def traffic(model: PreTrainedModel, num_rows: int, num_columns: float, count: int) -> dict[str, float]:
+def bytes_read(model: PreTrainedModel, batch_size: int, num_columns: float, count: int) -> dict[str, float]:
     """Return the bytes that a decode step has to read.
 
     Args:
         model: the model.
-        num_rows: B, the sequences.
-        num_columns: tokens of each that are in the cache, in the mean over steps.
-        count: k, the layers that are skipped.
+        batch_size: B, the number of sequences.
+        num_columns: the tokens of each sequence in the KV cache, on average over the steps.
+        count: k, the number of skipped layers.
     """
     config, size = model.config.get_text_config(), model.dtype.itemsize
     active = len(decoder_layers(model)) - count
-    of_layer, lm_head = parameter_counts(model)
+    per_layer, lm_head = parameter_counts(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    of_token = 2 * config.num_key_value_heads * head_dim  # keys and values
+    per_token = 2 * config.num_key_value_heads * head_dim  # keys and values
     return {
-        "weights": float((active * of_layer + lm_head) * size),
-        "keys_and_values": float(active * num_rows * num_columns * of_token * size),
+        "weights": float((active * per_layer + lm_head) * size),
+        "keys_and_values": float(active * batch_size * num_columns * per_token * size),
     }
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int = 2**30, repeats: int = 10) -> float:
-    """Return the bytes that a large copy on the device reads and writes in a second, in the median."""
+    """Return the bytes per second that a large copy on the device reads and writes, median over repeats."""
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     target.copy_(source)
@@ -369,18 +392,18 @@ def copy_bandwidth(device: torch.device, num_bytes: int = 2**30, repeats: int = 
 
 
 def bandwidth_bound(rollouts: Rollouts, skip: dict[str, Any], bytes_per_second: float) -> dict[str, Any]:
-    """Return how long a decode step takes at least, from what it reads, and the share of that speed that is reached.
+    """Return the least possible time of a decode step, given what it reads, and the share of that speed reached.
 
     Args:
-        rollouts: what was measured.
-        skip: its `skip_gain`.
-        bytes_per_second: of memory.
+        rollouts: the measured roll-outs.
+        skip: the result of `skip_gain` for them.
+        bytes_per_second: the memory bandwidth.
     """
     settings = rollouts.settings
     columns = settings.prompt_length + settings.new_tokens / 2
     rows = []
     for name, measured in skip["decode_step"]["quartiles"].items():
-        read = traffic(rollouts.model, settings.prompts * settings.generations, columns, int(name))
+        read = bytes_read(rollouts.model, settings.prompts * settings.generations, columns, int(name))
         least = sum(read.values()) / bytes_per_second
         rows.append(
             {
@@ -394,20 +417,21 @@ def bandwidth_bound(rollouts: Rollouts, skip: dict[str, Any], bytes_per_second: 
     return {"copy_bytes_per_second": bytes_per_second, "rows": rows}
 
 
-def measure_rollout(settings: Settings) -> dict[str, Any]:
-    """Measure all that `bench rollout` tells of a model.
+def measure_rollout(settings: RolloutBenchSettings) -> dict[str, Any]:
+    """Measure the roll-outs of a model: all parts of `bench rollout`.
 
     Raises:
-        UserError: for a model or ratios that cannot be measured.
+        UserError: for a model or skip ratios that cannot be measured.
     """
     device = bench_device()
-    rollouts = Rollouts(settings, *load(settings.model, settings.dtype, device))
+    model, tokenizer = load(settings.model, settings.dtype, device)
+    rollouts = Rollouts(settings, model, tokenizer, skip_counts(model, settings.skip_ratios, settings.model))
     results = {"bench": "rollout", "settings": asdict(settings), **environment_info(device)}
-    results["generate"] = against_generate(rollouts, [settings.sampler], settings.pairs)
+    results["generate"] = against_generate(rollouts, [settings.sampler], settings.rounds)
     results["skip"] = skip_gain(rollouts)
-    results["mask"] = new_mask(rollouts)
-    results["renewal"] = renewal(rollouts) if settings.dtype == "float32" else None
-    results["bandwidth"] = None  # caches make it no bound on a CPU
+    results["new_skip_set"] = new_skip_set(rollouts)
+    results["weight_copy"] = weight_copy(rollouts) if settings.dtype == "float32" else None
+    results["bandwidth"] = None  # on a CPU, caches make this bound invalid
     if device.type == "cuda":
         results["bandwidth"] = bandwidth_bound(rollouts, results["skip"], copy_bandwidth(device))
     return results

@@ -1,7 +1,8 @@
-"""The speed of training: whole optimizer steps of stock TRL and of Nested-ReFT, and what of a layer skip reaches them.
+"""The speed of training: optimizer steps of stock TRL and of Nested-ReFT.
 
-Each trainer runs its own, unmodified loop: two steps of `trainer.train()` at a time, in turns. The first is not
-counted, because `train()` gives memory back before it begins; the second is timed by the clock of training itself.
+Stock TRL's steps show how much of the sampling speed-up survives in a whole step. Each trainer runs its own,
+unmodified loop: two steps of `trainer.train()` at a time, interleaved with the other trainers. The first step is not
+counted, because `train()` frees memory before it; the second is timed by the recorder of a training stage.
 """
 
 import copy
@@ -21,7 +22,7 @@ from transformers.trainer_utils import SaveStrategy
 from trl import GRPOTrainer
 
 from nested_reft.bench.harness import environment_info, estimate, quartiles, run_interleaved, summarize
-from nested_reft.bench.rollout import BORDER, SHAPES, Settings, bench_device, load, skip_counts
+from nested_reft.bench.rollout import BORDER, MODEL_SHAPES, RolloutBenchSettings, bench_device, load, skip_counts
 from nested_reft.config.sections import Nesting, Training
 from nested_reft.config.study import Run
 from nested_reft.data.prompts import format_prompt
@@ -33,62 +34,62 @@ from nested_reft.stages.train import build_trainer
 
 STOCK = "stock"
 SAMPLERS = ("engine-compiled", "engine")
-PHASES = ("generate", "score", "fwd_bwd", "optimizer")
-STEPS = 2  # of a visit; the last is timed
-MICRO_BATCH = 16  # at most
+STEP_PHASES = ("generate", "score", "fwd_bwd", "optimizer")
+STEPS = 2  # of each call of `train()`; the last one is timed
+MAX_MICRO_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Whose steps are timed: stock TRL's, or ours with a sampler and k layers skipped."""
+    """A trainer whose steps are timed: stock TRL's, or a nested one with a sampler and k skipped layers."""
 
-    trainer: str
+    trainer: str  # STOCK, or the name of a sampler
     num_skipped: int = 0
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name of the variant in tables."""
         return self.trainer if self.trainer == STOCK else f"{self.trainer}, k = {self.num_skipped}"
 
 
-class Rows:
-    """What `StepRecorder` writes to, in place of a stage's record: the rows of the steps."""
+class StepRows:
+    """Keeps the rows that `StepRecorder` writes, in place of the record of a stage."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Keep the row."""
+        """Keep the metrics of a step."""
         self.rows.append(dict(metrics))
 
 
-class Bench:
-    """Trainers that take the same steps: one of stock TRL, one of ours for each sampler.
+class TrainerBench:
+    """Trainers that take the same steps: stock TRL's, and a nested one for each sampler.
 
     Args:
         settings: what is measured.
-        trainers: whose steps.
-        folder: where trainers may write; they do not.
+        trainers: STOCK and names of samplers.
+        folder: the output folder of the trainers, which stays empty.
     """
 
-    def __init__(self, settings: Settings, trainers: Sequence[str], folder: Path) -> None:
+    def __init__(self, settings: RolloutBenchSettings, trainers: Sequence[str], folder: Path) -> None:
         self.trainers: dict[str, Trainer] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
         for name in trainers:
             trainer = make_trainer(settings, name, folder)
-            notes = Rows()
-            trainer.add_callback(StepRecorder(notes, trainer))
+            step_rows = StepRows()
+            trainer.add_callback(StepRecorder(step_rows, trainer))
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-            self.trainers[name], self.rows[name] = trainer, notes.rows
+            self.trainers[name], self.rows[name] = trainer, step_rows.rows
 
     def step(self, variant: Variant, index: int) -> dict[str, float]:
-        """Return the seconds of one optimizer step, `step`, and of its phases as far as they are known.
+        """Return the seconds of one optimizer step, `step`, and of those of its phases that the trainer times.
 
-        Prompts and masks are a function of the index.
+        Prompts and skipped layers are a function of the index.
 
         Raises:
-            UserError: if a plainer sampler took the place of the one to measure.
+            UserError: if the sampler does not support the model, and another one was used.
         """
         trainer = self.trainers[variant.trainer]
         trainer.num_skipped = variant.num_skipped
@@ -100,23 +101,23 @@ class Bench:
             if engine is None or engine.compiled != (variant.trainer == "engine-compiled"):
                 raise UserError(f"sampler {variant.trainer} cannot be measured, for the reason in the log")
         row = self.rows[variant.trainer][-1]
-        return {phase: row[f"perf/{phase}_s"] for phase in ("step", *PHASES) if f"perf/{phase}_s" in row}
+        return {phase: row[f"perf/{phase}_s"] for phase in ("step", *STEP_PHASES) if f"perf/{phase}_s" in row}
 
 
-def make_trainer(settings: Settings, name: str, folder: Path) -> Trainer:
-    """Return a trainer: stock TRL's has the arguments that ours would have."""
+def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Trainer:
+    """Return a trainer by name. Stock TRL's has the same arguments as the nested ones."""
     device = bench_device()
     model, tokenizer = load(settings.model, settings.dtype, device)
-    is_random = settings.model in SHAPES
+    is_random = settings.model in MODEL_SHAPES
     size = settings.prompts * settings.generations
-    chosen: dict[str, Any] = {"sampler": "engine" if name == STOCK else name, "dtype": settings.dtype}
+    names: dict[str, Any] = {"sampler": "engine" if name == STOCK else name, "dtype": settings.dtype}
     training = Training(
-        **chosen,
+        **names,
         max_steps=STEPS,
         prompts_per_step=settings.prompts,
         num_generations=settings.generations,
         max_completion_length=settings.new_tokens,
-        per_device_train_batch_size=math.gcd(MICRO_BATCH, size),
+        per_device_train_batch_size=math.gcd(MAX_MICRO_BATCH, size),
         bf16=device.type == "cuda",
         gradient_checkpointing=device.type == "cuda",
         lr_scheduler_type="constant",
@@ -125,15 +126,15 @@ def make_trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     template = "none" if is_random else "qwen-math"
     problems = generate("mixed", "train", 2 * STEPS * settings.prompts, seed=0)
     rows = [{"prompt": format_prompt(row.problem, template), "answer": row.answer} for row in problems]
-    ours = build_trainer(training, Nesting(border=BORDER), run, model, tokenizer, rows, folder)
-    ours.args.save_strategy = SaveStrategy.NO
+    nested_trainer = build_trainer(training, Nesting(border=BORDER), run, model, tokenizer, rows, folder)
+    nested_trainer.args.save_strategy = SaveStrategy.NO
     if name != STOCK:
-        return ours
+        return nested_trainer
     return GRPOTrainer(
         model,
-        args=copy.copy(ours.args),
-        reward_funcs=ours.reward_funcs,
-        train_dataset=ours.train_dataset,
+        args=copy.copy(nested_trainer.args),
+        reward_funcs=nested_trainer.reward_funcs,
+        train_dataset=nested_trainer.train_dataset,
         processing_class=tokenizer,
     )
 
@@ -141,12 +142,12 @@ def make_trainer(settings: Settings, name: str, folder: Path) -> Trainer:
 def efficiency(
     none: Sequence[Mapping[str, float]], some: Sequence[Mapping[str, float]], num_skipped: int, num_layers: int
 ) -> dict[str, float]:
-    """Return the share of the ideal saving that reaches whole steps.
+    """Return the share of the ideal saving by which whole steps become faster.
 
-    Ideally all of sampling would take (N - k) / N of its time, and nothing else would change.
+    Ideally sampling would take (N - k) / N of its time, and the other phases would not change.
 
     Args:
-        none: seconds of steps by phase, no layer skipped, by round.
+        none: the seconds of a step by phase, no layer skipped, one per round.
         some: the same with k layers skipped.
         num_skipped: k.
         num_layers: N.
@@ -159,18 +160,18 @@ def efficiency(
     )
 
 
-def peak_of(settings: Settings, variant: Variant, threads: int) -> float:
-    """Return the peak memory of a process that does nothing but a few steps of one variant, in GiB."""
+def peak_of(settings: RolloutBenchSettings, variant: Variant, threads: int) -> float:
+    """Return the peak memory in GiB of a process that only takes a few steps of one variant."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        Bench(settings, [variant.trainer], Path(folder)).step(variant, 0)
+        TrainerBench(settings, [variant.trainer], Path(folder)).step(variant, 0)
     return peak_memory_gib()
 
 
-def peak_memories(settings: Settings, variants: Sequence[Variant]) -> dict[str, float]:
-    """Return the peak memory of each variant in GiB, in a process of its own.
+def peak_memories(settings: RolloutBenchSettings, variants: Sequence[Variant]) -> dict[str, float]:
+    """Return the peak memory of each variant in GiB, measured in a process of its own.
 
-    To be called while this process is small: on Linux a child starts with the peak of its parent.
+    Call this while the current process is small: on Linux a child process starts with the peak of its parent.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
@@ -180,16 +181,19 @@ def peak_memories(settings: Settings, variants: Sequence[Variant]) -> dict[str, 
         }
 
 
-def measure_train(settings: Settings, peak_memory: bool = False, samplers: Sequence[str] = SAMPLERS) -> dict[str, Any]:
-    """Measure all that `bench train` tells of a model.
+def measure_train(
+    settings: RolloutBenchSettings, peak_memory: bool = False, samplers: Sequence[str] = SAMPLERS
+) -> dict[str, Any]:
+    """Measure the optimizer steps of a model: all parts of `bench train`.
 
     Args:
-        settings: what is measured; `prompt_length` and `sampler` are not used: prompts are generated problems.
-        peak_memory: whether to run each variant once more, in a process of its own.
-        samplers: of our trainers.
+        settings: what is measured. Prompts are generated problems, so `prompt_length` is not used; neither is
+            `sampler`.
+        peak_memory: whether to measure peak memory too, which runs each variant once more.
+        samplers: the samplers of the nested trainers.
 
     Raises:
-        UserError: for a model or ratios that cannot be measured.
+        UserError: for a model or skip ratios that cannot be measured.
     """
     device = bench_device()
     model, _ = load(settings.model, settings.dtype, device)
@@ -199,9 +203,9 @@ def measure_train(settings: Settings, peak_memory: bool = False, samplers: Seque
     results = {"bench": "train", "settings": asdict(settings), **environment_info(device), "num_layers": num_layers}
     results["peak_memory_gib"] = peak_memories(settings, variants) if peak_memory else None
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(settings, [STOCK, *samplers], Path(folder))
+        bench = TrainerBench(settings, [STOCK, *samplers], Path(folder))
         measures = {variant.name: partial(bench.step, variant) for variant in variants}
-        orders, samples = run_interleaved(measures, settings.pairs)
+        orders, samples = run_interleaved(measures, settings.rounds)
     results["steps"] = summarize(
         orders, {name: [row["step"] for row in rows] for name, rows in samples.items()}, STOCK
     )

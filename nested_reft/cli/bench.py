@@ -1,7 +1,7 @@
 """The sub-commands of `nested-reft bench`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -9,36 +9,14 @@ from nested_reft.cli.options import SkipRatios, apply_resource_limits, read_rati
 from nested_reft.errors import UserError
 
 
-def bench_grade(
-    benchmarks: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A file of `prepare benchmarks`, to measure on too."),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure how many answers a second are graded, in one process."""
-    from nested_reft.bench import grading, harness
-
-    results = grading.bench_grade(benchmarks, repeats)
-    if as_json:
-        typer.echo(harness.as_json(results))
-        return
-    for name, rate in results.items():
-        typer.echo(
-            f"{name}: {rate['median']:,.0f} a second ({rate['lowest']:,.0f} to {rate['highest']:,.0f} "
-            f"in {repeats} repeats of {rate['rows']:,.0f})"
-        )
-
-
 def check_folder(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written, before minutes are spent on what it is to hold.
+    """Refuse an output path that cannot be written, before minutes of measurement.
 
     Raises:
-        UserError: if its folder is not there.
+        UserError: if the folder of the path does not exist.
     """
     if path is not None and not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: {path.parent} is no folder; make it, or give another one")
+        raise UserError(f"{path} cannot be written: {path.parent} is not a folder; create it, or choose another path")
     return path
 
 
@@ -46,19 +24,22 @@ Measured = Annotated[
     str, typer.Argument(help="A model folder, embedded/<name>, or, with random weights, qwen2.5-1.5b or qwen2.5-7b.")
 ]
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts sampled at once.")]
-Generations = Annotated[int, typer.Option(min=2, help="Completions of each prompt.")]
-NewTokens = Annotated[int, typer.Option(min=2, help="Tokens of a completion.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default what it takes.")]
-Pairs = Annotated[int, typer.Option(min=1, help="Rounds, in each of which every variant runs once.")]
+Generations = Annotated[int, typer.Option(min=2, help="Completions per prompt.")]
+NewTokens = Annotated[int, typer.Option(min=2, help="Tokens per completion.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default as many as torch chooses.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds, in each of which every variant runs once.")]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", dir_okay=False, callback=check_folder, help="Where to write everything, raw samples too."),
+    typer.Option(
+        "--json", dir_okay=False, callback=check_folder, help="Write all results, raw samples included, to this file."
+    ),
 ]
-Dtype = Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Type of the weights.")]
+Engine = Annotated[Literal["engine", "engine-compiled"], typer.Option(help="The engine to measure.")]
 
 
 def set_bench_threads(threads: int | None) -> None:
-    """Prepare the process for a measurement."""
+    """Apply the limits of the job, then the number of threads to measure with."""
     apply_resource_limits()
     import torch
 
@@ -66,8 +47,8 @@ def set_bench_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def tell(results: dict[str, Any], table: str, path: Path | None) -> None:
-    """Print a measurement and, if a path is given, write it."""
+def print_and_save(results: dict[str, Any], table: str, path: Path | None) -> None:
+    """Print the table of a measurement and, if a path is given, write the results."""
     from nested_reft.records.files import write_json
 
     typer.echo(table)
@@ -84,25 +65,20 @@ def bench_rollout(
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
     threads: Threads = None,
     dtype: Dtype = "float32",
-    pairs: Pairs = 20,
-    sampler: Annotated[str, typer.Option(help="The engine: engine or engine-compiled.")] = "engine-compiled",
+    rounds: Rounds = 20,
+    sampler: Engine = "engine-compiled",
     json_path: Json = None,
 ) -> None:
-    """Measure roll-outs: the engine against `generate`, and what skipping layers gains."""
+    """Measure roll-outs: the engine against `generate`, and the speed-up by skipped layers."""
     ratios = read_ratios(skip_ratios)
-    if dtype not in ("float32", "bfloat16") or sampler not in ("engine", "engine-compiled"):
-        raise UserError(
-            f"--dtype is {dtype!r} and --sampler {sampler!r}; give float32 or bfloat16, and engine or engine-compiled"
-        )
     set_bench_threads(threads)
-    from nested_reft.bench import display as bench_report
-    from nested_reft.bench import rollout as bench_rollout
+    from nested_reft.bench import display, rollout
 
-    settings = bench_rollout.Settings(
-        model, ratios, prompts, generations, prompt_length, new_tokens, dtype, sampler, pairs
+    settings = rollout.RolloutBenchSettings(
+        model, ratios, prompts, generations, prompt_length, new_tokens, dtype, sampler, rounds
     )
-    results = bench_rollout.measure_rollout(settings)
-    tell(results, bench_report.rollout_table(results), json_path)
+    results = rollout.measure_rollout(settings)
+    print_and_save(results, display.rollout_table(results), json_path)
 
 
 def bench_train(
@@ -113,65 +89,90 @@ def bench_train(
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
     threads: Threads = None,
     dtype: Dtype = "float32",
-    pairs: Pairs = 20,
+    rounds: Rounds = 20,
     peak_memory: Annotated[
-        bool, typer.Option("--peak-memory", help="Run each variant once more, in a process of its own.")
+        bool,
+        typer.Option(
+            "--peak-memory", help="Measure peak memory too: run each variant once more, in a process of its own."
+        ),
     ] = False,
     json_path: Json = None,
 ) -> None:
-    """Measure whole optimizer steps: stock TRL, and Nested-ReFT by sampler and skip ratio."""
+    """Measure optimizer steps: stock TRL, and Nested-ReFT by sampler and skip ratio."""
     ratios = read_ratios(skip_ratios)
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype is {dtype!r}; give float32 or bfloat16")
     set_bench_threads(threads)
-    from nested_reft.bench import display as bench_report
-    from nested_reft.bench import rollout as bench_rollout
-    from nested_reft.bench import train as bench_train
+    from nested_reft.bench import display, rollout, train
 
-    settings = bench_rollout.Settings(
-        model, ratios, prompts=prompts, generations=generations, new_tokens=new_tokens, dtype=dtype, pairs=pairs
+    settings = rollout.RolloutBenchSettings(
+        model, ratios, prompts=prompts, generations=generations, new_tokens=new_tokens, dtype=dtype, rounds=rounds
     )
-    results = bench_train.measure_train(settings, peak_memory)
-    tell(results, bench_report.train_table(results), json_path)
+    results = train.measure_train(settings, peak_memory)
+    print_and_save(results, display.train_table(results), json_path)
 
 
 def bench_eval(
     model: Measured,
     problems: Annotated[int, typer.Option(min=1, help="Problems of an evaluation.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Problems answered at once.")] = 100,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a completion, at most.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Longest completion in tokens.")] = 64,
     threads: Threads = None,
-    pairs: Pairs = 20,
+    rounds: Rounds = 20,
     json_path: Json = None,
 ) -> None:
-    """Measure evaluation, by sampler: generated problems, answered greedily until they end."""
+    """Measure evaluation by each sampler: generated problems, answered by greedy decoding until EOS."""
     set_bench_threads(threads)
-    from nested_reft.bench import display as bench_report
-    from nested_reft.bench import evaluate as bench_eval
+    from nested_reft.bench import display, evaluate
 
-    settings = bench_eval.Settings(model, problems, batch_size, new_tokens, pairs=pairs)
-    results = bench_eval.measure_eval(settings)
-    tell(results, bench_report.eval_table(results), json_path)
+    settings = evaluate.EvalBenchSettings(model, problems, batch_size, new_tokens, rounds=rounds)
+    results = evaluate.measure_eval(settings)
+    print_and_save(results, display.eval_table(results), json_path)
+
+
+def bench_grade(
+    benchmarks: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Measure on the answers of this file of `prepare benchmarks`, too."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each set of answers.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how many answers per second one process grades."""
+    from nested_reft.bench import grading, harness
+
+    results = grading.bench_grade(benchmarks, repeats)
+    if as_json:
+        typer.echo(harness.as_json(results))
+        return
+    for name, rate in results.items():
+        typer.echo(
+            f"{name}: {rate['median']:,.0f} a second ({rate['lowest']:,.0f} to {rate['highest']:,.0f} "
+            f"in {repeats} repeats of {rate['rows']:,.0f})"
+        )
 
 
 def bench_figure(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="What `bench rollout` wrote.")],
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Files written by `bench rollout`.")
+    ],
     out: Annotated[
-        Path, typer.Option(callback=check_folder, help="The figure, without its ending; SVG and PNG are written.")
+        Path, typer.Option(callback=check_folder, help="The figure's path without suffix; SVG and PNG are written.")
     ],
 ) -> None:
-    """Draw measurements of roll-outs, one row for each file."""
-    from nested_reft.bench import display as bench_report
+    """Draw measurements of roll-outs, one row per file."""
+    from nested_reft.bench import display
     from nested_reft.records.files import read_json
-    from nested_reft.report import figures as plots
+    from nested_reft.report import style
 
     results = []
     for path in files:
         try:
-            results.append(read_json(path))
-            is_one = results[-1]["bench"] == "rollout"
+            result = read_json(path)
+            is_rollout = result["bench"] == "rollout"
         except (ValueError, KeyError, TypeError):
-            is_one = False
-        if not is_one:
-            raise UserError(f"{path} was not written by `bench rollout`; give such files alone")
-    plots.save(bench_report.speed_figure(results), out)
+            is_rollout = False
+        if not is_rollout:
+            raise UserError(f"{path} was not written by `bench rollout`; pass only such files")
+        results.append(result)
+    style.save(display.speed_figure(results), out)

@@ -5,30 +5,25 @@ figure; only `save` writes files.
 """
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, ParamSpec
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display on a cluster
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from nested_reft.mitigation import MITIGATIONS
+from nested_reft.report import style
 from nested_reft.report.sources import CELL, INSTANCE
+from nested_reft.report.style import BASELINE, PALETTE, STYLE
 
-# Okabe and Ito's palette. A mitigation has the same color and marker in every figure; a new one takes the next.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442"]
+# A mitigation has the same color and marker in every figure; a new one takes the next.
 COLORS = dict(zip(MITIGATIONS, PALETTE, strict=False))
 MARKERS = dict(zip(MITIGATIONS, "os^DvPX", strict=False))
 PHASE_COLORS = ["#0072B2", "#CC79A7", "#E69F00", "#999999"]
-BASELINE = "#444444"
 TITLES = {"accuracy": "Accuracy", "token_speed_tok_s": "Token speed", "train_runtime_s": "Run time"}
 UNITS = {"accuracy": "share correct", "token_speed_tok_s": "tokens/s", "train_runtime_s": "s"}
 OFF_POLICY_TITLES = {
@@ -36,19 +31,6 @@ OFF_POLICY_TITLES = {
     "sampling/acceptance_rate": "Acceptance rate, 1 - TV",
     "sampling/ess": "Effective sample size",
 }
-
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "svg.hashsalt": "nested-reft",  # the same figure gives the same file
-    "svg.fonttype": "none",
-    "figure.dpi": 150,
-}
-
 
 # ---- what all figures share ---------------------------------------------------------------------------
 
@@ -66,24 +48,7 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     return in_style
 
 
-def add_note(figure: Figure, note: str) -> None:
-    """Write a note in small print above the panels; the figure grows by the height of the note."""
-    width, height = figure.get_size_inches()
-    lines = textwrap.wrap(note, int(width / 0.045), break_on_hyphens=False)  # a letter of 6 points: 0.045 inches
-    figure.set_size_inches(width, height + 0.12 * len(lines))
-    figure.suptitle("\n".join(lines), fontsize=6, color=BASELINE)
-
-
-def save(figure: Figure, path: Path, note: str = "") -> None:
-    """Write the figure as SVG and PNG, with a note above its panels."""
-    with plt.rc_context(STYLE):  # some of it is read when a figure is written
-        if note:
-            add_note(figure, note)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is final: both files get the same one
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"))
-    plt.close(figure)
+save = style.save
 
 
 def percent(value: float, _: Any = None) -> str:

@@ -1,0 +1,46 @@
+"""The style of all figures, and how they are written."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a cluster
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442"]  # Okabe and Ito's
+BASELINE = "#444444"
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "svg.hashsalt": "nested-reft",  # the same figure gives the same file
+    "svg.fonttype": "none",
+    "figure.dpi": 150,
+}
+
+
+def add_note(figure: Figure, note: str) -> None:
+    """Write a note in small print above the panels; the figure grows by the height of the note."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(note, int(width / 0.045), break_on_hyphens=False)  # a letter of 6 points: 0.045 inches
+    figure.set_size_inches(width, height + 0.12 * len(lines))
+    figure.suptitle("\n".join(lines), fontsize=6, color=BASELINE)
+
+
+def save(figure: Figure, path: Path, note: str = "") -> None:
+    """Write the figure as SVG and PNG, with a note above its panels."""
+    with plt.rc_context(STYLE):  # some of it is read when a figure is written
+        if note:
+            add_note(figure, note)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is final: both files get the same one
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"))
+    plt.close(figure)
