@@ -165,7 +165,7 @@ def test_what_the_engine_draws_does_not_depend_on_the_global_random_state(small_
 
 def test_an_end_that_is_banned_for_a_while_is_the_business_of_generate(small_model, tmp_path):
     arguments = {"generation_kwargs": {"min_new_tokens": 3}}
-    with pytest.raises(NestingError, match=r"min_new_tokens = 3 is less than max_new_tokens = 6.*sampler generate"):
+    with pytest.raises(NestingError, match=r"min_new_tokens = 3 is less than max_new_tokens = 6.*sampler to generate"):
         ours(small_model, tmp_path, arguments=arguments, sampler=Sampler("engine")).train()
 
 
@@ -506,7 +506,7 @@ def test_evaluation_never_skips(algorithm, small_model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"top_p": 0.9}, r"top_p = 0.9 \(as asked for\).*set top_p to 1.0"),
+        ({"top_p": 0.9}, r"top_p = 0.9 \(as requested\).*set top_p to 1.0"),
         ({"top_k": 50}, "top_k = 50.*set top_k to 0"),
         ({"min_p": 0.1}, "min_p = 0.1.*set min_p to None"),
         ({"repetition_penalty": 1.1}, "repetition_penalty = 1.1.*set repetition_penalty to 1.0"),
