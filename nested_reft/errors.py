@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each message is one sentence, and the command line exits with code 2."""
+"""Errors that a user can fix: each message is one sentence, and the command line exits with code 2."""
 
 
 class UserError(Exception):

@@ -522,7 +522,7 @@ def test_sampling_filters_are_refused_by_name(arguments, message, small_model, t
 
 @pytest.mark.parametrize("algorithm", STOCK)
 def test_a_reference_model_is_refused(algorithm, tmp_path):
-    """Its log-probs would be taken for those of the policy at the time of sampling."""
+    """Its log-probs would be treated as those of the policy at the time of sampling."""
     model, _ = load_model(TINY, "float32")
     with pytest.raises(NestingError, match=r"beta = 0.05 asks for a reference model"):
         ours(model, tmp_path, algorithm, arguments={"beta": 0.05})

@@ -39,7 +39,7 @@ MISTAKES = {
     "duplicate run": ("grid.skip_ratio", [0.1, 0.05, 0.1], "duplicate run: the axis `skip_ratio` lists 0.1 twice"),
     "as many layers": ("grid.skip_ratio", [0.1, 0.11], "duplicate run: skip_ratio 0.11 skips 3 of the 28 layers"),
     "reserved name": ("benchmarks", {"overall": {"path": "embedded/algebra", "size": 1}}, "named `overall`"),
-    "folder that is no model": ("models.tiny-28.path", str(ROOT / "config"), "holds no config.json"),
+    "folder without a model": ("models.tiny-28.path", str(ROOT / "config"), "holds no config.json"),
     "greedy samples": ("evaluation.num_samples", 4, "has num_samples 4 at temperature 0"),
     "unknown mitigation": (
         "grid.mitigation",
@@ -58,8 +58,8 @@ MISTAKES = {
         "`training.sampler` is 'vllm', but it should be 'generate', 'engine'",
     ),
     "batch does not divide": ("training.per_device_train_batch_size", 7, "7 does not divide"),
-    "name that is no folder": ("study", "a/b", "`study` is 'a/b'"),
-    "section that is no section": ("training", 3, "`training` is 3"),
+    "name of no folder": ("study", "a/b", "`study` is 'a/b'"),
+    "number for a section": ("training", 3, "`training` is 3"),
     "password": ("tracking.uri", "https://me:hush@host", "`tracking.uri` must not hold a password"),
     "missing section": ("benchmarks", ..., "`benchmarks` is missing"),
 }
