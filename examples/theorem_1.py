@@ -1,13 +1,14 @@
-"""Theorem 1 where everything can be counted: `python docs/theorem_1.py` draws docs/theorem_1.svg.
+"""Theorem 1 on a model that can be enumerated: `python examples/theorem_1.py theorem_1.svg` draws the figure.
 
-A model of eight layers speaks three tokens of a vocabulary of six after one prompt: 216 sequences. Each
-has a fixed advantage. Every mask and every sequence can be enumerated, so the policy gradient of the target
-is known exactly, and so are the mean and the variance of what a nested roll-out estimates of it, under
-each mitigation. Nothing is trained, and a random model of this size says nothing about others: it shows
-what is biased and what is not, and in which direction variance goes.
+A model of eight layers samples three tokens from a vocabulary of six after one prompt: 216 sequences, each with a
+fixed advantage. Every set of skipped layers and every sequence are enumerated, so that the policy gradient of the
+target is known exactly, and so are the mean and the variance of its estimate from a nested roll-out under each
+mitigation. Nothing is trained. The model is random and tiny, so that its numbers say nothing about other models:
+the figure shows which estimators are biased, and which of them have the larger variance.
 """
 
 import itertools
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ PROMPT = [1, 2, 3]
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))  # (S, T)
 ADVANTAGES = torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(5)).double() - 0.5  # (S,)
 VALID = valid_layers(NUM_LAYERS, border=1)
-NEVER = VOCABULARY  # an end token outside of the vocabulary: all sequences are three tokens long
+NEVER = VOCABULARY  # an end token outside of the vocabulary, so that all sequences have three tokens
 
 # name in the figure -> (mitigation, level of the ratio)
 ESTIMATORS = {
@@ -38,7 +39,7 @@ ESTIMATORS = {
 
 
 class Moments(NamedTuple):
-    """Of the gradient that one sampled sequence gives: relative to the exact gradient's norm."""
+    """Bias and standard deviation of the gradient of one sampled sequence, in units of the exact gradient's norm."""
 
     bias: float
     standard_deviation: float
@@ -96,10 +97,10 @@ def weights(mitigation: str, level: str, logps: torch.Tensor, behavior_logps: to
 
 @torch.no_grad()
 def policies(model: PreTrainedModel, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return log-probs (S, T) under the target, and under the nested model of every mask of k layers."""
+    """Return log-probs (S, T) under the target, and under the nested model of every set of k skipped layers."""
     nested_logps = []
-    for mask in itertools.combinations(VALID, k):
-        with nested(model, mask):
+    for skipped_layers in itertools.combinations(VALID, k):
+        with nested(model, skipped_layers):
             nested_logps.append(token_logps(model, SEQUENCES))
     return token_logps(model, SEQUENCES), nested_logps
 
@@ -110,14 +111,14 @@ def exact_gradient(logps: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor
 
 
 def moments(k: int, mitigation: str, level: str, model: PreTrainedModel, gradients: torch.Tensor) -> Moments:
-    """Return bias and standard deviation of the estimator, by enumeration of masks and sequences."""
+    """Return bias and standard deviation of the estimator, by enumeration of skipped layers and sequences."""
     logps, behaviors = policies(model, k)
     exact = exact_gradient(logps, gradients)
     mean, square = torch.zeros_like(exact), 0.0
     for behavior in behaviors:
         weight = weights(mitigation, level, logps, behavior)
         estimates = ADVANTAGES.unsqueeze(1) * torch.einsum("st,stp->sp", weight, gradients)  # (S, parameters)
-        probability = behavior.sum(1).exp() / len(behaviors)  # of mask and sequence, (S,)
+        probability = behavior.sum(1).exp() / len(behaviors)  # of the skipped layers and the sequence, (S,)
         mean += probability @ estimates
         square += (probability @ estimates.square().sum(1)).item()
     variance = square - mean.square().sum().item()
@@ -127,7 +128,7 @@ def moments(k: int, mitigation: str, level: str, model: PreTrainedModel, gradien
 def sampled_gradient(
     model: PreTrainedModel, mitigation: str, level: str, k: int, step: int, rows: int
 ) -> torch.Tensor:
-    """Return what one step estimates, (parameters,): a mask, `rows` sequences sampled under it, one backward pass."""
+    """Return the gradient estimate of one step (parameters,), from `rows` sequences sampled with k layers skipped."""
     generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LENGTH, pad_token_id=0
     )
@@ -143,7 +144,7 @@ def sampled_gradient(
 
 
 def index_of(sequences: torch.Tensor) -> torch.Tensor:
-    """Return where sequences (B, T) stand in SEQUENCES, (B,)."""
+    """Return the indices (B,) of sequences (B, T) in SEQUENCES."""
     return (sequences * VOCABULARY ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
 
 
@@ -172,9 +173,9 @@ def draw(path: Path) -> None:
         for axis in axes:
             axis.set_xlabel("skip ratio")
         axes[0].legend(frameon=False)
-        figure.suptitle("In units of the exact policy gradient's norm (toy model, all masks and sequences enumerated)")
+        figure.suptitle("In units of the exact policy gradient's norm (toy model, everything enumerated)")
         figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    draw(Path(__file__).with_suffix(".svg"))
+    draw(Path(sys.argv[1]))

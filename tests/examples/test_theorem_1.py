@@ -1,4 +1,4 @@
-"""Theorem 1 on a model where everything can be counted (docs/theorem_1.py), through the code that trains."""
+"""Theorem 1 on a model where everything can be counted (examples/theorem_1.py), through the code that trains."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from nested_reft.model.layers import nested
 from nested_reft.rollout.generate import sample_by_generate
 from tests.conftest import ROOT
 
-spec = importlib.util.spec_from_file_location("theorem_1", ROOT / "docs" / "theorem_1.py")
+spec = importlib.util.spec_from_file_location("theorem_1", ROOT / "examples" / "theorem_1.py")
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 
@@ -28,8 +28,8 @@ def gradients(model):
 
 def test_sequences_are_all_there_is(model):
     logps, nested_logps = toy.policies(model, 2)
-    for of_policy in (logps, *nested_logps):
-        assert of_policy.sum(1).exp().sum().item() == pytest.approx(1.0)
+    for policy_logps in (logps, *nested_logps):
+        assert policy_logps.sum(1).exp().sum().item() == pytest.approx(1.0)
     assert torch.equal(toy.index_of(toy.SEQUENCES), torch.arange(len(toy.SEQUENCES)))
 
 
@@ -42,13 +42,13 @@ def test_by_enumeration(k, model, gradients):
     }
     assert found["is, sequence"].bias < 1e-6
     assert found["practical"].bias > max(found["is"].bias, found["retrace"].bias) > 0.5
-    assert found["retrace"].standard_deviation == min(of_one.standard_deviation for of_one in found.values())
-    assert found["is, sequence"].standard_deviation == max(of_one.standard_deviation for of_one in found.values())
+    assert found["retrace"].standard_deviation == min(moments.standard_deviation for moments in found.values())
+    assert found["is, sequence"].standard_deviation == max(moments.standard_deviation for moments in found.values())
 
 
 @pytest.mark.parametrize(("mitigation", "level"), [("is", "sequence"), ("retrace", "token"), ("practical", "token")])
 def test_by_sampling(mitigation, level, model, gradients):
-    """Over masks and sampled sequences: within 3 standard errors of the exact one, or as biased as counted"""
+    """Sampled steps agree with the enumeration, within 3 standard errors, in the exact gradient or in its bias."""
     logps, behaviors = toy.policies(model, 2)
     exact = toy.exact_gradient(logps, gradients)
     expected = torch.zeros_like(exact)
