@@ -35,7 +35,25 @@ def test_paths_of_the_readme_exist():
         assert (ROOT / path).exists(), path
 
 
+OF_A_USER = {"config/mine.yaml"}
 PAGES = [page.read_text() for page in test_docs.PAGES]
+
+
+def test_files_that_the_pages_name_exist():
+    folders = "nested_reft|tests|examples|config|docs|workflow|profiles"
+    named = {path for text in PAGES for path in re.findall(rf"`((?:{folders})/[\w./-]+)", text)} - OF_A_USER
+    assert len(named) > 20
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_program_of_the_readme_passes_the_arguments_of_the_example():
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    example = (ROOT / "examples/train_own_rows.py").read_text()
+    for line in ("from nested_reft import NestedGRPOTrainer", 'mitigation="retrace",', 'sampler="engine",'):
+        assert line in program and line in example
+    for argument in ("skip_ratio=", "reward_funcs=", "train_dataset=", "args=GRPOConfig("):
+        assert argument in program and argument in example
 
 
 def test_make_targets_of_the_pages_exist():
