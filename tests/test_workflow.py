@@ -120,7 +120,7 @@ def test_a_killed_snakemake_leaves_nothing_that_stops_the_next_one(tmp_path):
         first.wait()
         assert list(tmp_path.glob(".snakemake/locks/*.lock"))
         target = "results/smoke/data/benchmarks.jsonl"
-        again = snakemake(tmp_path, "--configfile", str(ROOT / "config/smoke.yaml"), target)
+        again = snakemake(tmp_path, target, "--configfile", str(ROOT / "config/smoke.yaml"))
     assert again.returncode == 0, again.stdout + again.stderr
     assert (tmp_path / target).exists()
 
