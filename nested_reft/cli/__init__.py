@@ -1,51 +1,95 @@
-"""Nested-ReFT: reinforced fine-tuning with roll-outs from a layer-skipped copy of the model itself.
-
-Every stage of a study is a sub-command that can be pasted into a terminal as Snakemake prints it. Exit codes: 0 done,
-1 failed, 2 bad usage or configuration, with one sentence that says what to correct.
-"""
+"""The command line: every stage of a study, and tools to inspect, measure and maintain."""
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from nested_reft.cli import bench, inspect, maintain, stages, store
 from nested_reft.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = (
+    "Nested-ReFT: reinforced fine-tuning with roll-outs from a layer-skipped copy of the model itself.\n\n"
+    "Snakemake runs each stage of a study by one of these commands. The same command can be run by hand.\n\n"
+    "Exit codes: 0 for success, 1 for a failure, and 2 for a mistake in the options or the configuration, with one "
+    "sentence that explains the mistake."
+)
 
-# In the order in which a study runs them, then those for people.
-prepare_app = typer.Typer(no_args_is_help=True, help="Fetch or generate models, training sets and benchmarks.")
-prepare_app.command("model")(stages.prepare_model)
-prepare_app.command("benchmarks")(stages.prepare_benchmarks)
-prepare_app.command("dataset")(stages.prepare_dataset)
-app.command("tracking-store")(store.tracking_store)
-app.add_typer(prepare_app, name="prepare")
-app.command("sft")(stages.sft)
-app.command("train")(stages.train)
-app.command("evaluate")(stages.evaluate)
-app.command("analyse")(stages.analyse)
-app.command("track")(store.track)
+STUDY = "Stages, in the order of a study"
+INSPECTION = "Inspection of models and completions"
+MAINTENANCE = "Maintenance"
 
-app.command("layers")(inspect.layers)
-app.command("diagnose")(inspect.diagnose)
-app.command("grade")(inspect.grade)
+# The commands by group and name, in the order in which a study runs them. An empty group is `nested-reft` itself.
+COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
+    ("prepare", "model", stages.prepare_model, STUDY),
+    ("prepare", "benchmarks", stages.prepare_benchmarks, STUDY),
+    ("prepare", "dataset", stages.prepare_dataset, STUDY),
+    ("", "tracking-store", store.tracking_store, STUDY),
+    ("", "sft", stages.sft, STUDY),
+    ("", "train", stages.train, STUDY),
+    ("", "evaluate", stages.evaluate, STUDY),
+    ("", "analyse", stages.analyse, STUDY),
+    ("", "layers", inspect.layers, INSPECTION),
+    ("", "diagnose", inspect.diagnose, INSPECTION),
+    ("", "grade", inspect.grade, INSPECTION),
+    ("bench", "rollout", bench.bench_rollout, INSPECTION),
+    ("bench", "train", bench.bench_train, INSPECTION),
+    ("bench", "eval", bench.bench_eval, INSPECTION),
+    ("bench", "grade", bench.bench_grade, INSPECTION),
+    ("bench", "figure", bench.bench_figure, INSPECTION),
+    ("", "track", store.track, MAINTENANCE),
+    ("", "schema", maintain.schema, MAINTENANCE),
+    ("", "pretrain", maintain.pretrain, MAINTENANCE),
+]
+GROUPS = {
+    "prepare": typer.Typer(no_args_is_help=True, help="Fetch or generate models, training sets and benchmarks."),
+    "bench": typer.Typer(no_args_is_help=True, help="Measure the speed of sampling, training and grading."),
+}
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed.")
-bench_app.command("rollout")(bench.bench_rollout)
-bench_app.command("train")(bench.bench_train)
-bench_app.command("eval")(bench.bench_eval)
-bench_app.command("grade")(bench.bench_grade)
-bench_app.command("figure")(bench.bench_figure)
-app.add_typer(bench_app, name="bench")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group, name, function, panel in COMMANDS:
+    (GROUPS[group] if group else app).command(name, rich_help_panel=None if group else panel)(function)
+app.add_typer(GROUPS["prepare"], name="prepare", rich_help_panel=STUDY)
+app.add_typer(GROUPS["bench"], name="bench", rich_help_panel=INSPECTION)
 
-app.command("schema")(maintain.schema)
-app.command("pretrain")(maintain.pretrain)
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end the program if the user asks for it."""
+    if wanted:
+        from nested_reft import __version__
+
+        typer.echo(f"nested-reft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def set_up_logging(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log details, including messages of the libraries.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Write messages to standard error, which the rules redirect to the log file of the job."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    logging.getLogger("nested_reft").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    """Run the command line. A mistake of the user ends it with one sentence and exit code 2."""
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Sub-commands for people: `layers`, `diagnose`, `grade`."""
+"""The commands that inspect models and completions: `layers`, `diagnose`, `grade`."""
 
 import json
 import sys
@@ -21,11 +21,13 @@ from nested_reft.errors import UserError
 
 
 def layers(
-    model: Annotated[str, typer.Argument(help="A model folder, embedded/<name>, a hub name, or a model type.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of a model, embedded/<name>, hub name, or model type of transformers.")
+    ],
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
     border: Border = 1,
 ) -> None:
-    """Print the layers of a model that may be skipped, Table 1, and how much faster a token can become at most."""
+    """Print the layers that can be skipped, the number skipped at each ratio, and the largest possible speed-up."""
     ratios = read_ratios(skip_ratios)
     from nested_reft.model.describe import describe_stack
 
@@ -35,7 +37,7 @@ def layers(
         f"{stack.name}: N = {stack.num_layers} layers of {stack.layer_parameters / 1e6:.3g} M parameters, "
         f"output projection of {stack.lm_head_parameters / 1e6:.3g} M"
     )
-    typer.echo(f"{len(stack.valid_layers)} layers may be skipped at border {border}: {valid}")
+    typer.echo(f"{len(stack.valid_layers)} layers can be skipped at border {border}: {valid}")
     typer.echo("skip ratio   layers skipped   speed-up of a token, at most   with the output projection")
     for row in stack.skipping:
         typer.echo(
@@ -47,11 +49,11 @@ def layers(
 def diagnose(
     model: ModelArgument,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")] = Path("diagnosis"),
+    out: Annotated[Path, typer.Option(help="Folder to write the tables and the figure to.")] = Path("diagnosis"),
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
     **options: Any,
 ) -> None:
-    """Measure, before GPU days are spent, how far a nested model is from the whole one on given problems."""
+    """Measure on given problems how far the nested model is from the whole model, before a training is paid for."""
     ratios = read_ratios(skip_ratios)
     settings = parse.parse_settings(stages.DiagnosisSettings, {"skip_ratios": ratios} | options, parse.option_name)
     apply_resource_limits()
@@ -62,14 +64,16 @@ def diagnose(
     by_ratio["num_skipped"] = by_ratio["num_skipped"].astype(str)
     ranking = ", ".join(str(layer) for layer in diagnosis.rank_layers(by_layer))
     typer.echo(by_ratio.to_markdown(index=False, floatfmt=".4f"))
-    typer.echo(f"\nLayers, from the one that matters least: {ranking}\nTables and figure: {out}")
+    typer.echo(f"\nLayers, from the smallest effect to the largest: {ranking}\nTables and figure: {out}")
 
 
 def grade(
-    file: Annotated[str, typer.Argument(help="JSON lines with `completion` and `answer`; `-` is standard input.")],
-    out: Annotated[str, typer.Option(help="Where to write the verdicts; `-` is standard output.")] = "-",
+    file: Annotated[
+        str, typer.Argument(help="File of JSON lines with `completion` and `answer`, or `-` for standard input.")
+    ],
+    out: Annotated[str, typer.Option(help="File to write the grades to, or `-` for standard output.")] = "-",
 ) -> None:
-    """Grade completions: write each row with `correct`, `extracted`, `how` and `seconds`."""
+    """Grade completions: write each row with the columns `correct`, `extracted`, `how` and `seconds`."""
     from nested_reft.grading import grade
 
     if file != "-" and not Path(file).is_file():

@@ -1,4 +1,4 @@
-"""Sub-commands for maintainers: `schema` and `pretrain`."""
+"""The commands for maintainers: `schema` and `pretrain`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,21 +10,23 @@ from nested_reft.errors import UserError
 
 
 def schema(
-    folder: Annotated[Path, typer.Argument(help="Where config.yaml and its README are.")] = Path("config"),
+    folder: Annotated[Path, typer.Argument(help="Folder of the configs.")] = Path("config"),
 ) -> None:
-    """Write config/schema.json (for editors) and config/README.md (for readers) from the models."""
-    from nested_reft.config import reference as config_docs
+    """Generate config/schema.json and config/README.md from the definitions of the keys."""
+    from nested_reft.config import reference
 
-    (folder / "schema.json").write_text(config_docs.schema())
-    (folder / "README.md").write_text(config_docs.readme())
+    (folder / "schema.json").write_text(reference.schema())
+    (folder / "README.md").write_text(reference.readme())
 
 
 def pretrain(
-    name: Annotated[str, typer.Argument(help="tiny-28 or wide-20.")],
+    name: Annotated[str, typer.Argument(help="Name of an embedded model: tiny-28 or wide-20.")],
     out: Out,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and slips.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the weights, of the order of the problems and of the planted mistakes.")
+    ] = 0,
 ) -> None:
-    """Make an embedded model from nothing: its tokenizer, its pretraining, its model card."""
+    """Make an embedded model from random weights: tokenizer, pretraining and model card."""
     from nested_reft.stages.pretrain import SHAPES, make_model
 
     if name not in SHAPES:

@@ -1,12 +1,15 @@
-"""Options and helpers that several sub-commands share."""
+"""Options and helpers that several commands share."""
 
 import inspect
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -14,22 +17,41 @@ import yaml
 from nested_reft.config import parse, sections
 from nested_reft.errors import UserError
 
-Settings = Annotated[str, typer.Option(help="The stage's settings, as JSON; `-` reads them from standard input.")]
-Out = Annotated[Path, typer.Option(help="Where to write.")]
+if TYPE_CHECKING:
+    from nested_reft.records.stage_record import StageRecord
+
+log = logging.getLogger(__name__)
+
+Settings = Annotated[str, typer.Option(help="Settings of the stage as JSON, or `-` to read them from standard input.")]
+Out = Annotated[Path, typer.Option(help="File or folder to write.")]
 ModelPath = Annotated[
-    Path, typer.Option("--model", exists=True, help="A model folder, or a model.json written by `prepare model`.")
+    Path, typer.Option("--model", exists=True, help="Folder of a model, or the model.json that `prepare model` wrote.")
 ]
-ModelArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A model folder.")]
-Data = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A JSON-lines file written by `prepare`.")]
-Benchmarks = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="What `prepare benchmarks` wrote.")]
+ModelArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a model.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        exists=True, dir_okay=False, help="File of JSON lines that `prepare dataset` or `prepare benchmarks` wrote."
+    ),
+]
+Benchmarks = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="File that `prepare benchmarks` wrote.")]
 Tracking = Annotated[
-    Path | None, typer.Option(exists=True, help="tracking.json of the study; without it MLflow is left out.")
+    Path | None,
+    typer.Option(exists=True, help="The tracking.json of the study. Without it, nothing is sent to MLflow."),
 ]
 
 
 def read_settings(section: type[sections.Section], settings: str) -> Any:
-    """Return the settings, JSON or (from standard input) YAML, as a section of the configuration."""
-    try:  # every JSON text but for a few numbers is YAML too, which is why JSON is tried first
+    """Return the settings of a stage.
+
+    Args:
+        section: the section of the configuration that they must form.
+        settings: JSON, or `-` to read JSON or YAML from standard input.
+
+    Raises:
+        UserError: the text cannot be parsed, or a setting is wrong.
+    """
+    try:  # JSON comes first, because YAML reads some numbers of JSON as text
         text = sys.stdin.read() if settings == "-" else settings
         loaded = json.loads(text)
     except json.JSONDecodeError as error:
@@ -43,18 +65,23 @@ def read_settings(section: type[sections.Section], settings: str) -> Any:
 
 
 def model_folder(path: Path) -> Path:
-    """Return the folder of a model that is given as a folder or by the model.json that points to it."""
+    """Return the folder of a model. The path is that folder, or a model.json with the path of that folder."""
     return Path(json.loads(path.read_text())["path"]) if path.suffix == ".json" else path
 
 
 def apply_resource_limits() -> None:
-    """Use the threads that Snakemake grants a job (it sets OMP_NUM_THREADS), and one GPU.
+    """Restrict the process to the threads in OMP_NUM_THREADS, which Snakemake sets for a job, and to one GPU.
 
-    With several GPUs in sight transformers would replicate the model, which TRL refuses: take the
-    first one unless the user or the cluster has chosen.
+    transformers would replicate the model on all visible GPUs, and TRL refuses to train a replicated model. The
+    process uses the first GPU unless the user or the cluster has set CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        UserError: the process is one of several that torchrun started.
     """
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(f"WORLD_SIZE is {processes}, but a job is one process on one GPU; start it without torchrun")
+        raise UserError(
+            f"WORLD_SIZE is {processes}, but a job is one process on one GPU; start the command without torchrun"
+        )
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import torch
 
@@ -62,42 +89,64 @@ def apply_resource_limits() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@contextmanager
 def open_record(
     out: Path, stage: str, run: dict[str, Any], settings: Any, inputs: dict[str, Path], tracking: Path | None
-) -> Any:
-    """Return the record of a product, once no other process writes the product."""
+) -> Iterator["StageRecord"]:
+    """Open the record of a product when no other process writes it; log the start and the end of the stage.
+
+    Args:
+        out: the folder of the product.
+        stage: `sft`, `train` or `evaluate`.
+        run: the place in the grid: model, dataset, ...
+        settings: all settings of the stage.
+        inputs: name -> file or folder that the stage reads.
+        tracking: the tracking.json of the study, or None.
+    """
     from nested_reft.records.files import read_json
     from nested_reft.records.lock import lock_product
     from nested_reft.records.stage_record import StageRecord
 
-    lock_product(out)
     uri, study = None, "unnamed"
     if tracking:
         store = read_json(tracking)
         uri, study = store["uri"], store["study"]
     plain = json.loads(parse.canonical(settings))
-    return StageRecord(out, stage, run, plain, inputs, uri, study)
+    with lock_product(out):
+        record = StageRecord(out, stage, run, plain, inputs, uri, study)
+        where = ", ".join(f"{axis} {value}" for axis, value in run.items())
+        log.info("%s starts (attempt %d): %s", stage, record.run["attempts"], where)
+        start = time.monotonic()
+        yield record
+        log.info("%s ends after %.1f s: %s", stage, time.monotonic() - start, out)
 
 
 SkipRatios = Annotated[str, typer.Option(help="Skip ratios, separated by commas.")]
-Border = Annotated[int, typer.Option(min=1, help="b: layers i with b <= i < N-b may be skipped.")]
+Border = Annotated[int, typer.Option(min=1, help="b: only the layers i with b <= i < N-b can be skipped.")]
 
 
 def read_ratios(skip_ratios: str) -> list[float]:
-    """Return comma-separated ratios as numbers between 0 and 1."""
+    """Return comma-separated ratios as numbers.
+
+    Raises:
+        UserError: a ratio is not a number from 0 to below 1.
+    """
     try:
         ratios = [float(ratio) for ratio in skip_ratios.split(",")]
     except ValueError:
         ratios = []
     if not ratios or not all(0 <= ratio < 1 for ratio in ratios):
-        raise UserError(f"--skip-ratios is {skip_ratios!r}; give numbers from 0 to 1 as 0.05,0.10,0.15")
+        raise UserError(
+            f"--skip-ratios is {skip_ratios!r}; give numbers from 0 to below 1, for example 0.05,0.10,0.15"
+        )
     return ratios
 
 
 def options_of(section: type[sections.Section]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each key of a section that is not yet one of its parameters.
+    """Return a decorator that adds an option to a command for each key of a section that is not a parameter yet.
 
-    The command receives them as keyword arguments; names, types, defaults and help are those of the section's keys.
+    The name, the type, the default and the help of an option are those of the key. The command receives the options
+    as keyword arguments.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The sub-commands that Snakemake calls, one per stage."""
+"""The commands of the stages, which Snakemake calls."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,14 +22,14 @@ from nested_reft.errors import UserError
 
 
 def prepare_model(settings: Settings, out: Out) -> None:
-    """Fetch a model from the hub unless it is here, and note where it is."""
+    """Fetch a model from the hub if its path is not local, and write its path, depth and width."""
     from nested_reft.data import prepare
 
     prepare.prepare_model(read_settings(sections.ModelSource, settings), out)
 
 
 def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> None:
-    """Write a training set as JSON lines, without the problems that a benchmark holds, and what was dropped."""
+    """Write a training set without the problems that a benchmark contains, and the dropped problems."""
     parsed = read_settings(stages.PrepareDataset, settings)
     from nested_reft.data import prepare
 
@@ -37,79 +37,93 @@ def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> Non
 
 
 def prepare_benchmarks(settings: Settings, out: Out) -> None:
-    """Write all benchmarks as one file of JSON lines."""
+    """Write all benchmarks into one file of JSON lines."""
     from nested_reft.data import prepare
 
     prepare.prepare_benchmarks(read_settings(stages.PrepareBenchmarks, settings).benchmarks, out)
 
 
 def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
-    """Warm up a model on the chains of thought of a training set."""
+    """Warm up a model by SFT on the chains of thought of a training set."""
     parsed = read_settings(stages.SftStage, settings)
     apply_resource_limits()
     from nested_reft.stages import sft
 
     inputs = {"model": model_folder(model), "data": data}
-    record = open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking)
-    sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
+    with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
+        sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
 
 
 def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
-    """Train one run of the grid: Nested-ReFT, by GRPO, from an SFT model."""
+    """Train one run of the grid from its SFT warm-up: GRPO with roll-outs from the nested model."""
     parsed = read_settings(stages.TrainStage, settings)
     apply_resource_limits()
     from nested_reft.stages import train
 
-    record = open_record(out, "train", parsed.run.model_dump(), parsed, {"model": model, "data": data}, tracking)
-    train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
+    inputs = {"model": model, "data": data}
+    with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
+        train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
 
 
 def evaluate(
     out: Out,
-    settings: Annotated[str | None, typer.Option(help="The stage's settings, as JSON; `-` reads them.")] = None,
-    model: Annotated[Path | None, typer.Option(exists=True, help="A model folder, or its model.json.")] = None,
-    benchmarks: Annotated[Path | None, typer.Option(exists=True, help="What `prepare benchmarks` wrote.")] = None,
+    settings: Annotated[
+        str | None, typer.Option(help="Settings of the stage as JSON, or `-` to read them from standard input.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder of a model, or the model.json that `prepare model` wrote.")
+    ] = None,
+    benchmarks: Annotated[Path | None, typer.Option(exists=True, help="File that `prepare benchmarks` wrote.")] = None,
     tracking: Tracking = None,
     regrade: Annotated[
-        bool, typer.Option("--regrade", help="Grade the records in --out again: no model, no GPU, no generation.")
+        bool, typer.Option("--regrade", help="Grade the records in --out again, without a model.")
     ] = False,
 ) -> None:
-    """Run every benchmark with one model, or grade what it once answered again."""
+    """Evaluate a model on all benchmarks, or grade the completions of an earlier evaluation again."""
     from nested_reft.stages import evaluate as evaluation
 
     if regrade:
         if settings is not None or model is not None or benchmarks is not None:
-            raise UserError("--regrade takes the records in --out and nothing else; leave the other options out")
-        typer.echo(f"{evaluation.regrade(out)} verdicts changed in {out}")
+            raise UserError("--regrade reads only the records in --out; leave the other options out")
+        typer.echo(f"{evaluation.regrade(out)} grades changed in {out}")
         return
     if settings is None or model is None or benchmarks is None:
-        raise UserError("`evaluate` needs --settings, --model and --benchmarks; only --regrade does without them")
+        raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
     parsed = read_settings(stages.EvaluateStage, settings)
     apply_resource_limits()
     inputs = {"model": model_folder(model), "benchmarks": benchmarks}
-    record = open_record(out, "evaluate", parsed.run, parsed, inputs, tracking)
-    evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
+    with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
+        evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
 
 
 def analyse(
-    settings: Annotated[str | None, typer.Option(help="The study, as JSON; `-` reads it, or its YAML file.")] = None,
-    results: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The study's results.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
+    settings: Annotated[
+        str | None, typer.Option(help="The study as JSON, or `-` to read JSON or YAML from standard input.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the study's results.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the report to.")] = None,
     tracking: Tracking = None,
     report: Annotated[
-        Path | None, typer.Option("--from", exists=True, file_okay=False, help="A report to rebuild from its sources.")
+        Path | None,
+        typer.Option(
+            "--from", exists=True, file_okay=False, help="Folder of a report, to rebuild it from its sources."
+        ),
     ] = None,
 ) -> None:
-    """Write every table and figure of a study, from its results or `--from` the report that they once gave."""
+    """Write all tables and figures of a study from its results, or from the sources of its report."""
     if report is not None:
         if settings is not None or results is not None or tracking is not None:
-            raise UserError("--from takes all from the report; leave --settings, --results and --tracking out")
+            raise UserError("--from reads only the report; leave --settings, --results and --tracking out")
         from nested_reft.report import build
 
         build.rebuild(report, out or report)
         return
     if settings is None or results is None or out is None:
-        raise UserError("`analyse` needs --settings, --results and --out, or --from a report")
+        raise UserError(
+            "`analyse` needs --settings, --results and --out, or --from with the folder of a report; add them"
+        )
     parsed = read_settings(study.Study, settings)
     from nested_reft.report import build
 

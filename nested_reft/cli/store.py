@@ -1,4 +1,4 @@
-"""Sub-commands for the MLflow store: `tracking-store` and `track`."""
+"""The commands for the MLflow store: `tracking-store` and `track`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +10,11 @@ from nested_reft.errors import UserError
 
 
 def tracking_store(
-    uri: Annotated[str, typer.Option(help="The MLflow store; empty for none.")],
-    study: Annotated[str, typer.Option(help="The experiment.")],
+    uri: Annotated[str, typer.Option(help="Address of the MLflow store. An empty address disables MLflow.")],
+    study: Annotated[str, typer.Option(help="Name of the study, which is the name of the MLflow experiment.")],
     out: Out,
 ) -> None:
-    """Create the MLflow store, the study's experiment and its parent run, once, before jobs track into them."""
+    """Create the MLflow store, the experiment of a study and its parent run, before jobs write to them."""
     from nested_reft.records.files import write_json
     from nested_reft.records.mlflow_mirror import open_study
 
@@ -27,11 +27,11 @@ def tracking_store(
 
 
 def track(
-    results: Annotated[Path, typer.Argument(help="Folder that holds finished stage products.")] = Path("results"),
-    reports: Annotated[Path, typer.Option(help="Folder that holds the studies' reports.")] = Path("reports"),
-    uri: Annotated[str, typer.Option(help="The MLflow store to rebuild.")] = "sqlite:///results/mlflow.db",
+    results: Annotated[Path, typer.Argument(help="Folder with finished products of stages.")] = Path("results"),
+    reports: Annotated[Path, typer.Option(help="Folder with the reports of the studies.")] = Path("reports"),
+    uri: Annotated[str, typer.Option(help="Address of the MLflow store.")] = "sqlite:///results/mlflow.db",
 ) -> None:
-    """Rebuild the MLflow store from the files under `results`, and from the reports if they are there."""
+    """Rebuild the MLflow store from the files of the results, and from the reports if they exist."""
     if not results.is_dir():
         raise UserError(f"results folder {str(results)!r} does not exist; give the folder of a study")
     from nested_reft.records.mlflow_mirror import rebuild

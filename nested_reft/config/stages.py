@@ -1,4 +1,4 @@
-"""The settings of each stage, which Snakemake passes to it as JSON."""
+"""The settings of each stage, which Snakemake passes to the stage as JSON."""
 
 from typing import Annotated
 
@@ -77,15 +77,15 @@ class DiagnosisSettings(Section):
     skip_ratios: list[Annotated[float, Field(ge=0, lt=1)]] = key(
         [0.05, 0.10, 0.15], "Skip ratios to compare.", min_length=1
     )
-    border: int = key(1, "b: layers i with b <= i < N-b may be skipped.", ge=1)
-    num_prompts: int = key(32, "Problems taken from the data.", ge=1)
-    num_generations: int = key(4, "Completions of each problem, for each draw of skipped layers.", ge=1)
-    num_draws: int = key(4, "Draws of skipped layers for each ratio.", ge=1)
-    max_completion_length: int = key(256, "Tokens of a completion, at most.", ge=1)
-    fixed_length: bool = key(True, "Ban the end token, as in training.")
-    batch_size: int = key(16, "Sequences sampled and scored at once.", ge=1)
+    border: int = key(1, "b: only the layers i with b <= i < N-b can be skipped.", ge=1)
+    num_prompts: int = key(32, "Number of problems, counted from the first of the data.", ge=1)
+    num_generations: int = key(4, "Completions per problem for each draw of skipped layers.", ge=1)
+    num_draws: int = key(4, "Draws of skipped layers per ratio.", ge=1)
+    max_completion_length: int = key(256, "Largest length of a completion in tokens.", ge=1)
+    fixed_length: bool = key(True, "Whether the end token is banned, as in training.")
+    batch_size: int = key(16, "Sequences that are sampled and scored at once.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0)
     sampler: Sampler = key("engine", "Sampler of the completions, as in training.")
     template: Template = key("qwen-math", f"Prompt template: {', '.join(TEMPLATES)}.")
-    dtype: Dtype = key("float32", "Type of the weights.")
+    dtype: Dtype = key("float32", "Data type of the weights.")
     seed: Seed = key(0, "Seed of the skipped layers and of the samples.")

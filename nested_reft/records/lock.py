@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nested_reft.errors import UserError
@@ -18,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def open_lock(path: Path) -> int:
-    """Return a descriptor of the lock file, which stays open until the process ends and is not inherited by others."""
+    """Return a descriptor of the lock file. The lock ends when it is closed, and child processes do not inherit it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
@@ -61,13 +63,23 @@ def lock_directory(directory: Path) -> None:
     write_holder(descriptor)
 
 
-def lock_product(folder: Path) -> None:
-    """Lock the folder of a product for this process; wait while another process writes the product.
+@contextmanager
+def lock_product(folder: Path) -> Iterator[None]:
+    """Lock the folder of a product; wait while another process writes the product.
 
     A job survives a Snakemake that is killed. The next Snakemake starts the job again, which waits here, so that two
     processes never write the same files.
     """
     descriptor = open_lock(folder / ".lock")
+    try:
+        take_or_wait(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def take_or_wait(descriptor: int, folder: Path) -> None:
+    """Take the lock of a product, and log the process that it waits for."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -18,8 +18,10 @@ from tests.conftest import ROOT
 
 HOLD = """
 from pathlib import Path
-from nested_reft.records.lock import {0}
-{0}(Path({1!r}))
+from nested_reft.records.lock import lock_directory, lock_product
+held = {0}(Path({1!r}))
+if held is not None:
+    held.__enter__()
 print("held", flush=True)
 {2}
 """

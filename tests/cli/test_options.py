@@ -1,0 +1,64 @@
+"""Options and helpers that several commands share."""
+
+import io
+import logging
+
+import pytest
+
+from nested_reft.cli.options import model_folder, open_record, read_ratios, read_settings
+from nested_reft.config.stages import PrepareBenchmarks
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_json, write_json
+
+JSON = '{"benchmarks": {"algebra": {"path": "embedded/algebra", "size": 2}}}'
+YAML = "benchmarks:\n  algebra: {path: embedded/algebra, size: 2}\n"
+
+
+@pytest.mark.parametrize(("settings", "piped"), [(JSON, ""), ("-", JSON), ("-", YAML)])
+def test_settings_are_json_or_piped_json_or_yaml(settings, piped, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+    assert read_settings(PrepareBenchmarks, settings).benchmarks["algebra"].size == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("{", "--settings is not JSON"),
+        (YAML, "--settings is not JSON"),
+        ('{"benchmarks": {}, "x": 1}', "config key `x` is not known"),
+    ],
+)
+def test_settings_with_a_mistake_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        read_settings(PrepareBenchmarks, settings)
+
+
+def test_a_model_is_given_by_its_folder_or_by_a_note_with_its_path(tmp_path):
+    write_json(tmp_path / "model.json", {"path": str(tmp_path / "weights")})
+    assert model_folder(tmp_path / "model.json") == model_folder(tmp_path / "weights") == tmp_path / "weights"
+
+
+def test_ratios_are_separated_by_commas():
+    assert read_ratios("0, 0.05,0.1") == [0, 0.05, 0.1]
+
+
+@pytest.mark.parametrize("text", ["", "1", "-0.1", "a", "0.1,", "nan"])
+def test_a_ratio_that_is_not_from_0_to_below_1_is_refused(text):
+    with pytest.raises(UserError, match="--skip-ratios is"):
+        read_ratios(text)
+
+
+def test_the_log_of_a_stage_names_its_run_its_attempts_and_its_product(tmp_path, caplog):
+    out, data = tmp_path / "sft", tmp_path / "train.jsonl"
+    data.write_text("{}\n")
+    caplog.set_level(logging.INFO, logger="nested_reft")
+    run = {"model": "tiny-28", "seed": 0}
+    with pytest.raises(KeyboardInterrupt), open_record(out, "sft", run, {}, {"data": data}, None):
+        raise KeyboardInterrupt
+    with open_record(out, "sft", run, {}, {"data": data}, None) as record:
+        record.finish({"loss": 1.0})
+    first, second, end = [message for message in caplog.messages if message.startswith("sft")]
+    assert first == "sft starts (attempt 1): model tiny-28, seed 0"
+    assert second == "sft starts (attempt 2): model tiny-28, seed 0"
+    assert end.startswith("sft ends after ") and end.endswith(f" s: {out}")
+    assert read_json(out / "run.json")["attempts"] == 2
