@@ -86,14 +86,14 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         write_versioned_json(folder / "metrics.json", totals | phases)
         facts = {"num_layers": 28, "num_skipped": k, "layer_parameters": 50_000, "lm_head_parameters": 250_000}
         times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00"}
-        who = {
+        identity = {
             "uid": f"{folder}@2026",
             "study": config.study,
             "stage": "train",
             "run": run.model_dump(),
             "settings": {},
         }
-        write_versioned_json(folder / "run.json", who | facts | times | {"provenance": PROVENANCE})
+        write_versioned_json(folder / "run.json", identity | facts | times | {"provenance": PROVENANCE})
 
 
 def write_json_at(path: Path, content: dict) -> None:

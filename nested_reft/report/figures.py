@@ -188,7 +188,7 @@ def frontier(deltas: pd.DataFrame) -> Figure:
     keys = [*CELL, *INSTANCE]
     relative = ["relative_delta", "relative_ci_low", "relative_ci_high"]
     speed = deltas[deltas["metric"] == "token_speed_tok_s"][[*keys, *relative]]
-    both = deltas[deltas["metric"] == "accuracy"].merge(speed, on=keys, suffixes=("", "_of_speed"))
+    both = deltas[deltas["metric"] == "accuracy"].merge(speed, on=keys, suffixes=("", "_speed"))
     ratios = sorted(both["skip_ratio"].unique())
     sizes = {ratio: 3.0 + 1.5 * index for index, ratio in enumerate(ratios)}
     figure, cells = cell_panels(both, 2.5, 2.3)
@@ -201,16 +201,16 @@ def frontier(deltas: pd.DataFrame) -> Figure:
         axis.plot(0, 0, color=BASELINE, marker="*", markersize=8, linestyle="", label="baseline")
         for (mitigation, skip_ratio), instance in rows.groupby(["mitigation", "skip_ratio"], sort=False):
             axis.errorbar(
-                instance["relative_delta_of_speed"],
+                instance["relative_delta_speed"],
                 instance["absolute_delta"],
-                xerr=errors(instance, *(f"{name}_of_speed" for name in relative)),
+                xerr=errors(instance, *(f"{name}_speed" for name in relative)),
                 yerr=errors(instance, "absolute_delta", "ci_low", "ci_high"),
                 linestyle="",
                 elinewidth=0.5,
                 label=mitigation if skip_ratio == ratios[-1] else None,
                 **points(str(mitigation)) | {"markersize": sizes[skip_ratio]},
             )
-        measured = rows[["relative_delta_of_speed", "absolute_delta"]].dropna().itertuples(index=False)
+        measured = rows[["relative_delta_speed", "absolute_delta"]].dropna().itertuples(index=False)
         front = pareto_front([(0.0, 0.0), *(tuple(point) for point in measured)])
         style = {"color": BASELINE, "linestyle": ":", "linewidth": 1}
         axis.step(*zip(*front, strict=True), where="pre", label="frontier", **style)

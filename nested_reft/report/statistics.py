@@ -1,9 +1,9 @@
-"""How sure a number is: intervals and paired tests for accuracies and their deltas.
+"""The uncertainty of results: intervals and paired tests for accuracies and their deltas.
 
-Pure functions of arrays. Scores are per problem and in [0, 1]: the share of a problem's samples that
-are right, so 0 or 1 with one sample. Accuracy is their mean over the problems of a benchmark, and the
-macro average the unweighted mean over benchmarks, whatever their sizes. `docs/concepts/statistics.md` says why
-each method was chosen, and how often its intervals hold the truth.
+Pure functions of arrays. A score belongs to a problem and is in [0, 1]: the share of its samples that are correct, so
+0 or 1 with one sample. The accuracy of a benchmark is the mean score of its problems. The macro average is the
+unweighted mean over benchmarks, whatever their sizes. `docs/concepts/statistics.md` explains the choice of each
+method and reports the coverage of its intervals.
 """
 
 from typing import NamedTuple
@@ -26,10 +26,10 @@ def wilson_interval(accuracy: float, n: float, confidence: float) -> tuple[float
 
 
 def effective_n(scores: Floats) -> float:
-    """Return the number of independent trials that would tell the mean of the scores (n,) as exactly.
+    """Return the effective sample size of the scores (n,).
 
-    With one sample per problem that is the number of problems. Several samples of a problem are not
-    independent of each other, and count for less than as many problems.
+    With one sample per problem it is the number of problems. Several samples of one problem are not independent of
+    each other, so they count for less than the same number of problems.
     """
     mean, variance = scores.mean(), scores.var()
     return float(len(scores) * mean * (1 - mean) / variance) if variance > 0 else float(len(scores))
@@ -39,15 +39,15 @@ def pass_at_k(correct: npt.ArrayLike, n: int, k: int) -> Floats:
     """Return the unbiased estimate of pass@k per problem, 1 - C(n-c, k) / C(n, k) (Chen et al., 2021).
 
     Args:
-        correct: c, how many of the samples of each problem are right, (problems,).
+        correct: c, the number of correct samples of each problem, (problems,).
         n: samples per problem.
-        k: how many of them are tried.
+        k: samples that are tried.
 
     Raises:
         ValueError: if k exceeds n.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} cannot be told from {n} samples per problem; take k from 1 to {n}")
+        raise ValueError(f"pass@{k} cannot be estimated from {n} samples per problem; take k from 1 to {n}")
     failing: Floats = special.comb(n - np.asarray(correct), k) / special.comb(n, k)
     return 1 - failing
 
@@ -64,12 +64,13 @@ def bootstrap_macro_averages(
 ) -> Floats:
     """Return macro averages (resamples, m) of problems drawn with replacement within each benchmark.
 
-    Few scores are distinct, so how often each was drawn is drawn from a multinomial, which is the same.
+    Only a few scores are distinct. Drawing the count of each from a multinomial is equivalent to drawing problems,
+    and much faster.
 
     Args:
-        scores: (n, m): m scores of each problem, which stay together.
+        scores: (n, m): m scores of each problem, which are drawn together.
         benchmarks: the benchmark of each problem, (n,).
-        resamples: how many.
+        resamples: number of resamples.
         seed: of the draw.
     """
     rng = np.random.default_rng(seed)
@@ -102,7 +103,7 @@ def median_interval(
 
 
 def mcnemar_test(only_instance: int, only_baseline: int) -> float:
-    """Return the two-sided p of McNemar's exact test, from the counts of problems that only one of two solves."""
+    """Return the two-sided p of McNemar's exact test, from the numbers of problems that only one of the two solves."""
     discordant = only_instance + only_baseline
     return float(stats.binomtest(only_instance, discordant).pvalue) if discordant else 1.0
 
@@ -112,24 +113,24 @@ def sign_flip_test(
 ) -> float:
     """Return the two-sided p of the macro average of paired differences (n,).
 
-    If the instance were the baseline under another name, each difference would be as likely to have the
-    other sign: the p is the share of sign changes that reach the macro average observed. With one
-    benchmark and one sample this is McNemar's exact test.
+    If the instance did not differ from the baseline, each difference would be equally likely to have the opposite
+    sign. The p is the share of random sign changes whose macro average is at least as far from zero as the observed
+    one. With one benchmark and one sample this is McNemar's exact test.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(benchmarks)
     flipped = np.zeros(resamples)
     for name in names:
-        of_benchmark = differences[benchmarks == name]
-        sizes, counts = np.unique(np.abs(of_benchmark[of_benchmark != 0]), return_counts=True)
+        in_benchmark = differences[benchmarks == name]
+        sizes, counts = np.unique(np.abs(in_benchmark[in_benchmark != 0]), return_counts=True)
         for size, count in zip(sizes, counts, strict=True):
-            flipped += size * (2 * rng.binomial(count, 0.5, size=resamples) - count) / len(of_benchmark) / len(names)
+            flipped += size * (2 * rng.binomial(count, 0.5, size=resamples) - count) / len(in_benchmark) / len(names)
     observed = abs(float(macro_average(differences, benchmarks)))
     return float((1 + (np.abs(flipped) >= observed - 1e-12).sum()) / (1 + resamples))
 
 
 def holm(p: npt.ArrayLike) -> Floats:
-    """Return p (m,) adjusted by Holm (1979) for the m tests that were made; NaN is a test that was not."""
+    """Return p (m,) adjusted by Holm (1979) for the number of tests; NaN marks a test that was not made."""
     p = np.asarray(p, dtype=float)
     adjusted = np.full(p.shape, np.nan)
     made = np.flatnonzero(~np.isnan(p))
@@ -140,20 +141,20 @@ def holm(p: npt.ArrayLike) -> Floats:
 
 
 class SeedVariance(NamedTuple):
-    """What one run differs from another by its seed alone, pooled over the instances of a cell."""
+    """Between-seed variance of a metric, pooled over the instances of a (model, dataset)."""
 
     variance: float
-    degrees_of_freedom: int  # 0: there is but one seed, and nothing to tell
+    degrees_of_freedom: int  # 0 with a single seed: the variance is unknown
 
 
 def seed_variance(values: Floats) -> SeedVariance:
     """Return the residual mean square of the two-way layout value = instance + seed + residual.
 
-    A seed moves all runs of a cell together, as they share a warm-up; that cancels in a delta, and the
-    residual is what remains. Pooling it over instances takes for granted that it is alike in all.
+    All runs of a cell with the same seed share a warm-up, so a seed shifts them together. That shift cancels in a
+    delta, and the residual remains. Pooling the residual assumes that its variance is equal in all instances.
 
     Args:
-        values: one number per run, (instances, seeds); NaN is a run that is missing.
+        values: one number per run, (instances, seeds); NaN marks a missing run.
     """
     instances, seeds = np.nonzero(~np.isnan(values))
     design = np.concatenate([np.eye(values.shape[0])[instances], np.eye(values.shape[1])[seeds]], axis=1)
@@ -166,8 +167,8 @@ def seed_variance(values: Floats) -> SeedVariance:
 def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> float:
     """Return the part of the variance of a delta's macro average that more seeds would not remove.
 
-    Problems are the same for all seeds. In the two-way layout difference = seed + problem + residual
-    it is the component of the problems, without the residual, which `seed_variance` holds already.
+    All seeds answer the same problems. In the two-way layout difference = seed + problem + residual, this is the
+    variance component of the problems. It excludes the residual, which `seed_variance` contains already.
 
     Args:
         differences: paired, (seeds, n).
@@ -176,14 +177,14 @@ def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> f
     num_seeds, names = len(differences), np.unique(benchmarks)
     total = 0.0
     for name in names:
-        of_benchmark = differences[:, benchmarks == name]
-        n = of_benchmark.shape[1]
+        in_benchmark = differences[:, benchmarks == name]
+        n = in_benchmark.shape[1]
         if n < 2:
             continue
-        of_problem = of_benchmark.mean(axis=0, keepdims=True)
-        variance = of_problem.var(ddof=1)
-        if num_seeds > 1:  # with one seed the residual cannot be told apart, and stays in
-            residual = of_benchmark - of_problem - of_benchmark.mean(axis=1, keepdims=True) + of_benchmark.mean()
+        per_problem = in_benchmark.mean(axis=0, keepdims=True)
+        variance = per_problem.var(ddof=1)
+        if num_seeds > 1:  # with one seed the residual cannot be separated, and remains
+            residual = in_benchmark - per_problem - in_benchmark.mean(axis=1, keepdims=True) + in_benchmark.mean()
             variance -= (residual**2).sum() / ((num_seeds - 1) * (n - 1)) / num_seeds
         total += variance / n / len(names) ** 2
     return max(0.0, float(total))
@@ -210,33 +211,33 @@ def over_seeds(
     instance: float,
     seeds: int,
     spread: SeedVariance,
-    of_problems: tuple[float, float],
-    num_problems: int,
+    problem_variances: tuple[float, float],
+    problem_freedom: int,
     confidence: float,
 ) -> Delta:
-    """Return a delta with Student's intervals, whose degrees of freedom are Satterthwaite's.
+    """Return a delta with Student's intervals and Satterthwaite's degrees of freedom.
 
     Args:
-        baseline: mean over the seeds of the baseline's metric.
-        instance: the same of the instance's.
-        seeds: how many both have.
+        baseline: the baseline's metric, averaged over seeds.
+        instance: the instance's metric, averaged over seeds.
+        seeds: number of seeds that both have.
         spread: the seed variance of the cell.
-        of_problems: the variances that problems add to the absolute and to the relative delta.
-        num_problems: the degrees of freedom of that.
+        problem_variances: the variances that problems add to the absolute and to the relative delta.
+        problem_freedom: the degrees of freedom of those variances.
         confidence: level of the intervals.
     """
-    absolute, scale = instance - baseline, baseline or float("nan")  # no share of a baseline of zero
+    absolute, scale = instance - baseline, baseline or float("nan")  # a baseline of zero has no relative delta
     ratio = instance / scale
 
-    def half_width(of_seeds: float, problems: float) -> tuple[float, float, float]:
-        variance = of_seeds + problems
-        parts = of_seeds**2 / spread.degrees_of_freedom + problems**2 / max(1, num_problems)
+    def half_width(seeds_part: float, problems_part: float) -> tuple[float, float, float]:
+        variance = seeds_part + problems_part
+        parts = seeds_part**2 / spread.degrees_of_freedom + problems_part**2 / max(1, problem_freedom)
         freedom = variance**2 / parts if parts > 0 else spread.degrees_of_freedom
         return stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(variance), np.sqrt(variance), freedom
 
-    half, error, freedom = half_width(2 * spread.variance / seeds, of_problems[0])
+    half, error, freedom = half_width(2 * spread.variance / seeds, problem_variances[0])
     # the derivative of instance / baseline: an error of the baseline counts `ratio` times
-    relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, of_problems[1])
+    relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, problem_variances[1])
     p = 2 * stats.t.sf(abs(absolute) / error, freedom) if error > 0 else float(absolute == 0)
     relative = ratio - 1
     return Delta(
@@ -246,12 +247,12 @@ def over_seeds(
 
 
 def metric_deltas(values: Floats, confidence: float) -> list[Delta]:
-    """Return the delta of each instance's metric that has one number per run, as a token speed.
+    """Return the delta of each instance for a metric with one number per run, such as the token speed.
 
-    With one seed there is no interval and no p: nothing tells how much a second run would differ.
+    With one seed there is neither an interval nor a p, because the variation between runs is unknown.
 
     Args:
-        values: (1 + instances, seeds), the baseline first; NaN is a run that is missing.
+        values: (1 + instances, seeds), the baseline first; NaN marks a missing run.
         confidence: level of the intervals.
     """
     spread = seed_variance(values)
@@ -276,13 +277,14 @@ def accuracy_deltas(
 ) -> list[Delta]:
     """Return the delta of each instance's macro-average accuracy, paired per problem and seed.
 
-    With one seed: the percentile interval of a bootstrap over problems within benchmarks, and the p of
-    `sign_flip_test`; both are about these two trained models and about problems, not about training.
-    With several: Student's interval, whose variance is the cell's pooled `seed_variance` and this
-    delta's `problem_variance`. A bootstrap over three seeds would hold the truth too seldom.
+    One seed: the percentile interval of a bootstrap over problems within benchmarks, and the p of `sign_flip_test`.
+    Both cover the choice of problems for these two trained models, and not the randomness of training.
+
+    Several seeds: Student's interval, whose variance is the sum of the cell's pooled `seed_variance` and of this
+    delta's `problem_variance`. A bootstrap over three seeds would cover the true delta too rarely.
 
     Args:
-        scores: per problem, (1 + instances, seeds, n), the baseline first; NaN is a run that is missing.
+        scores: per problem, (1 + instances, seeds, n), the baseline first; NaN marks a missing run.
         benchmarks: the benchmark of each problem, (n,).
         confidence: level of the intervals.
         resamples: of the bootstrap and of the sign flips.
@@ -301,9 +303,10 @@ def accuracy_deltas(
         differences = row[paired] - scores[0, paired]  # (seeds, n)
         if spread.degrees_of_freedom:
             scale = baseline or float("nan")
-            linear = (row[paired] - instance / scale * scores[0, paired]) / scale  # what makes the relative delta
-            of_problems = problem_variance(differences, benchmarks), problem_variance(linear, benchmarks)
-            deltas.append(over_seeds(baseline, instance, seeds, spread, of_problems, freedom, confidence))
+            # per problem, the first-order change of the relative delta
+            linear = (row[paired] - instance / scale * scores[0, paired]) / scale
+            variances = problem_variance(differences, benchmarks), problem_variance(linear, benchmarks)
+            deltas.append(over_seeds(baseline, instance, seeds, spread, variances, freedom, confidence))
             continue
         both = np.stack([row[paired][0], scores[0, paired][0]], axis=1)  # (n, 2)
         drawn = bootstrap_macro_averages(both, benchmarks, resamples)
@@ -323,14 +326,14 @@ def accuracy_deltas(
 
 
 def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """Return the best delta to expect if no instance differed from the baseline; the worst is its negative.
+    """Return the expected best delta if no instance differed from the baseline; the expected worst is its negative.
 
-    The best of several noisy zeros is above zero. Deltas to one baseline share its noise, hence a
+    The best of several noisy zeros is above zero. All deltas share the noise of one baseline, so they have a
     correlation of one half.
 
     Args:
         standard_errors: of the deltas, (instances,).
-        resamples: how many draws the mean is taken over.
+        resamples: number of draws that are averaged.
         seed: of the draw.
     """
     errors = np.asarray(standard_errors, dtype=float)

@@ -23,10 +23,10 @@ def test_deltas_of_a_study_are_those_of_its_files(made_up):
     """One cell put together by hand from the records, without the code that reads a study."""
     study, records = synthetic.study(models=1), {}
     cell = "train/model~small-28/dataset~algebra"
-    for path, told in layout.products(study):
+    for path, axes in layout.products(study):
         if path.startswith(cell):
             frame = pd.read_parquet(made_up / "results/evaluate" / path / "records.parquet")
-            records[told["skip_ratio"], told["mitigation"], told["seed"]] = frame["correct"].to_numpy(float)
+            records[axes["skip_ratio"], axes["mitigation"], axes["seed"]] = frame["correct"].to_numpy(float)
     instances = list(dict.fromkeys((ratio, name) for ratio, name, _ in records))
     scores = np.stack([np.stack([records[*instance, seed] for seed in (0, 1)]) for instance in instances])
     expected = accuracy_deltas(scores, frame["benchmark"].to_numpy(str), 0.95)

@@ -37,9 +37,9 @@ def holds(share: float) -> bool:
 
 
 class Simulation:
-    """Verdicts of a cell of the grid: difficulty of problems, of problems to instances, seeds and sampling.
+    """Scores of a cell of the grid: difficulty of problems, of problems to instances, seeds and sampling.
 
-    A verdict is right where mean of the benchmark + problem + delta + problem x instance + seed + sample
+    An answer is correct where mean of the benchmark + problem + delta + problem x instance + seed + sample
     is positive, all of them normal, so that accuracies are known in closed form.
     """
 
@@ -132,7 +132,7 @@ def test_coverage_of_a_delta_of_three_seeds(seed_sd, delta):
 @pytest.mark.parametrize("seed_sd", [0.0, 0.1, 0.3, 1.0])
 def test_coverage_of_deltas_at_the_sizes_of_studies(sizes, seeds, seed_sd):
     if seeds == 1 and seed_sd > 0:
-        pytest.skip("one seed tells nothing of others")
+        pytest.skip("one seed has no variation between seeds")
     absolute, relative = coverage_of_deltas(Simulation(sizes, seeds=seeds, seed_sd=seed_sd, delta=0.1))
     assert holds(absolute) and holds(relative), (absolute, relative)
 
@@ -164,7 +164,7 @@ def test_coverage_of_deltas_of_token_speed():
 
 
 def test_pooling_seed_variances_costs_coverage_where_they_differ():
-    """The limit that docs/concepts/statistics.md tells: seed effects of half, once and twice the baseline's."""
+    """The limit that docs/concepts/statistics.md reports: seed effects of half, once and twice the baseline's."""
     rng, held = np.random.default_rng(6), np.zeros(9)
     spread = np.array([1.0, *np.repeat([0.5, 1.0, 2.0], 3)])[:, None]
     for _ in range(REPEATS):
@@ -206,7 +206,9 @@ def test_wilson_is_scipys(successes, n):
 def test_effective_n():
     assert effective_n(np.array([0.0, 1.0, 1.0, 0.0, 1.0])) == pytest.approx(5)
     assert effective_n(np.ones(7)) == 7
-    assert effective_n(np.array([0.5, 0.5, 0.5, 0.75])) > 4  # samples that differ within problems tell more
+    assert (
+        effective_n(np.array([0.5, 0.5, 0.5, 0.75])) > 4
+    )  # samples that differ within problems carry more information
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])
@@ -307,7 +309,7 @@ def test_a_delta_of_one_seed_by_hand():
     assert (delta.seeds, delta.baseline, delta.instance) == (1, 0.75, 1.0)
     assert (delta.absolute, delta.relative) == pytest.approx((0.25, 1 / 3))
     assert (delta.ci_low, delta.ci_high) == pytest.approx((0.0, 0.5))
-    assert delta.p == 1.0  # one discordant problem tells nothing
+    assert delta.p == 1.0  # a single discordant problem proves nothing
 
 
 def test_a_delta_of_seeds_is_students():
