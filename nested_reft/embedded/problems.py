@@ -1,8 +1,8 @@
 """Generated word problems of three kinds, with chain-of-thought solutions.
 
-`one-step` resembles SVAMP, `multi-step` GSM8K and `algebra` MATH, each in miniature; `mixed` draws
-from all three in turn. Which split a problem belongs to is decided by a checksum of its text, so
-train and benchmark are disjoint whatever the seed.
+`one-step` resembles SVAMP, `multi-step` GSM8K and `algebra` MATH, each in miniature; `mixed` alternates
+between the three. A checksum of a problem's text decides its split, so the training and benchmark splits
+are disjoint for every seed.
 """
 
 import random
@@ -16,21 +16,21 @@ Split = Literal["train", "benchmark"]
 KINDS = ("one-step", "multi-step", "algebra")
 DATASETS = (*KINDS, "mixed")
 
-# One problem in this many belongs to the benchmark split.
+# One of this number of problems is in the benchmark split.
 BENCHMARK_SHARE = 8
 
 NAMES = ["Tom", "Ana", "Sam", "Mia", "Ben", "Eva", "Leo", "Zoe", "Max", "Ida", "Kim", "Lea"]
 THINGS = ["apples", "books", "coins", "cards", "pens", "stamps", "shells", "beads", "cups", "keys"]
 
-# A slip moves the last computed value by one of these: the two typical errors of mental arithmetic,
-# being off by one and losing or inventing a carry. Unequal, so that a model trained on slips has a
-# favourite error which greedy decoding can expose.
+# A slip is an error in the last result of a solution. It adds one of these keys, with the probability beside it:
+# off-by-one errors, and lost or invented carries. The probabilities differ, so that a model that is trained on
+# slips has a most likely error, which greedy decoding shows.
 SLIPS = {1: 0.55, -1: 0.15, 10: 0.2, -10: 0.1}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, its chain of thought ending in a boxed answer, and the true answer."""
+    """A problem, its chain of thought with a boxed answer at the end, and the true answer."""
 
     kind: str
     problem: str
@@ -39,13 +39,13 @@ class Problem:
 
 
 def draw_slip(rng: random.Random, value: int) -> int:
-    """Return a wrong result in place of `value`, never a negative one."""
+    """Return a wrong result in place of `value`; it is not negative."""
     wrong = value + rng.choices(list(SLIPS), weights=list(SLIPS.values()))[0]
     return wrong if wrong >= 0 else value + 1
 
 
 def one_step(rng: random.Random, slipped: bool) -> Problem:
-    """Draw one addition, subtraction, multiplication or division in words."""
+    """Draw a word problem with one addition, subtraction, multiplication or division."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     operation = rng.choice("+-*/")
     if operation == "+":
@@ -70,7 +70,7 @@ def one_step(rng: random.Random, slipped: bool) -> Problem:
 
 
 def multi_step(rng: random.Random, slipped: bool) -> Problem:
-    """Draw a two-step problem in words: a product or a sum, then a change."""
+    """Draw a word problem with two steps: a product or a sum, and then a change."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     if rng.random() < 0.5:
         a, b = rng.randint(2, 9), rng.randint(2, 9)
@@ -95,7 +95,7 @@ def multi_step(rng: random.Random, slipped: bool) -> Problem:
 
 
 def algebra(rng: random.Random, slipped: bool) -> Problem:
-    """Draw a linear equation in x with a natural solution."""
+    """Draw a linear equation in x whose solution is a natural number."""
     a, x, b = rng.randint(2, 9), rng.randint(2, 12), rng.randint(1, 49)
     product = a * x
     if rng.random() < 0.5:
@@ -117,19 +117,19 @@ DRAW: dict[str, Callable[[random.Random, bool], Problem]] = {
 
 
 def split_of(problem: str) -> Split:
-    """Return the split that the problem with this text belongs to."""
+    """Return the split of the problem with this text."""
     return "benchmark" if zlib.crc32(problem.encode()) % BENCHMARK_SHARE == 0 else "train"
 
 
 def stream(dataset: str, split: Split, seed: int, slip_rates: dict[str, float] | None = None) -> Iterator[Problem]:
-    """Yield problems of `dataset` that belong to `split`, without end and possibly with repeats.
+    """Yield problems of a split of a dataset endlessly, possibly with repetitions.
 
     Args:
         dataset: one of `DATASETS`.
-        split: which side of the checksum to draw from.
+        split: the split of the problems.
         seed: seed of the draw.
-        slip_rates: kind -> share of solutions whose last result is wrong; none slips if omitted.
-            `answer` stays the true one.
+        slip_rates: kind -> share of solutions with a slip; without it, no solution has one. The `answer` of a
+            problem is the true one in any case.
     """
     rng = random.Random(f"{dataset}/{split}/{seed}")
     kinds = KINDS if dataset == "mixed" else (dataset,)
@@ -143,7 +143,7 @@ def stream(dataset: str, split: Split, seed: int, slip_rates: dict[str, float] |
 
 
 def generate(dataset: str, split: Split, size: int, seed: int) -> list[Problem]:
-    """Return the first `size` distinct problems of the stream, with right solutions."""
+    """Return the first `size` distinct problems of the stream, with correct solutions."""
     distinct: dict[str, Problem] = {}
     problems = stream(dataset, split, seed)
     while len(distinct) < size:

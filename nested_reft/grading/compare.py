@@ -39,7 +39,6 @@ from nested_reft.grading.normalize import (
     MAX_ANSWER_LENGTH,
     MAX_BRACKET_DEPTH,
     Collection,
-    Number,
     bracket_depth,
     clean,
     in_base,
@@ -70,16 +69,12 @@ class Outcome(NamedTuple):
 
 
 class Reading:
-    """An answer in its normal forms; each is computed when a rule first asks for it."""
+    """An answer in its normal forms; all but the number are computed when a rule first asks for them."""
 
     def __init__(self, cleaned: str, text: str) -> None:
         self.cleaned = cleaned  # with its unit
         self.text = text
-
-    @cached_property
-    def number(self) -> Number | None:
-        """The answer as a number."""
-        return to_number(self.text)
+        self.number = to_number(text)  # at once, because almost every pair needs it
 
     @cached_property
     def words(self) -> str:
@@ -126,7 +121,7 @@ def compare(found: str, expected: str, deadline: float | None) -> Outcome:
         deadline: the time of `time.monotonic` at which the algebra ends. Without a deadline the algebra is
             left out, and what only it could decide is `undecided`.
     """
-    if any(len(text) > MAX_ANSWER_LENGTH or bracket_depth(text) > MAX_BRACKET_DEPTH for text in (found, expected)):
+    if is_too_large(found) or is_too_large(expected):
         return Outcome(found.strip() == expected.strip(), "text")
     found_reading, expected_reading = read_pair(found, expected)
     for rule in RULES:
@@ -134,6 +129,11 @@ def compare(found: str, expected: str, deadline: float | None) -> Outcome:
         if outcome is not None:
             return outcome
     return same_in_algebra(found_reading, expected_reading, deadline)
+
+
+def is_too_large(answer: str) -> bool:
+    """Whether an answer is so long or so deep in brackets that it is compared as text only."""
+    return len(answer) > MAX_ANSWER_LENGTH or bracket_depth(answer) > MAX_BRACKET_DEPTH
 
 
 def read_pair(found: str, expected: str) -> tuple[Reading, Reading]:
