@@ -248,6 +248,9 @@ A Qwen2 model of {sum(p.numel() for p in model.parameters()):,} parameters with 
 different numbers of layers, small enough for a CPU. It solves generated arithmetic word problems of three kinds, in
 English, and nothing else. Its accuracies say nothing about other models.
 
+It was pretrained with layer dropout: random layers were skipped in two of its three phases. Without layer dropout,
+skipped layers would harm it much more.
+
 ## How it was made
 
     nested-reft pretrain {name} --out nested_reft/embedded/{name} --seed {seed}
