@@ -38,7 +38,7 @@ test-gpu: setup  ## run the tests that need an NVIDIA GPU
 coverage: setup  ## run the tests that take seconds, and list the lines that none of them runs
 	$(BIN)/pytest -m "not slow" --cov $(PYTEST)
 
-lint: setup  ## run all linters
+lint: setup lint-prose  ## run all linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
