@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from nested_reft.records.provenance import provenance
+from nested_reft.records.provenance import collect_provenance
 from nested_reft.report.statistics import Floats, median_interval
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def environment_info(device: "torch.device") -> dict[str, Any]:
     """Return what a measurement depends on besides its settings: code, packages, hardware, threads."""
     import torch
 
-    return {"provenance": provenance(), "device": str(device), "threads": torch.get_num_threads()}
+    return {"provenance": collect_provenance(), "device": str(device), "threads": torch.get_num_threads()}
 
 
 def peak_memory(calls: Mapping[str, Callable[[], object]], device: "torch.device") -> dict[str, Any]:

@@ -115,7 +115,7 @@ def open_record(
     with lock_product(out):
         record = StageRecord(out, stage, run, plain, inputs, uri, study)
         where = ", ".join(f"{axis} {value}" for axis, value in run.items())
-        log.info("%s starts (attempt %d): %s", stage, record.run["attempts"], where)
+        log.info("%s starts (attempt %d): %s", stage, record.content["attempts"], where)
         start = time.monotonic()
         yield record
         log.info("%s ends after %.1f s: %s", stage, time.monotonic() - start, out)

@@ -16,13 +16,14 @@ def tracking_store(
 ) -> None:
     """Create the MLflow store, the experiment of a study and its parent run, before jobs write to them."""
     from nested_reft.records.files import write_json
-    from nested_reft.records.mlflow_mirror import open_study
+    from nested_reft.records.mlflow_mirror import open_study, without_secrets
 
     if uri:
         try:
             open_study(uri, study)
         except Exception as error:
-            typer.echo(f"MLflow at {uri} cannot be opened ({error}); the study runs without it", err=True)
+            failure = f"MLflow at {uri} cannot be opened ({error}); the study runs without it"
+            typer.echo(without_secrets(failure), err=True)
     write_json(out, {"uri": uri or None, "study": study})
 
 
@@ -34,9 +35,9 @@ def track(
     """Rebuild the MLflow store from the files of the results, and from the reports if they exist."""
     if not results.is_dir():
         raise UserError(f"results folder {str(results)!r} does not exist; give the folder of a study")
-    from nested_reft.records.mlflow_mirror import rebuild
+    from nested_reft.records.mlflow_mirror import rebuild_store
 
-    records, taken = rebuild(results, reports, uri)
-    typer.echo(f"{taken} of {records} runs are in {uri}")
-    if taken < records:
+    records, accepted = rebuild_store(results, reports, uri)
+    typer.echo(f"{accepted} of {records} runs are in {uri}")
+    if accepted < records:
         raise typer.Exit(1)

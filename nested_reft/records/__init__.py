@@ -1,1 +1,1 @@
-"""The record of every stage: files first, MLflow as their mirror."""
+"""The records of the stages: files, and MLflow as their mirror."""

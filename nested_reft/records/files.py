@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one piece: it exists whole or not at all."""
+    """Write a JSON file in one piece: the file exists whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     temporary.replace(path)
@@ -54,7 +54,12 @@ def write_versioned_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path, torn_end: bool = False) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file; with `torn_end` its last line may be half-written and is left out."""
+    """Return the rows of a JSON-lines file.
+
+    Args:
+        path: of the file.
+        torn_end: whether the process may have been killed while it appended; a line without its end is left out.
+    """
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in (lines[:-1] if torn_end else lines) if line]
 
@@ -67,7 +72,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder in a way that a kill halfway never leaves a part of it under its name."""
+    """Delete a folder; if the process is killed meanwhile, no part of it remains under its name."""
     trash = folder.with_name(folder.name + ".trash")
     shutil.rmtree(trash, ignore_errors=True)
     if folder.exists():
@@ -76,7 +81,7 @@ def discard(folder: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files in a folder with their names."""
+    """Return the SHA-256 of a file's name and content, or of those of all files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

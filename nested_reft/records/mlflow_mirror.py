@@ -1,4 +1,4 @@
-"""MLflow as a mirror of the records: sent while a stage runs, or afterwards from its files."""
+"""MLflow as a mirror of the records: a stage sends its metrics as it runs, or `nested-reft track` sends its files."""
 
 import logging
 import os
@@ -10,30 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from nested_reft.records.files import read_rows, read_versioned_json
-from nested_reft.records.mlflow_views import deltas_of, experiment_tags
+from nested_reft.records.mlflow_views import delta_columns, experiment_tags
 
 log = logging.getLogger(__name__)
 
-# Rows are sent to MLflow at most this often: each send is a transaction of the SQLite store.
+# Rows are sent to MLflow at most this often, because each send is a transaction of the SQLite store.
 SECONDS_BETWEEN_SENDS = 10.0
-# At the end of a stage a locked database gets this much patience.
+# For how long the end of a stage tries again when the database is locked.
 SECONDS_AT_THE_END = 60.0
-# Of a run of the grid, in the order in which its name has them.
+# The axes of a run of the grid, in the order in which the name of its MLflow run has them.
 AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
+# MLflow's limits on one request, and on the length of a parameter.
+PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH = 100, 1000, 6000
 
 
-def milliseconds(moment: str) -> int:
-    """Return MLflow's timestamp of an ISO 8601 moment."""
+def mlflow_timestamp(moment: str) -> int:
+    """Return an ISO 8601 moment as MLflow stores it: milliseconds since 1970."""
     return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-def final_row(run: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> dict[str, Any]:
-    """Return the result of a stage as one more row, dated with its end: sent twice, it is the same."""
-    return {"step": step, "time": milliseconds(run["finished"]) / 1000, **metrics}
+def final_row(record: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> dict[str, Any]:
+    """Return the result of a stage as one more row, after the rows of its steps.
+
+    The row has the time at which the stage ended, so that MLflow ignores it when it is sent a second time.
+    """
+    return {"step": step, "time": mlflow_timestamp(record["finished"]) / 1000, **metrics}
 
 
 def without_secrets(text: str) -> str:
-    """Return the text without the user and password of any address in it."""
+    """Return the text without the user and the password in any address."""
     return re.sub(r"//[^/@\s]+@", "//", text)
 
 
@@ -51,11 +56,11 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def open_store(uri: str, study: str) -> tuple[Any, str]:
     """Return the MLflow client and the id of the study's experiment, created if it does not exist.
 
-    Creating a SQLite store is not safe when several processes do it at once (its migrations collide),
-    so the workflow calls this once before anything is tracked.
+    The migrations of a SQLite store collide when several processes create it at once. The workflow therefore calls
+    this function once, before any job sends metrics.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # MLflow's defaults wait minutes for a server that is not there; ours is a mirror that tries again anyway.
+    # By default MLflow waits for minutes for a server that does not answer; the mirror tries again later anyway.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow.exceptions import MlflowException
@@ -72,20 +77,20 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
         return client, experiment.experiment_id
     try:
         return client, client.create_experiment(study, artifact_location=artifacts, tags=experiment_tags())
-    except MlflowException:  # another process was faster
+    except MlflowException:  # another process has created it since
         return client, client.get_experiment_by_name(study).experiment_id
 
 
 def find_run(client: Any, experiment: str, uid: str) -> Any:
-    """Return the run of this `uid`, or None."""
+    """Return the MLflow run of this `uid`, or None."""
     found = client.search_runs([experiment], f"tags.uid = '{uid}'")
     return found[0] if found else None
 
 
 def open_study(uri: str, study: str) -> tuple[Any, str, str]:
-    """Return the client, the study's experiment and its parent run, created if they do not exist.
+    """Return the client, the id of the study's experiment and of its parent run, created if they do not exist.
 
-    All runs of stages are children of the parent run, which gets the tables and figures in the end.
+    The MLflow runs of all stages are children of the parent run, which holds the tables and figures of the report.
     """
     client, experiment = open_store(uri, study)
     parent = find_run(client, experiment, f"study/{study}")
@@ -96,42 +101,49 @@ def open_study(uri: str, study: str) -> tuple[Any, str, str]:
 
 
 class MLflowMirror:
-    """One MLflow run that follows a record. It never raises: what could not be sent is kept and sent later."""
+    """One MLflow run that follows the record of a stage.
 
-    def __init__(self, run: Mapping[str, Any], uri: str) -> None:
-        self.run = run
+    No method raises when MLflow fails: rows that could not be sent are kept, and sent with later ones.
+
+    Args:
+        record: the content of the stage's run.json, which may still lack what the end of the stage adds.
+        uri: of the MLflow store.
+    """
+
+    def __init__(self, record: Mapping[str, Any], uri: str) -> None:
+        self.record = record
         self.uri = uri
-        self.client: Any = None
+        self.client: Any = None  # an MlflowClient as soon as the MLflow run is open
         self.run_id = ""
         self.waiting: list[dict[str, Any]] = []
         self.next_attempt = 0.0
         self.pause = SECONDS_BETWEEN_SENDS
-        self.attempt()
+        self.try_to_send()
 
     def open_run(self) -> None:
-        """Find the run of this record by its `uid`, so that a resumed stage continues it, or create it."""
+        """Find the MLflow run of this record by its `uid`, so that a resumed stage continues it, or create it."""
         from mlflow.entities import Param
 
-        client, experiment, parent = open_study(self.uri, self.run["study"])
-        found = find_run(client, experiment, self.run["uid"])
+        client, experiment, parent = open_study(self.uri, self.record["study"])
+        found = find_run(client, experiment, self.record["uid"])
         if found is not None:
             self.run_id = found.info.run_id
         else:
-            tags = {name: str(value) for name, value in self.run["run"].items()}
-            tags |= {name: self.run[name] for name in ("study", "stage", "uid")}
-            tags["git_commit"] = self.run["provenance"]["git_commit"]
+            axes = self.record["run"]
+            tags = {name: str(value) for name, value in axes.items()}
+            tags |= {name: self.record[name] for name in ("study", "stage", "uid")}
+            tags["git_commit"] = self.record["provenance"]["git_commit"]
             tags["mlflow.parentRunId"] = parent
-            axes = [str(self.run["run"][axis]) for axis in AXES if axis in self.run["run"]]
-            name = " ".join([self.run["stage"], *axes])
-            started = milliseconds(self.run["started"])
+            name = " ".join([self.record["stage"], *(str(axes[axis]) for axis in AXES if axis in axes)])
+            started = mlflow_timestamp(self.record["started"])
             self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
-        params = [Param(name, value[:6000]) for name, value in flatten(self.run["settings"]).items()]
-        for start in range(0, len(params), 100):
-            client.log_batch(self.run_id, params=params[start : start + 100])
+        params = [Param(name, value[:PARAM_LENGTH]) for name, value in flatten(self.record["settings"]).items()]
+        for start in range(0, len(params), PARAMS_PER_BATCH):
+            client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
         self.client = client
 
-    def attempt(self) -> bool:
-        """Try to send what waits; return whether nothing waits any more. Failures in a row are spaced further."""
+    def try_to_send(self) -> bool:
+        """Try to send the waiting rows; return whether all are sent. Each failure in a row doubles the pause."""
         try:
             from mlflow.entities import Metric
 
@@ -143,12 +155,14 @@ class MLflowMirror:
                 for name, value in row.items()
                 if name not in ("step", "time") and isinstance(value, int | float)
             ]
-            for start in range(0, len(metrics), 1000):
-                self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+            for start in range(0, len(metrics), METRICS_PER_BATCH):
+                self.client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
             self.waiting.clear()
             self.pause = SECONDS_BETWEEN_SENDS
         except Exception as error:
-            log.warning("MLflow did not take the metrics, will try again: %s", without_secrets(str(error)))
+            log.warning(
+                "MLflow did not accept the metrics; they are sent again later: %s", without_secrets(str(error))
+            )
             self.pause *= 2
         self.next_attempt = time.monotonic() + self.pause
         return not self.waiting and self.client is not None
@@ -157,91 +171,103 @@ class MLflowMirror:
         """Send rows, or keep them for a later attempt."""
         self.waiting += rows
         if time.monotonic() > self.next_attempt:
-            self.attempt()
+            self.try_to_send()
 
-    def close(self) -> bool:
-        """Try to mark the run as finished; return whether it is done."""
+    def try_to_close(self) -> bool:
+        """Try to mark the MLflow run as finished; return whether that succeeded."""
         try:
-            self.client.set_terminated(self.run_id, "FINISHED", milliseconds(self.run["finished"]))
+            self.client.set_terminated(self.run_id, "FINISHED", mlflow_timestamp(self.record["finished"]))
         except Exception as error:
-            log.warning("MLflow did not close the run, will try again: %s", without_secrets(str(error)))
+            log.warning("MLflow did not close the run; it is closed later: %s", without_secrets(str(error)))
             return False
         return True
 
     def finish(self, row: dict[str, Any]) -> bool:
-        """Send the rest and the final row, with patience for a locked database; return whether all is there."""
+        """Send the waiting rows and the final row; return whether all is sent.
+
+        A locked database is tried again for `SECONDS_AT_THE_END`.
+        """
         self.waiting.append(row)
         deadline, pause = time.monotonic() + SECONDS_AT_THE_END, 0.25
-        while not (self.attempt() and self.close()):
+        while not (self.try_to_send() and self.try_to_close()):
             if time.monotonic() + pause > deadline:
-                log.warning("MLflow has not got everything of %s; `nested-reft track` sends it", self.run["uid"])
+                log.warning("MLflow lacks metrics of %s; `nested-reft track` sends them", self.record["uid"])
                 return False
             time.sleep(pause)
             pause *= 2
         return True
 
 
-def rebuild(results: Path, reports: Path, uri: str) -> tuple[int, int]:
+def rebuild_store(results: Path, reports: Path, uri: str) -> tuple[int, int]:
     """Send every finished record under `results`, and the reports, to the store.
 
-    Sending a record twice changes nothing: runs are found by their `uid`, and MLflow ignores a
-    metric that it has already got.
+    Sending a record twice changes nothing: MLflow runs are found by their `uid`, and MLflow ignores a metric that it
+    already has.
 
     Returns:
-        How many records there are, and how many of them the store took.
+        The number of records, and how many of them the store has accepted.
 
     Raises:
         UserError: if a record is in a layout that this code does not read; nothing is sent then.
     """
     folders = [path.parent for path in sorted(results.rglob("run.json"))]
-    records = [[read_versioned_json(folder / name) for name in ("run.json", "metrics.json")] for folder in folders]
-    taken, studies = 0, set()
-    for folder, (run, metrics) in zip(folders, records, strict=True):
-        studies.add(run["study"])
-        mirror = MLflowMirror(run, uri)
+    contents = [[read_versioned_json(folder / name) for name in ("run.json", "metrics.json")] for folder in folders]
+    accepted, studies = 0, set()
+    for folder, (record, metrics) in zip(folders, contents, strict=True):
+        studies.add(record["study"])
+        mirror = MLflowMirror(record, uri)
         steps = folder / "metrics.jsonl"
         mirror.waiting = read_rows(steps) if steps.exists() else []
-        taken += mirror.finish(final_row(run, metrics, len(mirror.waiting)))
+        accepted += mirror.finish(final_row(record, metrics, len(mirror.waiting)))
     for study in sorted(studies):
         if (reports / study / "deltas.csv").exists():
             mirror_report(reports / study, results, study, uri)
-    return len(records), taken
+    return len(folders), accepted
 
 
 def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> None:
-    """Put a finished study's results where a browser of runs looks for them; never raises.
+    """Add a finished study's results to its MLflow runs; a failure of MLflow is logged and never raised.
 
-    The study's parent run gets the tables, the figures and the findings in words. Each training run gets
-    the accuracies of its evaluation and the deltas of its instance, over all seeds, as columns to sort
-    and filter by: `delta/accuracy` with its interval and p, the relative deltas of speed, and the tag `verdict`.
+    The study's parent run gets the tables, the figures and the text of the findings. Each training run gets the
+    accuracies of its evaluation and the deltas of its instance over all seeds, as columns to sort and filter by:
+    `delta/accuracy` with its interval and p, the relative deltas of speed, and the tag `verdict`.
     """
     if uri is None:
         return
     try:
-        from mlflow.entities import Metric, RunTag
-
         client, experiment, parent = open_study(uri, study)
-        folders = {".csv": "tables", ".md": "tables", ".tex": "tables", ".svg": "figures", ".png": "figures"}
-        for file in sorted(report.iterdir()):
-            client.log_artifact(parent, str(file), folders.get(file.suffix, "sources"))
-        client.set_tag(parent, "mlflow.note.content", (report / "findings.rst").read_text())
-        client.set_terminated(parent, "FINISHED")
-
-        deltas = deltas_of(report)
-        trainings = client.search_runs([experiment], "tags.stage = 'train'", max_results=50_000)
-        run_ids = {training.data.tags["uid"]: training.info.run_id for training in trainings}
-        for path in sorted(results.rglob("train/model~*/**/run.json")):
-            run = read_versioned_json(path)
-            if run["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
-                continue
-            axes = run["run"]
-            values = dict(deltas.get((axes["model"], axes["dataset"], axes["skip_ratio"], axes["mitigation"]), {}))
-            verdict = values.pop("verdict", "baseline" if axes["skip_ratio"] == 0 else "no baseline")
-            root = next(folder for folder in path.parents if folder.name == "train").parent
-            evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
-            values |= read_versioned_json(evaluation) if evaluation.exists() else {}
-            now = int(time.time() * 1000)
-            metrics = [Metric(name, float(value), now, 0) for name, value in values.items() if value != ""]
-            client.log_batch(run_ids[run["uid"]], metrics=metrics, tags=[RunTag("verdict", verdict)])
+        mirror_tables(client, parent, report)
+        mirror_deltas(client, experiment, report, results)
     except Exception as error:
-        log.warning("MLflow did not take the report; run analyse again: %s", without_secrets(str(error)))
+        log.warning("MLflow did not accept the report; run analyse again: %s", without_secrets(str(error)))
+
+
+def mirror_tables(client: Any, parent: str, report: Path) -> None:
+    """Add the files of a report to the study's parent run, and mark it as finished."""
+    folders = {".csv": "tables", ".md": "tables", ".tex": "tables", ".svg": "figures", ".png": "figures"}
+    for file in sorted(report.iterdir()):
+        client.log_artifact(parent, str(file), folders.get(file.suffix, "sources"))
+    client.set_tag(parent, "mlflow.note.content", (report / "findings.rst").read_text())
+    client.set_terminated(parent, "FINISHED")
+
+
+def mirror_deltas(client: Any, experiment: str, report: Path, results: Path) -> None:
+    """Add accuracies and deltas to the MLflow runs of the trainings whose records are under `results`."""
+    from mlflow.entities import Metric, RunTag
+
+    deltas = delta_columns(report)
+    trainings = client.search_runs([experiment], "tags.stage = 'train'", max_results=50_000)
+    run_ids = {training.data.tags["uid"]: training.info.run_id for training in trainings}
+    for path in sorted(results.rglob("train/model~*/**/run.json")):
+        record = read_versioned_json(path)
+        if record["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
+            continue
+        axes = record["run"]
+        values = dict(deltas.get((axes["model"], axes["dataset"], axes["skip_ratio"], axes["mitigation"]), {}))
+        verdict = values.pop("verdict", "baseline" if axes["skip_ratio"] == 0 else "no baseline")
+        root = next(folder for folder in path.parents if folder.name == "train").parent
+        evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
+        values |= read_versioned_json(evaluation) if evaluation.exists() else {}
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, 0) for name, value in values.items() if value != ""]
+        client.log_batch(run_ids[record["uid"]], metrics=metrics, tags=[RunTag("verdict", verdict)])

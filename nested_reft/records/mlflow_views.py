@@ -1,6 +1,6 @@
-"""What a person who opens a study in MLflow finds: a description, saved views, and columns to sort by.
+"""What MLflow shows of a study: a description, saved views, and columns to sort by.
 
-Pure functions; `tracking.py` sends what they return.
+The functions are pure; `mlflow_mirror.py` sends what they return.
 """
 
 import base64
@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-# Shown above the runs of a study; docs/how-to/mlflow.md says the same at length.
+# Shown above the runs of a study. docs/how-to/mlflow.md explains the same filters at length.
 HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or paste a filter into the search field:
 
 - `tags.stage = 'study'`: the run that holds the tables and figures of the whole study
@@ -21,15 +21,15 @@ HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or past
 - `tags.stage = 'evaluate' and tags.product = 'train'`
 """
 
-CELL = ["tags.`model`", "tags.`dataset`", "tags.`skip_ratio`", "tags.`mitigation`", "tags.`seed`"]
+AXES = ["tags.`model`", "tags.`dataset`", "tags.`skip_ratio`", "tags.`mitigation`", "tags.`seed`"]
 DELTA = [f"metrics.`delta/accuracy{suffix}`" for suffix in ("", "_ci_low", "_ci_high", "_p_holm")] + ["tags.`verdict`"]
 SCORE = "metrics.`eval/overall/pass_at_1`"
 
-# name -> filter, what to sort by, columns
+# name -> (filter, column to sort by, columns)
 VIEWS = {
-    "Trainings by delta": ("tags.stage = 'train'", DELTA[0], [*CELL, *DELTA, SCORE]),
-    "Resolved deltas": ("tags.stage = 'train' and tags.verdict = 'resolved'", DELTA[0], [*CELL, *DELTA, SCORE]),
-    "Evaluations by accuracy": ("tags.stage = 'evaluate'", SCORE, ["tags.`product`", *CELL, SCORE]),
+    "Trainings by delta": ("tags.stage = 'train'", DELTA[0], [*AXES, *DELTA, SCORE]),
+    "Resolved deltas": ("tags.stage = 'train' and tags.verdict = 'resolved'", DELTA[0], [*AXES, *DELTA, SCORE]),
+    "Evaluations by accuracy": ("tags.stage = 'evaluate'", SCORE, ["tags.`product`", *AXES, SCORE]),
     "Tables and figures": ("tags.stage = 'study'", "attributes.start_time", []),
 }
 
@@ -37,8 +37,8 @@ VIEWS = {
 def experiment_tags() -> dict[str, str]:
     """Return the tags of a study's experiment: its kind, its description, its saved views.
 
-    A saved view is what the UI itself writes when a person saves one, a compressed JSON. Should a later
-    MLflow not read it, the view is missing from its menu, and nothing else.
+    A saved view has the form in which MLflow's UI saves one, a compressed JSON. If a later version of MLflow cannot
+    read it, only its menu of views lacks the entry.
     """
     tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": HOW_TO_BROWSE}
     for number, (name, (text, order, columns)) in enumerate(VIEWS.items()):
@@ -60,17 +60,17 @@ def experiment_tags() -> dict[str, str]:
     return tags
 
 
-def deltas_of(report: Path) -> dict[tuple[str, str, float, str], dict[str, Any]]:
-    """Return (model, dataset, skip_ratio, mitigation) -> what the report says of that instance, as MLflow columns."""
+def delta_columns(report: Path) -> dict[tuple[str, str, float, str], dict[str, Any]]:
+    """Return (model, dataset, skip_ratio, mitigation) -> the report's deltas of that instance, as MLflow columns."""
     columns: dict[tuple[str, str, float, str], dict[str, Any]] = {}
     with (report / "deltas.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            cell = (row["model"], row["dataset"], float(row["skip_ratio"]), row["mitigation"])
-            of_cell = columns.setdefault(cell, {})
+            instance = (row["model"], row["dataset"], float(row["skip_ratio"]), row["mitigation"])
+            values = columns.setdefault(instance, {})
             if row["metric"] == "accuracy":
-                of_cell["verdict"] = row["verdict"]
-                of_cell["delta/accuracy"] = row["absolute_delta"]
-                of_cell |= {f"delta/accuracy_{name}": row[name] for name in ("ci_low", "ci_high", "p_holm")}
+                values["verdict"] = row["verdict"]
+                values["delta/accuracy"] = row["absolute_delta"]
+                values |= {f"delta/accuracy_{name}": row[name] for name in ("ci_low", "ci_high", "p_holm")}
             else:
-                of_cell[f"delta/{row['metric']}_relative"] = row["relative_delta"]
+                values[f"delta/{row['metric']}_relative"] = row["relative_delta"]
     return columns

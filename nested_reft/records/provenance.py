@@ -1,4 +1,4 @@
-"""What a result was made with: commit, package versions, hardware."""
+"""The commit, the package versions and the hardware that a result comes from."""
 
 import importlib.metadata
 import os
@@ -12,15 +12,18 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "math-veri
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None without it: speed is measured where not all of them are."""
+    """Return the version of a package, or None: the benchmarks also run where not all packages are installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def provenance() -> dict[str, Any]:
-    """Return the code, the packages and the machine that a result comes from."""
+def collect_provenance() -> dict[str, Any]:
+    """Return the commit of the code, the versions of the packages, and the hardware of this machine.
+
+    GPUs are listed only if torch is loaded already: importing it here would slow the stages that do without it.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -1,4 +1,4 @@
-"""The record of a stage: settings, metrics per step and totals as files, mirrored in MLflow."""
+"""The record of a stage: its settings, metrics per step and totals as files, mirrored in MLflow."""
 
 import json
 import time
@@ -17,11 +17,15 @@ from nested_reft.records.files import (
     write_versioned_json,
 )
 from nested_reft.records.mlflow_mirror import MLflowMirror, final_row
-from nested_reft.records.provenance import provenance
+from nested_reft.records.provenance import collect_provenance
 
 
 class StageRecord:
-    """The folder of one stage product, and its mirror in MLflow."""
+    """The folder of one product of a stage, and its mirror in MLflow.
+
+    While the stage runs, everything is below `checkpoints`. `finish` writes metrics.jsonl, metrics.json and, last,
+    run.json into the folder itself.
+    """
 
     def __init__(
         self,
@@ -33,16 +37,16 @@ class StageRecord:
         tracking_uri: str | None,
         study: str,
     ) -> None:
-        """Open the record, or continue the one that an interrupted attempt with these settings left.
+        """Open the record, or continue that of an interrupted attempt with the same settings and inputs.
 
         Args:
             out: the folder of the product.
-            stage: `sft`, `train`, `evaluate` or `analyse`.
-            run: where in the grid: model, dataset, ...
-            settings: everything the stage was told.
-            inputs: name -> file or folder that the stage reads; checksummed into `run.json`.
-            tracking_uri: the MLflow store, or None for none.
-            study: the MLflow experiment.
+            stage: `sft`, `train` or `evaluate`.
+            run: the product's place in the grid: model, dataset, ...
+            settings: all settings of the stage.
+            inputs: name -> file or folder that the stage reads; `run.json` gets its checksum.
+            tracking_uri: the MLflow store, or None to run without MLflow.
+            study: the name of the study, which is that of the MLflow experiment.
         """
         self.out = out
         self.checkpoints = out / "checkpoints"
@@ -51,35 +55,36 @@ class StageRecord:
         fingerprint = json.dumps([settings, digests], sort_keys=True)
         started = self.checkpoints / "started.json"
         if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-            discard(self.checkpoints)  # checkpoints of other settings are of no use
+            discard(self.checkpoints)  # they belong to other settings or inputs
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not started.exists():
             now = datetime.now(UTC).isoformat(timespec="microseconds")
             write_json(started, {"fingerprint": fingerprint, "started": now, "attempts": 0})
-        beginning = read_json(started)
-        write_json(started, beginning | {"attempts": beginning["attempts"] + 1})
-        self.run = {
-            "uid": f"{out}@{beginning['started']}",
+        attempt = read_json(started)
+        attempt["attempts"] += 1
+        write_json(started, attempt)
+        self.content = {
+            "uid": f"{out}@{attempt['started']}",
             "study": study,
             "stage": stage,
             "run": dict(run),
             "settings": dict(settings),
             "inputs": {name: {"path": str(path), "sha256": digests[name]} for name, path in inputs.items()},
-            "provenance": provenance(),
-            "started": beginning["started"],
-            "attempts": beginning["attempts"] + 1,
+            "provenance": collect_provenance(),
+            "started": attempt["started"],
+            "attempts": attempt["attempts"],
         }
-        self.mirror = MLflowMirror(self.run, tracking_uri) if tracking_uri else None
+        self.mirror = MLflowMirror(self.content, tracking_uri) if tracking_uri else None
 
     def resume_at(self, step: int) -> None:
-        """Forget the rows after `step`: they will be written again."""
+        """Drop the rows after `step`, because the resumed stage writes them again."""
         path = self.checkpoints / "metrics.jsonl"
         if path.exists():
             self.rows = [row for row in read_rows(path, torn_end=True) if row["step"] <= step]
             write_rows(path, self.rows)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the row of a step."""
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append the row of a step; MLflow gets its numbers."""
         row = {"step": step, "time": time.time(), **metrics}
         self.rows.append(row)
         with (self.checkpoints / "metrics.jsonl").open("a") as file:
@@ -88,17 +93,17 @@ class StageRecord:
             self.mirror.send([row])
 
     def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
-        """Write the final files, send what MLflow has not got yet, and drop the checkpoints.
+        """Write the final files, send the rest to MLflow, and delete the checkpoints.
 
         Args:
             metrics: the result of the stage.
-            facts: more to note in `run.json`.
+            facts: further entries of `run.json`.
         """
-        self.run |= facts | {"finished": datetime.now(UTC).isoformat(timespec="microseconds")}
+        self.content |= facts | {"finished": datetime.now(UTC).isoformat(timespec="microseconds")}
         if self.rows:
             write_rows(self.out / "metrics.jsonl", self.rows)
         write_versioned_json(self.out / "metrics.json", metrics)
-        write_versioned_json(self.out / "run.json", self.run)
+        write_versioned_json(self.out / "run.json", self.content)
         if self.mirror:
-            self.mirror.finish(final_row(self.run, metrics, len(self.rows)))
+            self.mirror.finish(final_row(self.content, metrics, len(self.rows)))
         discard(self.checkpoints)

@@ -16,7 +16,7 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading import grade as grading
 from nested_reft.records.files import read_rows, read_versioned_json, write_versioned_json
-from nested_reft.records.provenance import provenance
+from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
@@ -149,7 +149,7 @@ def regrade(folder: Path) -> int:
     run, old = (read_versioned_json(folder / name) for name in ("run.json", "metrics.json"))
     before = pd.read_parquet(folder / "records.parquet")
     records = grade(before)
-    made_with = provenance()
+    made_with = collect_provenance()
     note = {
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         "git_commit": made_with["git_commit"],
