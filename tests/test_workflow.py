@@ -146,7 +146,8 @@ def test_a_study_in_a_clone_leaves_git_clean_and_follows_the_code_of_its_report(
     run("git", "clone", "--quiet", str(ROOT), str(clone))
 
     def study(*options: str) -> str:
-        finished = run("env", f"PYTHONPATH={clone}", "snakemake", "--cores", "2", *options, cwd=clone)
+        command = ["env", f"PYTHONPATH={clone}", str(Path(sys.executable).with_name("snakemake"))]
+        finished = run(*command, "--cores", "2", *options, cwd=clone)
         assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished.stdout + finished.stderr
 
