@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from nested_reft.config import layout
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
@@ -249,7 +250,10 @@ def test_reports_are_complete_and_tidy(smoke_study):
     assert not table.duplicated(keys).any()
     assert table["accuracy"].between(0, 1).all() and (table["ci_low"] <= table["accuracy"]).all()
     assert (reports / "table1.md").read_text().split("\n")[2].split("|")[1].strip() == "tiny-28"
-    figures = ("figure_mixed", "frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward")
+    figures = ["figure_mixed", *layout.FIGURES]
+    assert {path.stem for path in reports.glob("*.csv")} == {*layout.TABLES, "results", "steps"}
+    assert {path.stem for path in reports.glob("*.png")} == set(figures)
+    assert {path.stem for path in reports.glob("caption_*.rst")} == {f"caption_{name}" for name in layout.CAPTIONS}
     for name in figures:
         assert (reports / f"{name}.png").stat().st_size > 10_000
         assert "<svg" in (reports / f"{name}.svg").read_text()
