@@ -106,7 +106,9 @@ def test_a_second_snakemake_is_refused_while_one_runs_and_reading_is_allowed(tmp
             second = snakemake(tmp_path, *smoke, *options)
             assert second.returncode == 2
             (sentence,) = [line for line in second.stderr.splitlines() if line.startswith("Error")]
-            assert sentence.startswith(f"Error: {tmp_path} is in use by the snakemake of process {first.pid} on ")
+            assert sentence.startswith(
+                f"Error: the study smoke in {tmp_path} is in use by the snakemake of process {first.pid} on "
+            )
             assert "Traceback" not in second.stderr
         for options in (["-n"], ["--summary"], ["--lint"]):
             reading = snakemake(tmp_path, *smoke, *options)

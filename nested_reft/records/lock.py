@@ -1,4 +1,4 @@
-"""Locks that end with their process: one Snakemake per working directory, and one writer per folder of a product.
+"""Locks that end with their process: one Snakemake per study, and one writer per folder of a product.
 
 A lock is a `flock` on a file that names its holder. The operating system releases it when the process ends, whatever
 ends the process, so that a lock never has to be removed by hand. Where the file system has no such locks, the
@@ -8,12 +8,12 @@ functions below do nothing.
 import fcntl
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nested_reft.config.layout import REPORTS, RESULTS
 from nested_reft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,31 +36,40 @@ def write_holder(descriptor: int) -> None:
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
-def lock_directory(directory: Path) -> None:
-    """Lock the working directory of a study for this process, and remove the lock files of a killed Snakemake.
+def lock_study(directory: Path, study: str) -> None:
+    """Lock a study in the working directory for this process, and remove the lock files that a killed Snakemake left.
 
-    Snakemake's own lock files outlive a Snakemake that is killed. They are removed if the lock shows that no process
-    holds the directory. The lock of another machine may be invisible here, so the lock files of another machine stay.
+    Snakemake's own lock files outlive a Snakemake that is killed. Those that list products of this study are removed
+    if the lock shows that no process runs the study; those of another study stay, because two studies may run in one
+    directory. The lock of another machine may be invisible here, so the lock files of another machine stay, too.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process runs the study.
     """
     folder = directory / ".snakemake"
-    descriptor = open_lock(folder / "nested-reft.lock")
+    descriptor = open_lock(folder / "nested-reft" / f"{study}.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = read_holder(descriptor) or "another process"
         raise UserError(
-            f"{directory} is in use by the snakemake of {holder}; wait until it ends, or end it, and start again"
+            f"the study {study} in {directory} is in use by the snakemake of {holder}; wait until it ends, or end it, "
+            "and start again"
         ) from None
     except OSError:
         return
-    stale = list(folder.glob("locks/*.lock"))
+    stale = [path for path in folder.glob("locks/*.lock") if lists_products_of(study, path)]
     if stale and not read_holder(descriptor).endswith(f" on {socket.gethostname()}"):
         return
-    shutil.rmtree(folder / "locks", ignore_errors=True)
+    for path in stale:
+        path.unlink()
     write_holder(descriptor)
+
+
+def lists_products_of(study: str, lock_file: Path) -> bool:
+    """Return whether a lock file of Snakemake, which has a path per line, lists a file of the study."""
+    folders = tuple(f"{template.format(study=study)}/" for template in (RESULTS, REPORTS))
+    return any(line.startswith(folders) for line in lock_file.read_text().splitlines())
 
 
 @contextmanager

@@ -13,24 +13,27 @@ from pathlib import Path
 import pytest
 
 from nested_reft.errors import UserError
-from nested_reft.records.lock import lock_directory
+from nested_reft.records.lock import lock_study
 from tests.conftest import ROOT
 
 HOLD = """
 from pathlib import Path
-from nested_reft.records.lock import lock_directory, lock_product
-held = {0}(Path({1!r}))
+from nested_reft.records.lock import lock_study, lock_product
+held = {0}(Path({1!r}){2})
 if held is not None:
     held.__enter__()
 print("held", flush=True)
-{2}
+{3}
 """
 
 
 @contextmanager
-def holding(function: str, folder: Path, then: str = "input()") -> Iterator[subprocess.Popen[str]]:
+def holding(
+    function: str, folder: Path, then: str = "input()", study: str = "smoke"
+) -> Iterator[subprocess.Popen[str]]:
     """Run a process that takes a lock, prints `held`, and runs a statement; kill it at the end."""
-    code = HOLD.format(function, str(folder), then)
+    more = f", {study!r}" if function == "lock_study" else ""
+    code = HOLD.format(function, str(folder), more, then)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
         try:
@@ -47,23 +50,25 @@ def write_stale_lock(directory: Path) -> Path:
     return path
 
 
-def test_a_directory_in_use_is_refused_in_one_sentence_which_names_the_holder(tmp_path):
-    with holding("lock_directory", tmp_path) as other:
+def test_a_study_in_use_is_refused_in_one_sentence_which_names_the_holder(tmp_path):
+    with holding("lock_study", tmp_path) as other:
         assert other.stdout.readline() == "held\n"
         stale = write_stale_lock(tmp_path)
         with pytest.raises(UserError) as error:
-            lock_directory(tmp_path)
-        assert str(error.value).startswith(f"{tmp_path} is in use by the snakemake of process {other.pid} on ")
+            lock_study(tmp_path, "smoke")
+        assert str(error.value).startswith(
+            f"the study smoke in {tmp_path} is in use by the snakemake of process {other.pid} on "
+        )
         assert "\n" not in str(error.value)
         assert stale.exists()
 
 
 def test_lock_files_of_a_killed_process_are_removed(tmp_path):
-    with holding("lock_directory", tmp_path) as other:
+    with holding("lock_study", tmp_path) as other:
         assert other.stdout.readline() == "held\n"
         stale = write_stale_lock(tmp_path)
         other.send_signal(signal.SIGKILL)
-    with holding("lock_directory", tmp_path, "pass") as after:
+    with holding("lock_study", tmp_path, "pass") as after:
         assert after.stdout.readline() == "held\n"
     assert not stale.exists()
 
@@ -71,26 +76,36 @@ def test_lock_files_of_a_killed_process_are_removed(tmp_path):
 @pytest.mark.parametrize("holder", ["", "process 7 on another-machine"])
 def test_lock_files_of_an_unknown_process_or_machine_stay(tmp_path, holder):
     stale = write_stale_lock(tmp_path)
-    (tmp_path / ".snakemake/nested-reft.lock").write_text(holder)
-    with holding("lock_directory", tmp_path, "pass") as process:
+    (tmp_path / ".snakemake/nested-reft").mkdir()
+    (tmp_path / ".snakemake/nested-reft/smoke.lock").write_text(holder)
+    with holding("lock_study", tmp_path, "pass") as process:
         assert process.stdout.readline() == "held\n"
     assert stale.exists()
-    assert (tmp_path / ".snakemake/nested-reft.lock").read_text() == holder
+    assert (tmp_path / ".snakemake/nested-reft/smoke.lock").read_text() == holder
+
+
+def test_two_studies_share_a_directory_and_leave_each_other_s_lock_files(tmp_path):
+    with holding("lock_study", tmp_path) as other:
+        assert other.stdout.readline() == "held\n"
+        of_smoke = write_stale_lock(tmp_path)
+        with holding("lock_study", tmp_path, "pass", study="mine") as second:
+            assert second.stdout.readline() == "held\n"
+        assert of_smoke.exists()
 
 
 def test_a_child_process_does_not_inherit_the_lock(tmp_path):
     child = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
-    with holding("lock_directory", tmp_path, child) as other:
+    with holding("lock_study", tmp_path, child) as other:
         assert other.stdout.readline() == "held\n"
         orphan = int(other.stdout.readline())
         other.kill()
         other.wait()
     try:
-        with holding("lock_directory", tmp_path, "pass") as after:
+        with holding("lock_study", tmp_path, "pass") as after:
             assert after.stdout.readline() == "held\n"
     finally:
         os.kill(orphan, signal.SIGKILL)
-    assert f" on {socket.gethostname()}" in (tmp_path / ".snakemake/nested-reft.lock").read_text()
+    assert f" on {socket.gethostname()}" in (tmp_path / ".snakemake/nested-reft/smoke.lock").read_text()
 
 
 def test_the_second_writer_of_a_product_waits_for_the_first(tmp_path):

@@ -14,7 +14,7 @@ from nested_reft.config import layout
 from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
-from nested_reft.records.lock import lock_directory
+from nested_reft.records.lock import lock_study
 from nested_reft.records.source_code import source_files
 
 # With these options Snakemake runs no job, or the user asks for no lock. They are allowed while a study runs.
@@ -30,9 +30,9 @@ def runs_jobs():
 
 
 try:
-    if runs_jobs():
-        lock_directory(Path.cwd())
     STUDY = parse_settings(Study, config)
+    if runs_jobs():
+        lock_study(Path.cwd(), STUDY.study)
 except UserError as error:
     # An uncaught exception would print a traceback, and a mistake of the user needs only one sentence.
     print(f"Error: {error}", file=sys.stderr)
