@@ -1,27 +1,35 @@
-"""What several tests need: paths, a small model, and one complete smoke study."""
+"""Paths, commands, a small model and one complete smoke study for tests of several folders."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Real data, which users get from the hub; no row of them is in the repository.
+# Real datasets. Users get them from the hub, and the repository contains no row of them.
 DATA = Path(os.environ.get("NESTED_REFT_DATA", "/nowhere"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="NESTED_REFT_DATA names no folder of real data")
 TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"
 
-# No test may reach a network: what would is a defect that this shows.
+# No test may reach a network; a test that tries to fails.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+def needs_data(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test with `data`, and skip it where the folder of real data is missing."""
+    skip = pytest.mark.skipif(not DATA.is_dir(), reason="NESTED_REFT_DATA is not a folder of real data")
+    return pytest.mark.data(skip(test))
+
+
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a command of this environment and return what it printed."""
+    """Run a command of this environment and return its exit status and output.
+
+    PATH lacks the environment's folder, as in a shell in which the environment is not activated.
+    """
     binaries = Path(sys.executable).parent
-    # as in a shell where the environment is not activated
     others = [
         folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder).resolve() != binaries.resolve()
     ]
@@ -31,14 +39,14 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run the workflow in a directory of its own."""
+    """Run the workflow with the given working directory."""
     fixed = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(directory)]
     return run(*fixed, "--cores", str(cores), *arguments)
 
 
 @pytest.fixture(scope="session")
 def smoke_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of a finished smoke study, its four runs trained at once into a fresh store."""
+    """Return the directory of a finished smoke study, whose four runs were trained at once into a fresh store."""
     directory = tmp_path_factory.mktemp("smoke")
     grid = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
     finished = snakemake(directory, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", grid, cores=4)

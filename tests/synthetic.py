@@ -10,7 +10,7 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
 from nested_reft.records.files import write_json, write_rows, write_versioned_json
 from nested_reft.report.sources import PHASES
-from nested_reft.stages.evaluate import metrics_of, write_records
+from nested_reft.stages.evaluate import evaluation_metrics, write_records
 
 SIZES = {"one-step": 60, "multi-step": 40, "algebra": 50}
 PROVENANCE = {
@@ -56,7 +56,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         records = records.assign(sample=0, correct=correct, how="number", length=20, truncated=False)
         (results / "evaluate" / path).mkdir(parents=True)
         write_records(records, results / "evaluate" / path)
-        write_versioned_json(results / "evaluate" / path / "metrics.json", metrics_of(records))
+        write_versioned_json(results / "evaluate" / path / "metrics.json", evaluation_metrics(records))
     for run in expand_grid(config):
         folder = results / TRAIN.format(**run.model_dump())
         folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Benchmarks: completions of every problem, graded, as per-problem records; accuracies with intervals.
+"""The stage `evaluate`: completions of every benchmark problem, graded, and accuracies with intervals.
 
-The records hold all that a verdict comes from, so that grading can be repeated without the model
-(`nested-reft evaluate --regrade`): torch is imported where completions are generated, and only there.
+The records hold everything that a grade depends on, so that `nested-reft evaluate --regrade` can grade them again
+without the model. For its sake torch is imported only where completions are generated.
 """
 
 import sys
@@ -21,12 +21,12 @@ from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
 
-# Of the intervals among the metrics of a run; those of the report are at `analysis.confidence`.
+# Level of the intervals in metrics.json; the report computes its own at `analysis.confidence`.
 CONFIDENCE = 0.95
 
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
-    """Return one completion per prompt and its length in tokens; the whole model, no layer skipped."""
+    """Return one completion of the whole model per prompt, and the lengths of the completions in tokens."""
     if settings.sampler == "vllm":
         from nested_reft.rollout.vllm import complete
 
@@ -59,54 +59,58 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
 
 
-def grade(records: pd.DataFrame) -> pd.DataFrame:
+def grade_records(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records with `extracted`, `correct` and `how`, from `completion` and `answer`."""
-    verdicts = [
+    grades = [
         grading.grade(text, list(answer))
         for text, answer in zip(records["completion"], records["answer"], strict=True)
     ]
     graded = records.copy()
     for field in ("extracted", "correct", "how"):
-        graded[field] = [getattr(verdict, field) for verdict in verdicts]
+        graded[field] = [getattr(grade, field) for grade in grades]
     return graded
 
 
-def metrics_of(records: pd.DataFrame) -> dict[str, float]:
-    """Return what a run reports of each benchmark and, as their unweighted mean, overall.
+def benchmark_metrics(rows: pd.DataFrame, problems: pd.DataFrame) -> dict[str, float]:
+    """Return the metrics of one benchmark, as `evaluation_metrics` describes them.
 
-    `pass_at_1` is the share of correct completions, with Wilson's interval per benchmark and a bootstrap
-    over problems overall; `n` counts problems; `pass_at_k` is unbiased, for k = 2, 4, ... up to the samples
-    of a problem; `truncated` is the share that reached the longest length, `mean_length` in tokens, and
-    `grading_timeouts` counts the answers that are wrong for taking the grader too long.
+    Args:
+        rows: the graded records of the benchmark.
+        problems: a row per problem, with `samples` and `num_correct`.
+    """
+    samples = int(problems["samples"].max())
+    scores = (problems["num_correct"] / samples).to_numpy()
+    low, high = wilson_interval(scores.mean(), effective_n(scores), CONFIDENCE)
+    metrics: dict[str, float] = {"pass_at_1": float(scores.mean()), "ci_low": low, "ci_high": high, "n": len(problems)}
+    for power in range(1, samples.bit_length()):
+        k = 2**power
+        metrics[f"pass_at_{k}"] = float(pass_at_k(problems["num_correct"], samples, k).mean())
+    metrics["truncated"] = float(rows["truncated"].mean())
+    metrics["mean_length"] = float(rows["length"].mean())
+    metrics["grading_timeouts"] = int(rows["how"].isin(["timeout", "died"]).sum())
+    return metrics
+
+
+def evaluation_metrics(records: pd.DataFrame) -> dict[str, float]:
+    """Return the metrics of each benchmark, `eval/<benchmark>/...`, and of all together, `eval/overall/...`.
+
+    `pass_at_1` is the share of correct completions, with Wilson's interval, `n` the number of problems, `pass_at_k`
+    the unbiased estimate for k = 2, 4, ... up to the samples of a problem, `truncated` the share of completions that
+    reached the longest length, `mean_length` a number of tokens, and `grading_timeouts` the number of completions that
+    count as wrong because grading them took too long. `overall` has sums of the two numbers and unweighted means over
+    the benchmarks of everything else; its interval is from a bootstrap over problems.
     """
     problems = problem_scores(records)
-    samples = int(problems["samples"].max())
-    metrics: dict[str, float] = {}
-    for benchmark, rows in records.groupby("benchmark", sort=False):
-        of_benchmark = problems[problems["benchmark"] == benchmark]
-        scores = (of_benchmark["num_correct"] / samples).to_numpy()
-        low, high = wilson_interval(scores.mean(), effective_n(scores), CONFIDENCE)
-        prefix = f"eval/{benchmark}"
-        metrics[f"{prefix}/pass_at_1"] = float(scores.mean())
-        metrics[f"{prefix}/ci_low"], metrics[f"{prefix}/ci_high"] = low, high
-        metrics[f"{prefix}/n"] = len(of_benchmark)
-        for power in range(1, samples.bit_length()):
-            k = 2**power
-            estimates = pass_at_k(of_benchmark["num_correct"], samples, k)
-            metrics[f"{prefix}/pass_at_{k}"] = float(estimates.mean())
-        metrics[f"{prefix}/truncated"] = float(rows["truncated"].mean())
-        metrics[f"{prefix}/mean_length"] = float(rows["length"].mean())
-        metrics[f"{prefix}/grading_timeouts"] = int(rows["how"].isin(["timeout", "died"]).sum())
-    benchmarks = list(records["benchmark"].unique())
-    of_one = [
-        name.removeprefix(f"eval/{benchmarks[0]}/") for name in metrics if name.startswith(f"eval/{benchmarks[0]}/")
-    ]
-    for name in of_one:
-        values = [metrics[f"eval/{benchmark}/{name}"] for benchmark in benchmarks]
-        metrics[f"eval/overall/{name}"] = (
-            sum(values) if name in ("n", "grading_timeouts") else sum(values) / len(values)
-        )
-    scores = (problems["num_correct"] / samples).to_numpy()
+    per_benchmark = {
+        str(benchmark): benchmark_metrics(rows, problems[problems["benchmark"] == benchmark])
+        for benchmark, rows in records.groupby("benchmark", sort=False)
+    }
+    metrics = {f"eval/{name}/{key}": value for name, found in per_benchmark.items() for key, value in found.items()}
+    for key in next(iter(per_benchmark.values())):
+        total = sum(found[key] for found in per_benchmark.values())
+        is_number = key in ("n", "grading_timeouts")
+        metrics[f"eval/overall/{key}"] = total if is_number else total / len(per_benchmark)
+    scores = (problems["num_correct"] / int(problems["samples"].max())).to_numpy()
     low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
     metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
     return metrics
@@ -128,15 +132,15 @@ def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: 
     records.insert(2, "sample", records.groupby(["benchmark", "problem_id"], sort=False).cumcount())
     records["completion"], records["length"] = generate_completions(model_path, list(records["prompt"]), settings)
     records["truncated"] = records["length"] >= settings.max_new_tokens
-    records = grade(records)
+    records = grade_records(records)
     write_records(records, record.out)
-    record.finish(metrics_of(records) | {"evaluation_runtime_s": time.perf_counter() - started})
+    record.finish(evaluation_metrics(records) | {"evaluation_runtime_s": time.perf_counter() - started})
 
 
 def regrade(folder: Path) -> int:
-    """Grade the records of a finished evaluation again; return how many verdicts changed.
+    """Grade the records of a finished evaluation again; return how many grades changed.
 
-    `records.parquet` and `metrics.json` are written anew, and `run.json` notes by which code.
+    `records.parquet` and `metrics.json` are written again, and `run.json` gets the commit and packages that graded.
 
     Raises:
         UserError: if the folder holds no finished evaluation, or one in a layout that this code does not read.
@@ -148,16 +152,16 @@ def regrade(folder: Path) -> int:
         )
     run, old = (read_versioned_json(folder / name) for name in ("run.json", "metrics.json"))
     before = pd.read_parquet(folder / "records.parquet")
-    records = grade(before)
-    made_with = collect_provenance()
+    records = grade_records(before)
+    graded_by = collect_provenance()
     note = {
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "git_commit": made_with["git_commit"],
-        "git_dirty": made_with["git_dirty"],
-        "packages": made_with["packages"],
+        "git_commit": graded_by["git_commit"],
+        "git_dirty": graded_by["git_dirty"],
+        "packages": graded_by["packages"],
     }
     write_records(records, folder)
     runtime = {"evaluation_runtime_s": old["evaluation_runtime_s"]}
-    write_versioned_json(folder / "metrics.json", metrics_of(records) | runtime)
+    write_versioned_json(folder / "metrics.json", evaluation_metrics(records) | runtime)
     write_versioned_json(folder / "run.json", run | {"regraded": note})
     return int((records["correct"] != before["correct"]).sum())

@@ -3,11 +3,11 @@
     nested-reft pretrain tiny-28 --out nested_reft/embedded/tiny-28
     nested-reft pretrain wide-20 --out nested_reft/embedded/wide-20
 
-Reinforcement needs a model that can do better than it does. An under-trained model does not improve;
-a model that knows its arithmetic and was then shown solutions of which many end in a slip does, like
-a real pretrained model whose corpus holds right and wrong solutions. And nested roll-outs need a model
-that lives without a few layers, as large models do and one this small does not by itself. Hence three
-phases: to mastery on right solutions, the same with layer dropout, and then on slips.
+Reinforcement learning needs a model that samples worse solutions than it could. An under-trained model does not
+improve. A model that has mastered its arithmetic and was then trained on solutions of which many end in a slip does,
+like a real pretrained model whose corpus contains right and wrong solutions. Nested roll-outs need a model that works
+without a few of its layers. Large models do; a model this small only does if it was trained with layer dropout. Hence
+three phases: mastery on right solutions, the same with layer dropout, and training on slips with layer dropout.
 """
 
 import math
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 
 VOCAB_SIZE = 512
 BATCH_SIZE = 64
-# Fixed, because sums in another order of threads give other last bits.
+# Fixed, because another number of threads adds in another order, which changes the last bits of the weights.
 THREADS = 2
 
 
@@ -61,7 +61,7 @@ class Shape:
 SHAPES = {
     # As deep as Qwen2.5-1.5B and 7B: 1, 3 and 4 layers at 5, 10 and 15 %.
     "tiny-28": Shape(num_hidden_layers=28, hidden_size=64, intermediate_size=240),
-    # Half as wide again, and as shallow as leaves three different counts: 1, 2 and 3 layers.
+    # 1.5 times as wide, and shallow, but deep enough that the three ratios skip 1, 2 and 3 layers.
     "wide-20": Shape(num_hidden_layers=20, hidden_size=96, intermediate_size=288),
 }
 
@@ -70,8 +70,8 @@ SHAPES = {
 class Phase:
     """One phase of pretraining.
 
-    `slip_rates` is the share of solutions of a kind whose last result is wrong. With `most_skipped`,
-    0, 1, 2, ... up to that share of the layers are skipped in turn, drawn anew for each step.
+    `slip_rates` maps each kind of problem to the share of its solutions whose last result is wrong. With
+    `most_skipped`, the steps skip 0, 1, 2, ... layers in turn, up to that share, drawn anew for each step.
     """
 
     name: str
@@ -295,13 +295,13 @@ def draw_history(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def make_model(name: str, out: Path, seed: int) -> None:
-    """Make the model of this name from nothing and write it to `out`, with tokenizer, loss curve and model card."""
+    """Pretrain the model of this name from random weights; write it, its tokenizer, loss curve and card to `out`."""
     torch.manual_seed(seed)
     torch.set_num_threads(THREADS)
     tokenizer = train_tokenizer()
     model = build_model(SHAPES[name], tokenizer)
     for layer in model.model.layers:
-        layer.compile()  # a third faster on a CPU; only while no layer is skipped
+        layer.compile()  # a third faster on a CPU, while no layer is skipped
     history: list[dict[str, Any]] = []
     accuracies: dict[str, dict[str, float]] = {}
     for index, phase in enumerate(PHASES):

@@ -12,7 +12,7 @@ from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import pass_at_k
 from nested_reft.stages import evaluate as evaluation
-from nested_reft.stages.evaluate import evaluate, metrics_of
+from nested_reft.stages.evaluate import evaluate, evaluation_metrics
 from tests.conftest import ROOT, TINY, run
 
 PROBLEMS = [
@@ -41,7 +41,7 @@ def evaluated(tmp_path, monkeypatch):
 ANSWERS = ["\\boxed{2}", "it is \\boxed{four}", "no box", "\\boxed{0.5}"]
 
 
-def test_a_record_holds_all_that_its_verdict_comes_from(evaluated):
+def test_a_record_holds_all_that_its_grade_comes_from(evaluated):
     records = pd.read_parquet(evaluated(ANSWERS, max_new_tokens=10) / "records.parquet")
     assert list(records["problem_id"]) == [0, 1, 2, 0]
     assert list(records["completion"]) == ANSWERS
@@ -64,7 +64,7 @@ def test_metrics_by_hand(evaluated):
     assert not [name for name in metrics if "pass_at_2" in name]
 
 
-def test_several_samples_tell_pass_at_k_for_powers_of_two(evaluated):
+def test_several_samples_give_pass_at_k_for_powers_of_two(evaluated):
     right, wrong = "\\boxed{2}", "\\boxed{3}"
     completions = [right, wrong, right, wrong, wrong] + [wrong] * 10 + ["\\boxed{1/2}"] * 5
     folder = evaluated(completions, num_samples=5, temperature=0.6)
@@ -89,7 +89,7 @@ def test_grading_again_changes_what_the_grader_says_otherwise_and_needs_no_torch
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("3 verdicts changed"), done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("3 grades changed"), done.stdout + done.stderr
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "records.parquet"), records)
     assert read_json(folder / "metrics.json") == metrics
     assert read_json(folder / "run.json")["regraded"]["git_commit"]
@@ -130,4 +130,4 @@ def test_samples_of_the_embedded_model_follow_their_seed(tmp_path):
 
 def test_metrics_do_not_depend_on_the_order_of_records(evaluated):
     records = pd.read_parquet(evaluated(ANSWERS) / "records.parquet")
-    assert metrics_of(records)["eval/sums/ci_low"] == metrics_of(records[::-1])["eval/sums/ci_low"]
+    assert evaluation_metrics(records)["eval/sums/ci_low"] == evaluation_metrics(records[::-1])["eval/sums/ci_low"]
