@@ -84,7 +84,7 @@ def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(tmp_path):
         (["--batch-size", "0"], "--batch-size is 0, but it should be greater than or equal to 1; correct it."),
         (["--temperature", "0"], "--temperature is 0.0, but it should be greater than 0; correct it."),
         (["--template", "r2"], "--template is 'r2', but it should be 'qwen-math', 'r1' or 'none'; correct it."),
-        (["--skip-ratios", "1.5"], "--skip-ratios is '1.5'; give numbers from 0 to 1"),
+        (["--skip-ratios", "1.5"], "--skip-ratios is '1.5'; give numbers from 0 to below 1"),
         (["--dtype", "float16"], "float16"),
     ],
 )
