@@ -16,8 +16,8 @@ from nested_reft.errors import UserError
 from nested_reft.model.loading import end_token_ids
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.generate import complete_by_generate
-from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import unsupported_reason
+from nested_reft.rollout.token_sampling import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from nested_reft.model.layers import decoder_layers, nested, parameter_counts, s
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import logprob_errors, unsupported_reason
+from nested_reft.rollout.token_sampling import SamplingParams
 
 # Qwen2.5-Math-1.5B and -7B.
 MODEL_SHAPES: dict[str, dict[str, Any]] = {

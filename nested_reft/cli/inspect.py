@@ -16,7 +16,7 @@ from nested_reft.cli.options import (
     options_of,
     read_ratios,
 )
-from nested_reft.config import parse, stages
+from nested_reft.config import parse, stage_settings
 from nested_reft.errors import UserError
 
 
@@ -45,7 +45,7 @@ def layers(
         )
 
 
-@options_of(stages.DiagnosisSettings)
+@options_of(stage_settings.DiagnosisSettings)
 def diagnose(
     model: ModelArgument,
     data: Data,
@@ -55,7 +55,9 @@ def diagnose(
 ) -> None:
     """Measure on given problems how far the nested model is from the whole model, before a training is paid for."""
     ratios = read_ratios(skip_ratios)
-    settings = parse.parse_settings(stages.DiagnosisSettings, {"skip_ratios": ratios} | options, parse.option_name)
+    settings = parse.parse_settings(
+        stage_settings.DiagnosisSettings, {"skip_ratios": ratios} | options, parse.option_name
+    )
     apply_resource_limits()
     from nested_reft.stages import diagnose as diagnosis
 

@@ -17,7 +17,7 @@ from nested_reft.cli.options import (
     open_record,
     read_settings,
 )
-from nested_reft.config import sections, stages, study
+from nested_reft.config import sections, stage_settings, study
 from nested_reft.errors import UserError
 
 
@@ -30,7 +30,7 @@ def prepare_model(settings: Settings, out: Out) -> None:
 
 def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> None:
     """Write a training set without the problems that a benchmark contains, and the dropped problems."""
-    parsed = read_settings(stages.PrepareDataset, settings)
+    parsed = read_settings(stage_settings.PrepareDataset, settings)
     from nested_reft.data import prepare
 
     prepare.prepare_dataset(parsed.dataset, parsed.decontamination, benchmarks, out)
@@ -40,12 +40,12 @@ def prepare_benchmarks(settings: Settings, out: Out) -> None:
     """Write all benchmarks into one file of JSON lines."""
     from nested_reft.data import prepare
 
-    prepare.prepare_benchmarks(read_settings(stages.PrepareBenchmarks, settings).benchmarks, out)
+    prepare.prepare_benchmarks(read_settings(stage_settings.PrepareBenchmarks, settings).benchmarks, out)
 
 
 def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
     """Warm up a model by SFT on the chains of thought of a training set."""
-    parsed = read_settings(stages.SftStage, settings)
+    parsed = read_settings(stage_settings.SftStage, settings)
     apply_resource_limits()
     from nested_reft.stages import sft
 
@@ -56,7 +56,7 @@ def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tr
 
 def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
     """Train one run of the grid from its SFT warm-up: GRPO with roll-outs from the nested model."""
-    parsed = read_settings(stages.TrainStage, settings)
+    parsed = read_settings(stage_settings.TrainStage, settings)
     apply_resource_limits()
     from nested_reft.stages import train
 
@@ -89,7 +89,7 @@ def evaluate(
         return
     if settings is None or model is None or benchmarks is None:
         raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
-    parsed = read_settings(stages.EvaluateStage, settings)
+    parsed = read_settings(stage_settings.EvaluateStage, settings)
     apply_resource_limits()
     inputs = {"model": model_folder(model), "benchmarks": benchmarks}
     with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:

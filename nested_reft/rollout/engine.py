@@ -23,7 +23,7 @@ from transformers import Cache, PreTrainedModel
 from nested_reft.model.layers import decoder_layers, language_model, nested
 from nested_reft.rollout.compiled import CompiledLayers
 from nested_reft.rollout.kv_cache import CachePositions, PrefillRows, StaticKVLayer
-from nested_reft.rollout.sampling import SamplingParams, philox_uniforms, sample_tokens, truncate_after_eos
+from nested_reft.rollout.token_sampling import SamplingParams, philox_uniforms, sample_tokens, truncate_after_eos
 
 # KV buffers, and the part of them that attention reads, grow in blocks of this many columns. The block is larger on
 # a GPU, where each size has its own CUDA graph.

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from nested_reft.errors import NestingError
-from nested_reft.rollout.sampling import truncate_after_eos
+from nested_reft.rollout.token_sampling import truncate_after_eos
 
 if TYPE_CHECKING:
     from nested_reft.config.sections import Evaluation

@@ -11,8 +11,8 @@ from nested_reft.errors import NestingError
 from nested_reft.model.layers import nested
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.generate import refuse_filters, sample_by_generate
-from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import unsupported_reason
+from nested_reft.rollout.token_sampling import SamplingParams
 
 SAMPLERS = ("engine-compiled", "engine", "generate")  # each falls back on the next
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from nested_reft.model.layers import nested, skippable_layers
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import SamplingParams
+from nested_reft.rollout.token_sampling import SamplingParams
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from nested_reft.config.stages import DiagnosisSettings
+from nested_reft.config.stage_settings import DiagnosisSettings
 from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading.rewards import correctness, first_answer_correctness

@@ -37,7 +37,7 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
     from nested_reft.model.loading import end_token_ids, load_model
     from nested_reft.rollout.generate import complete_by_generate
     from nested_reft.rollout.sampler import engine_for
-    from nested_reft.rollout.sampling import SamplingParams
+    from nested_reft.rollout.token_sampling import SamplingParams
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

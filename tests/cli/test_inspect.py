@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from nested_reft.cli import app
-from nested_reft.config.stages import DiagnosisSettings
+from nested_reft.config.stage_settings import DiagnosisSettings
 from nested_reft.errors import UserError
 
 RUNNER = CliRunner()

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from nested_reft.cli.options import model_folder, open_record, read_ratios, read_settings
-from nested_reft.config.stages import PrepareBenchmarks
+from nested_reft.config.stage_settings import PrepareBenchmarks
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
 

@@ -6,8 +6,8 @@ import torch
 from nested_reft.model.layers import nested
 from nested_reft.nesting import draw_skipped_layers
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import unsupported_reason
+from nested_reft.rollout.token_sampling import SamplingParams
 from tests.model.families import FAMILIES, PROMPTS, valid
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0, eos_token_ids=(2, 3))

@@ -7,7 +7,7 @@ from scipy import stats
 
 from nested_reft.model.layers import nested
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import SamplingParams
+from nested_reft.rollout.token_sampling import SamplingParams
 from tests.model.families import PROMPTS, build, valid
 from tests.rollout.reference import GREEDY, SUPPORTED, check_against_generate, greedy_by_generate, scored_logps
 

@@ -5,8 +5,8 @@ import torch
 
 from nested_reft.model.layers import nested
 from nested_reft.rollout.engine import RolloutEngine
-from nested_reft.rollout.sampling import SamplingParams
 from nested_reft.rollout.self_check import logprob_errors
+from nested_reft.rollout.token_sampling import SamplingParams
 from tests.model.families import PROMPTS
 from tests.rollout.reference import GREEDY
 

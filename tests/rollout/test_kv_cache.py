@@ -4,7 +4,7 @@ import torch
 
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.kv_cache import CachePositions, LayerKVView, PrefillRows, StaticKVLayer
-from nested_reft.rollout.sampling import SamplingParams
+from nested_reft.rollout.token_sampling import SamplingParams
 from tests.model.families import PROMPTS
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nested_reft.config.stages import DiagnosisSettings
+from nested_reft.config.stage_settings import DiagnosisSettings
 from nested_reft.embedded.problems import generate
 from nested_reft.errors import UserError
 from nested_reft.stages import diagnose as diagnosis

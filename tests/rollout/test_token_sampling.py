@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from nested_reft.rollout.sampling import SamplingParams, philox_uniforms, sample_tokens
+from nested_reft.rollout.token_sampling import SamplingParams, philox_uniforms, sample_tokens
 
 
 def test_tokens_are_sampled_from_the_softmax():
