@@ -42,7 +42,7 @@ One file describes one study:
 To make a study of your own, copy one of the files, change it, and run
 `snakemake --cores all --configfile config/mine.yaml`. Your file replaces the default file; the two are not merged.
 A key that your file leaves out has the default in the tables below, which is the value of the paper where the paper
-gives one. `--config` on the command line changes single keys.
+gives one. `--config` on the command line changes single keys, for example `--config 'training={max_steps: 5}'`.
 
 The column *from* names the origin of a default:
 
