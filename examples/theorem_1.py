@@ -7,8 +7,8 @@ mitigation. Nothing is trained. The model is random and tiny, so that its number
 the figure shows which estimators are biased, and which of them have the larger variance.
 """
 
+import argparse
 import itertools
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,4 +178,6 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", type=Path, help="file to draw into, for example theorem_1.svg")
+    draw(parser.parse_args().figure)

@@ -260,8 +260,8 @@ def refuse_arguments(trainer: Any) -> None:
         )
     if trainer.is_fsdp_enabled or (args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3):
         raise NestingError(
-            "FSDP and DeepSpeed ZeRO-3 shard the parameters, which the sampler would read incomplete; train with "
-            "DistributedDataParallel or DeepSpeed ZeRO-1 or -2"
+            "FSDP and DeepSpeed ZeRO-3 shard the parameters, which the sampler would read incomplete; train "
+            "without them"
         )
 
 

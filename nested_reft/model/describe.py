@@ -56,12 +56,16 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
             config = AutoConfig.from_pretrained(source.local_path or model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"could not read the config of {model!r} ({str(error).splitlines()[0]})") from None
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(config)
     try:
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(config)
         check_structure(whole)
+    except ImportError as error:  # a family that needs a package of its own, such as timm
+        raise UserError(f"model {model!r} cannot be built: {' '.join(str(error).split())}") from None
     except NestingError as error:
         raise UserError(str(error)) from None
+    except ValueError as error:  # not a causal language model
+        raise UserError(f"model {model!r} cannot be nested: {str(error).splitlines()[0]}") from None
     layers, valid = decoder_layers(whole), skippable_layers(whole, border)
     layer_parameters, lm_head_parameters = parameter_counts(whole)
     skipping = []

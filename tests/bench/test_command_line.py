@@ -16,7 +16,7 @@ from tests.conftest import ROOT
         (("rollout", "some/model"), "'some/model' is not here; give a folder"),
         (("rollout", "embedded/tiny-29"), "is not an embedded model"),
         (("rollout", "embedded/tiny-28", "--skip-ratios", "0.99"), "which skips 28 of the 28 layers"),
-        (("rollout", "embedded/tiny-28", "--skip-ratios", "none"), "give numbers from 0 to 1"),
+        (("rollout", "embedded/tiny-28", "--skip-ratios", "none"), "give numbers from 0 to below 1"),
         (("train", "nowhere"), "model 'nowhere' does not exist"),
         (("eval", "qwen2.5-7b"), "give a trained model"),
         (
