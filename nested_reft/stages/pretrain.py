@@ -3,11 +3,12 @@
     nested-reft pretrain tiny-28 --out nested_reft/embedded/tiny-28
     nested-reft pretrain wide-20 --out nested_reft/embedded/wide-20
 
-Reinforcement learning needs a model that samples worse solutions than it could. An under-trained model does not
-improve. A model that has mastered its arithmetic and was then trained on solutions of which many end in a slip does,
-like a real pretrained model whose corpus contains right and wrong solutions. Nested roll-outs need a model that works
-without a few of its layers. Large models do; a model this small only does if it was trained with layer dropout. Hence
-three phases: mastery on right solutions, the same with layer dropout, and training on slips with layer dropout.
+Reinforcement learning can only improve a model that is able to solve more problems than its samples show. An
+under-trained model does not improve. A model improves if it first learns the arithmetic and is then trained on
+solutions of which many end in a slip, as the corpus of a real model contains right and wrong solutions. Nested
+roll-outs need a model that works without a few of its layers: large models do, but a model this small does only if it
+is trained with layer dropout. Pretraining therefore has three phases: right solutions, right solutions with layer
+dropout, and solutions with slips with layer dropout.
 """
 
 import math
@@ -81,7 +82,7 @@ class Phase:
     most_skipped: float
 
     def most_layers(self, num_layers: int) -> int:
-        """Return the greatest number of layers that a step of this phase skips."""
+        """Return the largest number of layers that a step of this phase skips."""
         return int(self.most_skipped * num_layers)
 
 
@@ -139,7 +140,7 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCau
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # The default of 0.02 suits widths of thousands; at 64, where this is 0.08, it starts too close to zero.
+        # The default of 0.02 suits widths of thousands; at width 64 it is too close to zero, and this gives 0.08.
         initializer_range=0.64 / math.sqrt(shape.hidden_size),
     )
     model = Qwen2ForCausalLM(config)
@@ -258,7 +259,7 @@ skipped layers would harm it much more.
 AdamW, batches of {BATCH_SIZE}, loss on solutions only, {THREADS} threads. First to mastery on right solutions. Then
 with random layers skipped (layer dropout), because a model this small, unlike large ones, breaks without one of its
 layers otherwise. Last on solutions of which a share ends in a slip (the last result off by one or by ten), as a real
-corpus holds wrong solutions too. Reinforcement can lift such a model: it knows better than it does.
+corpus holds wrong solutions too. Reinforcement can improve such a model, because it has learned the right solutions.
 
 | phase | steps | learning rate | solutions with a slip | layers skipped |
 | --- | --- | --- | --- | --- |
