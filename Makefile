@@ -1,4 +1,4 @@
-# `make` lists the targets. Each sets up .venv first, if it is not there yet.
+# `make` lists the targets. Each target sets up .venv first, if .venv does not exist.
 
 PYTHON ?= python3
 VENV := .venv

@@ -26,7 +26,7 @@ PROMPT = [1, 2, 3]
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))  # (S, T)
 ADVANTAGES = torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(5)).double() - 0.5  # (S,)
 VALID = valid_layers(NUM_LAYERS, border=1)
-NEVER = VOCABULARY  # an end token outside of the vocabulary, so that all sequences have three tokens
+NEVER = VOCABULARY  # an EOS token outside of the vocabulary, so that all sequences have three tokens
 
 # name in the figure -> (mitigation, level of the ratio)
 ESTIMATORS = {

@@ -27,7 +27,7 @@ ROWS = [
 
 
 def boxed_answer(completions: list[list[dict[str, str]]], answer: list[str], **kwargs: Any) -> list[float]:
-    """Return 1 for a completion with the answer in a box. A completion is a list of messages, here of one."""
+    """Return 1 for a completion with the answer in a box. A completion is a list of messages, here of one message."""
     texts = [messages[0]["content"] for messages in completions]
     return [float(f"\\boxed{{{expected}}}" in text) for text, expected in zip(texts, answer, strict=True)]
 

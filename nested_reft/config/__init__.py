@@ -1,1 +1,1 @@
-"""The configuration of a study: its keys, the grid it expands to, and the paths of what it produces."""
+"""The configuration of a study: its keys, the grid that it expands to, and the paths of its products."""

@@ -293,7 +293,7 @@ class Training(Optimization):
     num_generations: int = key(8, "G: completions per prompt.", "TRL", unit="completions", ge=2)
     max_completion_length: int = key(256, "The length of a completion.", "restored", unit="tokens", gt=0)
     fixed_length: bool = key(
-        True, "Whether the end token is banned, which gives all completions the same length.", "paper"
+        True, "Whether the EOS tokens are banned, which gives all completions the same length.", "paper"
     )
     temperature: float = key(
         1.0, "The sampling temperature. Log-probabilities are taken at the same temperature.", "TRL", gt=0

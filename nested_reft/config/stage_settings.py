@@ -78,11 +78,11 @@ class DiagnosisSettings(Section):
         [0.05, 0.10, 0.15], "Skip ratios to compare.", min_length=1
     )
     border: int = key(1, "b: only the layers i with b <= i < N-b can be skipped.", ge=1)
-    num_prompts: int = key(32, "Number of problems, counted from the first of the data.", ge=1)
+    num_prompts: int = key(32, "Number of problems, taken from the start of the data.", ge=1)
     num_generations: int = key(4, "Completions per problem for each draw of skipped layers.", ge=1)
     num_draws: int = key(4, "Draws of skipped layers per ratio.", ge=1)
     max_completion_length: int = key(256, "Largest length of a completion in tokens.", ge=1)
-    fixed_length: bool = key(True, "Whether the end token is banned, as in training.")
+    fixed_length: bool = key(True, "Whether the EOS tokens are banned, as in training.")
     batch_size: int = key(16, "Sequences that are sampled and scored at once.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0)
     sampler: Sampler = key("engine", "Sampler of the completions, as in training.")

@@ -91,7 +91,7 @@ class Run(Section):
 
 
 def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ratios: list[float]) -> None:
-    """Check that each ratio skips at least one layer, at most all valid layers, and another number than the others.
+    """Check that each ratio skips at least one layer, at most all valid layers, and a number of its own.
 
     Args:
         model: the name of the model, for the message.

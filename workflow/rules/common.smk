@@ -1,4 +1,4 @@
-"""What the rules share: the lock, the validated study, the paths, and the settings of each stage.
+"""The code that the rules share: the lock, the validated study, the paths, and the settings of each stage.
 
 A stage receives its section of the configuration as one JSON text with sorted keys. Snakemake compares
 these texts, so that a changed key of `evaluation` reruns only the evaluations and the analysis, and the
