@@ -72,7 +72,7 @@ MITIGATIONS: dict[str, Callable[[Tensor, Parameters], Tensor]] = {
     "base": importance_sampling,  # inside GRPO's clip: the trainer puts mu in the place of the old policy
     "practical": practical,
     "retrace": retrace,
-    "is": importance_sampling,  # never clipped
+    "is": importance_sampling,  # outside of the clip
     "tis": truncated_importance_sampling,
 }
 
@@ -84,7 +84,7 @@ def check_mitigation(mitigation: str) -> None:
 
 
 def token_weights(mitigation: str, ratio: Tensor, parameters: Parameters) -> Tensor:
-    """Return the weights h(r) (B, T) of the mitigation of that name; raises ValueError if there is none."""
+    """Return the weights h(r) (B, T) of the mitigation of that name; raise a ValueError if there is none."""
     check_mitigation(mitigation)
     return MITIGATIONS[mitigation](ratio, parameters)
 
@@ -93,8 +93,8 @@ def scale_gradient(per_token_logps: Tensor, weight: Tensor) -> Tensor:
     """Return log pi (B, T), bit-identical, with its gradient multiplied by `weight` (B, T).
 
     The gradient of any loss of the result, per token as in GRPO or per sequence as in RLOO, is weighted token by
-    token, outside of the loss's own ratio and clip. Inside of them, the weight would have no effect on the gradient
-    where r > 1 or where the clip is active.
+    token, outside of the loss's own ratio and clip. If h(r) replaced the ratio inside of the loss, a token would have
+    no gradient where the clip is active, nor, with `retrace`, where r > 1.
     """
     constant = per_token_logps.detach()
     return constant + weight * (per_token_logps - constant)

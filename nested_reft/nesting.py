@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 def num_skipped(num_layers: int, skip_ratio: float) -> int:
-    """Return k = round(x N): the ratio is of all layers, not of the valid ones (Table 1: N = 28 gives 1, 3, 4)."""
+    """Return k = round(x N), a share of all layers and not of the valid ones (Table 1: N = 28 gives 1, 3, 4)."""
     return round(skip_ratio * num_layers)
 
 
@@ -22,7 +22,7 @@ def valid_layers(num_layers: int, border: int, layer_types: Sequence[str] | None
     Args:
         num_layers: N.
         border: b.
-        layer_types: the attention type of each layer (`config.layer_types`); None if all layers have the same.
+        layer_types: the attention type of each layer (`config.layer_types`); None if all layers have the same type.
     """
     first_of_each_type = {layer_types.index(name) for name in layer_types} if layer_types else {0}
     return [index for index in range(border, num_layers - border) if index not in first_of_each_type]
@@ -49,8 +49,9 @@ def bounds(num_layers: int, k: int, layer_parameters: int, lm_head_parameters: i
         lm_head_parameters: the parameters of the output projection, which every decode step reads.
 
     Returns:
-        N / (N - k), where the layers take all of the time (Property 1), and the ratio of the parameters that are
-        read, where reading the weights does.
+        N / (N - k), the bound if the layers take all of the time (Property 1), and the number of parameters that a
+        decode step reads without skipping over the number that it reads with skipping, the bound if reading the
+        weights takes all of the time.
     """
     weights = num_layers * layer_parameters + lm_head_parameters
     weights_left = (num_layers - k) * layer_parameters + lm_head_parameters

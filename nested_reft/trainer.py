@@ -1,6 +1,6 @@
 """Nested-ReFT as hooks on TRL 1.16: one mixin, `NestedRollouts`, for GRPOTrainer and RLOOTrainer.
 
-TRL calls the hooks in this order; what each leaves for the next is on the right:
+TRL calls the hooks in this order; the right column has the attributes that a hook sets for later hooks:
 
     training_step                              for each micro-batch
     |  _generate_and_score_completions         where a new generation batch is due
@@ -15,7 +15,7 @@ TRL calls the hooks in this order; what each leaves for the next is on the right
     |  step_metrics                            after the last micro-batch of an optimizer step
 
 No forward is added to TRL's. With no layer skipped, the behavior policy is the target policy: the training is that
-of stock TRL, bit for bit with sampler `generate`, and the measured ratio is only logged, as the noise floor.
+of stock TRL, bit for bit with sampler `generate`. The ratio is then only logged, and shows the numerical noise.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class NestedRollouts(_TRLTrainer):
     # ---- sampling -------------------------------------------------------------------------------
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, *args: Any) -> Any:
-        if not self.model.training:  # evaluation never skips
+        if not self.model.training:  # evaluation skips no layers
             return super()._generate_single_turn(prompt_ids, images, *args)
         if images is not None:
             raise NestingError("the prompts have images, which are not supported; train on text")
@@ -176,7 +176,7 @@ class NestedRollouts(_TRLTrainer):
     def _mitigate(self, per_token_logps: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return log pi_now (B, T) for the loss, with its gradient scaled; `base` changes `inputs` instead."""
         mask, sampling_per_token_logps = inputs["completion_mask"], inputs["sampling_per_token_logps"]
-        # TRL scores a batch only if it outlives an optimizer step; otherwise log pi_now is log pi.
+        # TRL scores a batch only if later optimizer steps use it again; otherwise log pi_now is log pi.
         old_per_token_logps = inputs.get("old_per_token_logps", per_token_logps.detach())
         ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
         weights = torch.ones_like(ratio)
@@ -242,25 +242,25 @@ class NestedRollouts(_TRLTrainer):
 
 
 def refuse_arguments(trainer: Any) -> None:
-    """Refuse arguments of TRL with which completions would not come from the nested model, or the ratio be wrong.
+    """Refuse arguments of TRL with which the nested model would not sample, or with which the ratio would be wrong.
 
     Raises:
-        NestingError: naming the argument and the remedy.
+        NestingError: if there is such an argument; the message names the argument and the remedy.
     """
     args = trainer.args
     if trainer.beta:
         raise NestingError(f"beta = {trainer.beta} asks for a reference model, which is not supported; set beta to 0")
     for name in ("use_vllm", "use_transformers_continuous_batching"):
         if getattr(args, name):
-            raise NestingError(f"{name} samples from the whole model, without skipping layers; set {name} to False")
+            raise NestingError(f"{name} samples from the full model, without skipping layers; set {name} to False")
     if getattr(trainer, "tools", None) or getattr(trainer, "rollout_func", None):
         raise NestingError(
-            "tools, rollout_func and environment_factory replace TRL's single-turn sampling, and only that can be "
-            "nested; leave them out"
+            "tools, rollout_func and environment_factory replace TRL's single-turn sampling, but only single-turn "
+            "sampling can be nested; leave them out"
         )
     if trainer.is_fsdp_enabled or (args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3):
         raise NestingError(
-            "FSDP and DeepSpeed ZeRO-3 shard the parameters, which the sampler would read incomplete; train "
+            "FSDP and DeepSpeed ZeRO-3 shard the parameters, so that the sampler would read incomplete weights; train "
             "without them"
         )
 
@@ -270,4 +270,4 @@ class NestedGRPOTrainer(NestedRollouts, GRPOTrainer):
 
 
 class NestedRLOOTrainer(NestedRollouts, RLOOTrainer):
-    """TRL's RLOOTrainer with nested roll-outs. Its ratio, and that of `base`, is the whole sequence's."""
+    """TRL's RLOOTrainer with nested roll-outs. RLOO clips one ratio per sequence, and `base` changes that ratio."""

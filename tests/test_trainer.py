@@ -538,7 +538,7 @@ def test_a_filter_of_the_models_own_is_refused(small_model, tmp_path):
 def test_samplers_of_trl_are_refused(name, small_model, tmp_path, monkeypatch):
     some_trainer = ours(small_model, tmp_path)
     monkeypatch.setattr(some_trainer.args, name, True)
-    with pytest.raises(NestingError, match=rf"{name} samples from the whole model.*set {name} to False"):
+    with pytest.raises(NestingError, match=rf"{name} samples from the full model.*set {name} to False"):
         refuse_arguments(some_trainer)
 
 

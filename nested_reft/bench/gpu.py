@@ -46,7 +46,7 @@ SEQUENCES = {"prompts": 16, "generations": 8, "prompt_length": 200, "new_tokens"
 TOY = {"prompts": 2, "generations": 2, "prompt_length": 4, "new_tokens": 20}
 TOY_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 TRAINED = "qwen2.5-1.5b"  # the optimizer state of the larger one does not fit into memory
-# Upper bounds of the seconds that each part takes; a part does not start unless so much time is left.
+# Upper bounds of the seconds that each part takes; a part does not start unless that much time is left.
 MAX_SECONDS = {
     "model": 20,
     "generate": 130,
@@ -60,7 +60,7 @@ MAX_SECONDS = {
 
 
 class Budget:
-    """Runs parts as long as there is time, and records which parts were left out or failed, and why."""
+    """Runs parts as long as there is time, and records why a part was left out or failed."""
 
     def __init__(self, limit: float, write: Callable[[], None]) -> None:
         self.deadline, self.write = time.perf_counter() + limit, write
@@ -128,9 +128,9 @@ def memory_part(settings: RolloutBenchSettings) -> dict[str, float]:
 def main() -> None:
     """Measure the parts that fit into the budget; write the results and a figure next to them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/gpu.json"), help="where to write")
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/gpu.json"), help="JSON file to write")
     parser.add_argument(
-        "--budget", type=float, default=520, help="seconds; a part does not start if it could exceed them"
+        "--budget", type=float, default=520, help="limit in seconds; a part does not start if it could exceed it"
     )
     parser.add_argument(
         "--shapes",

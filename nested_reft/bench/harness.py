@@ -1,7 +1,6 @@
-"""Measurements that users and reviewers can repeat: `nested-reft bench ...`.
+"""The rounds of a measurement and their summary, which all commands `nested-reft bench ...` share.
 
-Variants run interleaved, and speed-ups are ratios within a round, so machine drift cancels. This module holds the
-rounds and their summary; the other modules of this folder say what is measured.
+Variants run interleaved, and speed-ups are ratios within a round, so machine drift cancels.
 """
 
 import json
@@ -97,7 +96,7 @@ def summarize(
 
 
 def environment_info(device: "torch.device") -> dict[str, Any]:
-    """Return what a measurement depends on besides its settings: code, packages, hardware, threads."""
+    """Return the code, packages, hardware and threads that a measurement depends on besides its settings."""
     import torch
 
     return {"provenance": collect_provenance(), "device": str(device), "threads": torch.get_num_threads()}

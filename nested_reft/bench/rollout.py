@@ -74,7 +74,7 @@ class RolloutBenchSettings:
     prompts: int = 4
     generations: int = 8
     prompt_length: int = 32
-    new_tokens: int = 64  # at least 2: decode steps are what follows the first token
+    new_tokens: int = 64  # at least 2, because the time of a decode step excludes the first token
     dtype: str = "float32"
     sampler: str = "engine-compiled"
     rounds: int = 20
@@ -144,9 +144,9 @@ class Rollouts:
     """Roll-outs of one model, by index: the prompts are a function of the index, whichever sampler is used.
 
     Args:
-        settings: what is measured.
+        settings: the settings of the measurement.
         model: the model.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
         counts: the number of layers that each skip ratio skips, by ratio.
     """
 
@@ -234,7 +234,7 @@ class Rollouts:
         output[:, input_ids.shape[1] :].tolist()
 
     def time_engine(self, engine: RolloutEngine, skipped: Sequence[int], index: int) -> tuple[float, float]:
-        """Return the seconds of a roll-out, and those of the same roll-out with one new token."""
+        """Return the seconds of a roll-out, and the seconds of the same roll-out with one new token."""
         whole, first = (
             seconds(partial(self.by_engine, engine, index, skipped, length), self.device)
             for length in (self.settings.new_tokens, 1)
@@ -264,8 +264,8 @@ def against_generate(rollouts: Rollouts, samplers: Sequence[str], rounds: int) -
 def log_prob_errors(rollouts: Rollouts, num_rows: int = 4) -> dict[str, float]:
     """Return the differences in nats of the engine's log-probs from those of a forward over whole sequences.
 
-    The most layers are skipped that are measured. All tokens of `num_rows` sequences are compared, spread over the
-    batch.
+    The number of skipped layers is the largest that is measured. All tokens of `num_rows` sequences, spread over the
+    batch, are compared.
     """
     skipped, prompts = rollouts.skipped_layers(max(rollouts.counts.values()), 0), rollouts.prompts(0)
     completions, logps = rollouts.engine().sample(prompts, rollouts.sampling, seed=0, skipped=skipped)
@@ -324,7 +324,7 @@ def skip_gain(rollouts: Rollouts) -> dict[str, Any]:
 
 
 def share_of_gain(speed_up: Mapping[str, float], bound: float) -> dict[str, float]:
-    """Return the share of the largest possible gain that is reached: 0 for no gain, 1 at the bound."""
+    """Return the gain as a share of the largest possible gain: 0 for no gain, 1 at the bound."""
     return {name: (value - 1) / (bound - 1) for name, value in speed_up.items()}
 
 
@@ -346,7 +346,7 @@ def new_skip_set(rollouts: Rollouts) -> dict[str, Any]:
 
 
 def weight_copy(rollouts: Rollouts) -> dict[str, Any]:
-    """Compare roll-outs from float32 weights with ones from a bfloat16 copy, with and without synchronizing it."""
+    """Compare roll-outs from float32 weights with roll-outs from a bfloat16 copy, synchronized each time or never."""
     weights, copy = rollouts.engine(), rollouts.engine(dtype=torch.bfloat16)
     never_synchronized = RolloutEngine(copy.model, copy.compiled)
     calls: dict[str, Callable[[int], object]] = {
@@ -392,7 +392,7 @@ def copy_bandwidth(device: torch.device, num_bytes: int = 2**30, repeats: int = 
 
 
 def bandwidth_bound(rollouts: Rollouts, skip: dict[str, Any], bytes_per_second: float) -> dict[str, Any]:
-    """Return the least possible time of a decode step, given what it reads, and the share of that speed reached.
+    """Return the least time in which a decode step can read its bytes, and the share of that speed that is reached.
 
     Args:
         rollouts: the measured roll-outs.

@@ -67,7 +67,7 @@ class TrainerBench:
     """Trainers that take the same steps: stock TRL's, and a nested one for each sampler.
 
     Args:
-        settings: what is measured.
+        settings: the settings of the measurement.
         trainers: STOCK and names of samplers.
         folder: the output folder of the trainers, which stays empty.
     """
@@ -84,7 +84,7 @@ class TrainerBench:
             self.trainers[name], self.rows[name] = trainer, step_rows.rows
 
     def step(self, variant: Variant, index: int) -> dict[str, float]:
-        """Return the seconds of one optimizer step, `step`, and of those of its phases that the trainer times.
+        """Return the seconds of one optimizer step, `step`, and of each of its phases that the trainer times.
 
         Prompts and skipped layers are a function of the index.
 
@@ -105,7 +105,7 @@ class TrainerBench:
 
 
 def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Trainer:
-    """Return a trainer by name. Stock TRL's has the same arguments as the nested ones."""
+    """Return a trainer by name. The trainer of stock TRL has the same arguments as the nested trainers."""
     device = bench_device()
     model, tokenizer = load(settings.model, settings.dtype, device)
     is_random = settings.model in MODEL_SHAPES
@@ -140,22 +140,25 @@ def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Tra
 
 
 def efficiency(
-    none: Sequence[Mapping[str, float]], some: Sequence[Mapping[str, float]], num_skipped: int, num_layers: int
+    unskipped: Sequence[Mapping[str, float]],
+    skipped: Sequence[Mapping[str, float]],
+    num_skipped: int,
+    num_layers: int,
 ) -> dict[str, float]:
-    """Return the share of the ideal saving by which whole steps become faster.
+    """Return the time that skipping saves in a whole step, as a share of the ideal saving.
 
     Ideally sampling would take (N - k) / N of its time, and the other phases would not change.
 
     Args:
-        none: the seconds of a step by phase, no layer skipped, one per round.
-        some: the same with k layers skipped.
+        unskipped: the seconds of a step by phase, no layer skipped, one per round.
+        skipped: the seconds of a step by phase, k layers skipped, one per round.
         num_skipped: k.
         num_layers: N.
     """
     return estimate(
         [
             (before["step"] - after["step"]) / (before["generate"] * num_skipped / num_layers)
-            for before, after in zip(none, some, strict=True)
+            for before, after in zip(unskipped, skipped, strict=True)
         ]
     )
 
@@ -187,8 +190,8 @@ def measure_train(
     """Measure the optimizer steps of a model: all parts of `bench train`.
 
     Args:
-        settings: what is measured. Prompts are generated problems, so `prompt_length` is not used; neither is
-            `sampler`.
+        settings: the settings of the measurement. Prompts are generated problems, so `prompt_length` is not used;
+            neither is `sampler`.
         peak_memory: whether to measure peak memory too, which runs each variant once more.
         samplers: the samplers of the nested trainers.
 

@@ -53,7 +53,7 @@ def diagnose(
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
     **options: Any,
 ) -> None:
-    """Measure on given problems how far the nested model is from the whole model, before a training is paid for."""
+    """Measure on given problems how far the nested model is from the full model, without any training."""
     ratios = read_ratios(skip_ratios)
     settings = parse.parse_settings(
         stage_settings.DiagnosisSettings, {"skip_ratios": ratios} | options, parse.option_name

@@ -172,10 +172,10 @@ def number_of(row: Row, column: str) -> str:
 
 
 def solve(equation: str) -> tuple[str, Fraction]:
-    """Return the steps and the value of an expression: `( ( 8.0 + 2.0 ) * 3.0 )` has `8 + 2 = 10. 10 * 3 = 30.`.
+    """Return steps and value of an expression: `( ( 8.0 + 2.0 ) * 3.0 )` has the steps `8 + 2 = 10. 10 * 3 = 30.`.
 
     Raises:
-        ValueError: it holds more than numbers, parentheses and the four operations, or divides by zero.
+        ValueError: the expression has more than numbers, parentheses and the four operations, or divides by zero.
     """
     steps: list[str] = []
     try:
@@ -202,13 +202,13 @@ def value_of(node: ast.expr, steps: list[str]) -> Fraction:
 
 
 def format_number(value: Fraction) -> str:
-    """Return a number as people write it: as an integer, a decimal if that is short, or a fraction."""
+    """Return a number as an integer, as a decimal of at most six places, or as a fraction."""
     if value.denominator == 1 or 10**6 % value.denominator:
         return str(value)
     return format(Decimal(value.numerator) / value.denominator, "f")
 
 
 def format_operand(value: Fraction) -> str:
-    """Return a number beside an operator, in parentheses if it has a sign or is a fraction."""
+    """Return a number as an operand, in parentheses if it has a sign or is a fraction."""
     text = format_number(value)
     return text if re.fullmatch(r"[\d.]+", text) else f"({text})"

@@ -15,8 +15,8 @@ from nested_reft.records.files import checksum, read_json, read_rows, write_json
 def with_box(solution: str, answer: str) -> str:
     r"""Return the solution with the answer in its only box.
 
-    A solution of MATH already has its box. Several boxes, or a box with something else, would teach a model to
-    box text that is not the answer: these boxes are removed, and a sentence with the answer is added.
+    A solution of MATH already has its box. Several boxes, or a box that does not hold the answer, would teach a model
+    to box other text: such boxes are removed, and a sentence with the answer is added.
     """
     if solution.count("\\boxed") == 1 and is_correct(solution, answer):
         return solution
@@ -26,7 +26,7 @@ def with_box(solution: str, answer: str) -> str:
 
 
 def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
-    """Write all benchmarks into one file, with a manifest of counts, revisions and its checksum beside it.
+    """Write all benchmarks into one file, and next to it a manifest with counts, revisions and the checksum.
 
     Raises:
         UserError: a source cannot be fetched or read, or a row of it is wrong.
@@ -48,7 +48,7 @@ def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
 def prepare_dataset(source: DatasetSource, decontamination: Decontamination, benchmarks: Path, out: Path) -> None:
     """Write the training set without duplicates, contradictions and problems of a benchmark.
 
-    Two files are written beside it: `.dropped.jsonl` has a row for each problem that was left out, with the
+    Two files are written next to it: `.dropped.jsonl` has a row for each problem that was left out, with the
     reason, and `.manifest.json` has counts, the revision, and the checksums of both files and of the benchmarks.
 
     Raises:
@@ -93,7 +93,7 @@ def prepare_dataset(source: DatasetSource, decontamination: Decontamination, ben
 
 
 def without(rows: list[Row], dropped: list[Row]) -> list[Row]:
-    """Return the rows whose number is not that of a dropped row."""
+    """Return the rows that are not among the dropped rows, by their number `row`."""
     numbers = {row["row"] for row in dropped}
     return [row for row in rows if row["row"] not in numbers]
 

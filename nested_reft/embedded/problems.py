@@ -22,7 +22,7 @@ BENCHMARK_SHARE = 8
 NAMES = ["Tom", "Ana", "Sam", "Mia", "Ben", "Eva", "Leo", "Zoe", "Max", "Ida", "Kim", "Lea"]
 THINGS = ["apples", "books", "coins", "cards", "pens", "stamps", "shells", "beads", "cups", "keys"]
 
-# A slip is an error in the last result of a solution. It adds one of these keys, with the probability beside it:
+# A slip is an error in the last result of a solution: number added to the result -> probability. The numbers are
 # off-by-one errors, and lost or invented carries. The probabilities differ, so that a model that is trained on
 # slips has a most likely error, which greedy decoding shows.
 SLIPS = {1: 0.55, -1: 0.15, 10: 0.2, -10: 0.1}

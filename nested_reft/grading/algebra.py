@@ -21,7 +21,7 @@ from nested_reft.grading.normalize import MAX_BRACKET_DEPTH, bracket_depth
 
 Comparison = Literal["equal", "different", "unparsed", "refused", "timeout", "died"]
 
-# What the worker may answer. A `timeout` or a `died` may be due to a busy machine, so only these are cached.
+# The answers of a worker. Only these are cached: a `timeout` or a `died` may be due to a busy machine.
 DECISIONS: dict[str | None, Comparison] = {"equal": "equal", "different": "different", "unparsed": "unparsed"}
 
 LIMIT_S = 3.0
@@ -41,7 +41,7 @@ POWER_TOWER = re.compile(r"(?:\^|\*\*)\s*\{?[^{}^*]*\{?[^{}^*]*(?:\^|\*\*)\s*\{?
 
 
 def is_refused(text: str) -> bool:
-    """Whether a text is too long, too deep or too large for the algebra; no answer key holds such a text."""
+    """Whether a text is too long, too deep or too large for the algebra; no benchmark has such an expected answer."""
     if len(text) > MAX_LENGTH or FORBIDDEN.search(text) or POWER_TOWER.search(text):
         return True
     if bracket_depth(text) > MAX_BRACKET_DEPTH:
@@ -146,7 +146,7 @@ def workers() -> Workers:
 
 
 def replace_lock() -> None:
-    """Make a new lock after a fork: a thread of the parent may have held the old one when it forked."""
+    """Make a new lock after a fork: a thread of the parent may have held the old lock at the time of the fork."""
     global _workers_lock
     _workers_lock = threading.Lock()
 
@@ -169,7 +169,7 @@ def compare(expected: str, found: str, limit_s: float = LIMIT_S) -> Comparison:
     Args:
         expected: the expected answer.
         found: the answer of a completion.
-        limit_s: seconds that the comparison may take, not counting the wait for another thread's.
+        limit_s: seconds that the comparison may take, not counting the wait for comparisons of other threads.
     """
     if is_refused(expected) or is_refused(found):
         return "refused"

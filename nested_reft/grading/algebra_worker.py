@@ -5,9 +5,9 @@ An input that hangs the algebra or fills the memory ends this process and never 
 bounded, and a timer of the kernel ends the process even inside C code. It also ends when its parent has
 ended. `algebra.py` runs this file as a script; the script imports nothing else of the package.
 
-The parser under math-verify reads whole answers. `math_verify.parse` is not used, because it falls back
-to any number that it finds inside an answer that it cannot read. Expressions are compared by their values
-at fixed points, which does not hang where `simplify` does.
+Answers are parsed by latex2sympy2, the parser that math-verify builds on. `math_verify.parse` is not used,
+because it falls back to any number that it finds inside an answer that it cannot parse. Expressions are
+compared by their values at fixed points, which does not hang where `simplify` does.
 """
 
 import json
@@ -113,7 +113,7 @@ def same_object(expected: Basic, found: Basic) -> bool | None:
 
 
 def same_scalar(expected: Expr, found: Expr) -> bool:
-    """Whether two expressions have the same values, if need be with `i` as the imaginary unit."""
+    """Whether two expressions have the same values, if necessary with `i` as the imaginary unit."""
     if not expected.free_symbols | found.free_symbols:
         expected, found = expected.doit(), found.doit()
     if expected.is_Rational and found.is_Rational:
@@ -176,7 +176,7 @@ def same_relation(expected: Relational, found: Relational) -> bool:
 
 
 def base_points(symbols: list[Symbol], shift: int) -> Iterator[Rational]:
-    """Return the point of each symbol under an assignment; every ninth symbol has the same one."""
+    """Return the point of each symbol under an assignment; symbols that are nine places apart have the same point."""
     return (POINTS[(shift + 2 * index) % len(POINTS)] for index in range(len(symbols)))
 
 

@@ -28,9 +28,9 @@ def extract_answer(completion: str) -> str | None:
 
 
 def until_first_answer(completion: str) -> str:
-    """Return the text up to the end of the first closed box after a thought, or all of it without such a box.
+    """Return the text up to the end of the first closed box after `</think>`, or all of it without such a box.
 
-    A completion of fixed length goes on after its answer, because the end token is banned. That text is noise,
+    A completion of fixed length goes on after its answer, because the EOS token is banned. That text is noise,
     and no reward may depend on it.
     """
     start = max(0, completion.find(END_OF_THOUGHT))

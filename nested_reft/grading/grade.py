@@ -19,8 +19,8 @@ class Grade(NamedTuple):
 
     correct: bool
     extracted: str | None
-    # `no answer`, `text`, `number`, `list`, or the comparison of the algebra: `equal`, `different`, `unparsed`,
-    # `refused`, `timeout` or `died`
+    # `no answer`, `text`, `number`, `list`, or the result of the algebra: `equal`, `different`, `unparsed`, `refused`,
+    # `timeout` or `died`
     how: str
 
 

@@ -45,9 +45,8 @@ COMMAND_NAMES = {
 COMMAND = re.compile(r"\\([a-zA-Z]+)")
 FRAC_OF_TOKENS = re.compile(r"\\frac\s*(\d|[a-zA-Z]|\{[^{}]*\})\s*(\d|[a-zA-Z]|\{[^{}]*\})")
 SQRT_OF_TOKEN = re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))")
-UPRIGHT_LETTER = re.compile(
-    r"\\mathrm\s*\{\s*([eidxyznk])\s*\}"
-)  # `i` and other variables are not units of measurement
+# Variables such as `i` are not units, even if they are upright.
+UPRIGHT_LETTER = re.compile(r"\\mathrm\s*\{\s*([eidxyznk])\s*\}")
 QUANTITY_IN_TEXT = re.compile(r"^\\text\s*\{\s*(-?[\d.,]+[^{}]*)\}$")
 TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mbox|textup)\s*\{([^{}]*)\}")
 

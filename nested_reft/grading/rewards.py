@@ -34,11 +34,11 @@ def correctness(
 def first_answer_correctness(completions: list[Completion], answer: list[str], **kwargs: Any) -> list[float]:
     """Return the rewards of completions of fixed length: the first answer counts.
 
-    The end token is banned from such completions, so the model goes on after its answer, and that text is noise.
+    The EOS token is banned from such completions, so the model goes on after its answer, and that text is noise.
     """
     return correctness([until_first_answer(text_of(completion)) for completion in completions], answer, **kwargs)
 
 
 def text_of(completion: Completion) -> str:
-    """Return the text of a completion: that of the last message in the chat format."""
+    """Return the text of a completion; in the chat format, the text of the last message."""
     return completion if isinstance(completion, str) else completion[-1]["content"]

@@ -16,8 +16,8 @@ def check_structure(model: torch.nn.Module) -> None:
     inner = language_model(model)
     if getattr(inner.config.get_text_config(), "num_kv_shared_layers", None):
         raise NestingError(
-            f"{type(inner).__name__} shares keys and values between layers, and the readers of a skipped one would "
-            "find nothing; it cannot be nested"
+            f"{type(inner).__name__} shares keys and values between layers, and a layer that reads those of a skipped "
+            "layer would find none; it cannot be nested"
         )
 
 
@@ -25,8 +25,8 @@ def check_nestable(model: torch.nn.Module) -> None:
     """Refuse a model if its nested roll-outs, or the log-probabilities of the training forward, would be wrong.
 
     Raises:
-        NestingError: if `check_structure` does, if PEFT adds virtual tokens, if left padding shifts the model's
-            positions, or if the model has dropout in training.
+        NestingError: if `check_structure` refuses the model, if PEFT adds virtual tokens, if left padding shifts the
+            model's positions, or if the model has dropout in training.
     """
     check_structure(model)
     inner = language_model(model)
@@ -34,10 +34,10 @@ def check_nestable(model: torch.nn.Module) -> None:
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         raise NestingError(
-            f"{adapter.peft_type.value} adds virtual tokens to the prompt outside of {name}, which is what samples; "
-            "use an adapter inside of the layers, such as LoRA"
+            f"{adapter.peft_type.value} adds virtual tokens to the prompt outside of {name}, and the samplers leave "
+            "them out; use an adapter inside of the layers, such as LoRA"
         )
-    tokens = torch.arange(1, 9, device=inner.device).unsqueeze(0)  # any eight
+    tokens = torch.arange(1, 9, device=inner.device).unsqueeze(0)  # any eight token ids
 
     def last_logits(training: bool, padding: int = 0) -> torch.Tensor:
         """Return the logits (V,) of the last token, as TRL scores it: with an attention mask but no positions."""
@@ -53,14 +53,14 @@ def check_nestable(model: torch.nn.Module) -> None:
     # 0.2 of it.
     if rms(logits - padded_logits) > 0.1 * logits.std():
         raise NestingError(
-            f"{name} reads absolute positions, which left padding shifts, and TRL passes none: its roll-outs are not "
-            "what training scores; it cannot be used"
+            f"{name} reads absolute positions, which left padding shifts, and TRL passes no positions: roll-outs and "
+            "training would see different positions; the model cannot be used"
         )
     # Dropout of a fresh LoRA adapter does not change the logits yet, since the adapter is zero.
     has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
     if has_dropout or rms(logits - training_logits) > 1e-3 * logits.std():
         raise NestingError(
-            f"{name} drops units at random in training, so that its log-probabilities differ by more than the skipped "
+            f"{name} drops units at random in training, so that its log-probabilities differ even without skipped "
             "layers; set disable_dropout to True, and every dropout of its config.json to 0"
         )
 

@@ -18,8 +18,8 @@ class Skipping(NamedTuple):
 
     skip_ratio: float
     num_skipped: int  # k
-    bound: float  # N / (N - k): if the layers take all of the time (Property 1)
-    bound_with_lm_head: float  # if reading weights does: the output projection is read for every token too
+    bound: float  # N / (N - k), if the layers take all of the time (Property 1)
+    bound_with_lm_head: float  # if reading weights takes all of the time; every token reads the output projection too
 
 
 class Stack(NamedTuple):
@@ -74,7 +74,7 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
         if k > len(valid):
             raise UserError(
                 f"skip ratio {skip_ratio} skips {k} of {len(layers)} layers, of which {len(valid)} may be skipped at "
-                f"border {border}; choose a smaller one"
+                f"border {border}; choose a smaller skip ratio"
             )
         skipping.append(Skipping(skip_ratio, k, *bounds(len(layers), k, layer_parameters, lm_head_parameters)))
     return Stack(type(whole).__name__, len(layers), valid, layer_parameters, lm_head_parameters, skipping)

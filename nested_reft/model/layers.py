@@ -92,7 +92,7 @@ def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
 
 
 def identity_in_tuple(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-    """Do the same for a layer that returns (hidden_states, attentions), as those of Falcon and Bloom do."""
+    """Replace the forward of a skipped layer that returns (hidden_states, attentions), as in Falcon and Bloom."""
     return hidden_states, None
 
 

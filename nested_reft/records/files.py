@@ -18,7 +18,7 @@ def check_schema_version(content: Mapping[str, Any], path: Path) -> None:
     """Refuse a versioned file in a layout that this code does not read.
 
     Raises:
-        UserError: naming the file, its version, the version that this code reads, and the remedy.
+        UserError: if the version differs; the message names the file, both versions and the remedy.
     """
     version = content.get("schema_version", "missing")
     if version != SCHEMA_VERSION:
@@ -57,8 +57,9 @@ def read_rows(path: Path, torn_end: bool = False) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file.
 
     Args:
-        path: of the file.
-        torn_end: whether the process may have been killed while it appended; a line without its end is left out.
+        path: the path of the file.
+        torn_end: whether the file may end in a part of a line, because a process was killed while it appended. The
+            part is left out.
     """
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in (lines[:-1] if torn_end else lines) if line]
@@ -81,7 +82,7 @@ def discard(folder: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file's name and content, or of those of all files in a folder."""
+    """Return the SHA-256 of the name and the content of a file, or of all files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def open_lock(path: Path) -> int:
-    """Return a descriptor of the lock file. The lock ends when it is closed, and child processes do not inherit it."""
+    """Return a descriptor of the lock file. Closing it releases the lock, and child processes do not inherit it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
@@ -40,8 +40,8 @@ def lock_study(directory: Path, study: str) -> None:
     """Lock a study in the working directory for this process, and remove the lock files that a killed Snakemake left.
 
     Snakemake's own lock files outlive a Snakemake that is killed. Those that list products of this study are removed
-    if the lock shows that no process runs the study; those of another study stay, because two studies may run in one
-    directory. The lock of another machine may be invisible here, so the lock files of another machine stay, too.
+    if the lock shows that no process runs the study. Lock files of another study stay, because two studies may run in
+    one directory. Lock files of another machine stay, because the lock of that machine may be invisible here.
 
     Raises:
         UserError: another process runs the study.

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # Rows are sent to MLflow at most this often, because each send is a transaction of the SQLite store.
 SECONDS_BETWEEN_SENDS = 10.0
-# For how long the end of a stage tries again when the database is locked.
+# The time for which the end of a stage repeats failed sends, for example while the database is locked.
 SECONDS_AT_THE_END = 60.0
 # The axes of a run of the grid, in the order in which the name of its MLflow run has them.
 AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
@@ -106,8 +106,8 @@ class MLflowMirror:
     No method raises when MLflow fails: rows that could not be sent are kept, and sent with later ones.
 
     Args:
-        record: the content of the stage's run.json, which may still lack what the end of the stage adds.
-        uri: of the MLflow store.
+        record: the content of the stage's run.json, perhaps without the entries that the end of the stage adds.
+        uri: the address of the MLflow store.
     """
 
     def __init__(self, record: Mapping[str, Any], uri: str) -> None:
@@ -143,7 +143,7 @@ class MLflowMirror:
         self.client = client
 
     def try_to_send(self) -> bool:
-        """Try to send the waiting rows; return whether all are sent. Each failure in a row doubles the pause."""
+        """Try to send the waiting rows; return whether all are sent. Each consecutive failure doubles the pause."""
         try:
             from mlflow.entities import Metric
 
@@ -185,7 +185,7 @@ class MLflowMirror:
     def finish(self, row: dict[str, Any]) -> bool:
         """Send the waiting rows and the final row; return whether all is sent.
 
-        A locked database is tried again for `SECONDS_AT_THE_END`.
+        Failed attempts, for example while the database is locked, are repeated for `SECONDS_AT_THE_END`.
         """
         self.waiting.append(row)
         deadline, pause = time.monotonic() + SECONDS_AT_THE_END, 0.25

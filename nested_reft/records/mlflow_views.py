@@ -1,4 +1,4 @@
-"""What MLflow shows of a study: a description, saved views, and columns to sort by.
+"""The views of a study in MLflow: a description, saved views, and columns to sort by.
 
 The functions are pure; `mlflow_mirror.py` sends what they return.
 """

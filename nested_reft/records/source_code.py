@@ -1,4 +1,4 @@
-"""The source files that decide a product, so that a workflow can rerun a cheap stage when one of them changes."""
+"""The source files that a product depends on, so that a workflow can rerun a cheap stage when one of them changes."""
 
 import ast
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def source_files(folder: str) -> list[Path]:
     """Return every file of a folder of the package, and every module that they import directly or indirectly.
 
     Args:
-        folder: a folder of the package, as `report`.
+        folder: a folder of the package, such as `report`.
 
     Returns:
         Sorted paths. Files that are not Python, such as templates, are part of the folder.

@@ -37,7 +37,7 @@ class StageRecord:
         tracking_uri: str | None,
         study: str,
     ) -> None:
-        """Open the record, or continue that of an interrupted attempt with the same settings and inputs.
+        """Open a new record, or continue the record of an interrupted attempt with the same settings and inputs.
 
         Args:
             out: the folder of the product.
@@ -46,7 +46,7 @@ class StageRecord:
             settings: all settings of the stage.
             inputs: name -> file or folder that the stage reads; `run.json` gets its checksum.
             tracking_uri: the MLflow store, or None to run without MLflow.
-            study: the name of the study, which is that of the MLflow experiment.
+            study: the name of the study, which is also the name of the MLflow experiment.
         """
         self.out = out
         self.checkpoints = out / "checkpoints"
@@ -55,7 +55,7 @@ class StageRecord:
         fingerprint = json.dumps([settings, digests], sort_keys=True)
         started = self.checkpoints / "started.json"
         if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-            discard(self.checkpoints)  # they belong to other settings or inputs
+            discard(self.checkpoints)  # the checkpoints belong to other settings or inputs
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not started.exists():
             now = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -93,7 +93,7 @@ class StageRecord:
             self.mirror.send([row])
 
     def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
-        """Write the final files, send the rest to MLflow, and delete the checkpoints.
+        """Write the final files, send the remaining rows to MLflow, and delete the checkpoints.
 
         Args:
             metrics: the result of the stage.

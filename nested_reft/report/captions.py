@@ -1,8 +1,8 @@
-"""The words of a report: a caption for each table and figure, and the findings, which come first.
+"""The text of a report: a caption for each table and figure, and the findings, which come first.
 
 The text is in the templates of the folder `captions`, so that it can be edited without reading code. This module
 computes the facts that the templates state, from the tables of the same study. Captions are reStructuredText:
-`snakemake --report` shows each beside its file, and the findings as the first page.
+`snakemake --report` shows each next to its file, and the findings as the first page.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def interval(row: Mapping[Any, Any]) -> str:
-    """Return the interval of a delta in brackets, or that there is none."""
+    """Return the interval of a delta in brackets, or `no interval`."""
     return "no interval" if pd.isna(row["ci_low"]) else f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
 
 
@@ -63,7 +63,7 @@ def layer_dropout_note(config: Mapping[str, Any]) -> str:
 
 
 def study_facts(sources: Sources) -> dict[str, Any]:
-    """Return what was run: the grid, the benchmarks, the numbers of runs, and what is missing."""
+    """Return the facts about the runs: the grid, the benchmarks, the numbers of runs, and the missing products."""
     config, grid = sources.config, sources.config["grid"]
     num_instances = len(grid["skip_ratio"]) * len(grid["mitigation"])
     trained = sources.results[sources.results["product"] == "train"]
@@ -138,8 +138,8 @@ def render(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, st
     """Return file name -> text: `findings.rst`, and `caption_<name>.rst` for each table and figure.
 
     Args:
-        sources: of the report.
-        tables: of the report, by name.
+        sources: the sources of the report.
+        tables: the tables of the report, by name.
     """
     facts = study_facts(sources) | delta_facts(tables["deltas"]) | table_facts(tables)
     return {

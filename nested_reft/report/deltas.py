@@ -35,9 +35,9 @@ def cell_scores(
     """Return scores (instances, seeds, n), NaN for a run that is missing, and the benchmark (n,) of each problem.
 
     Args:
-        problem_scores: of the runs of one cell.
-        instances: the baseline first.
-        seeds: of the grid.
+        problem_scores: the problem scores of the runs of one cell.
+        instances: the instances, the baseline first.
+        seeds: the seeds of the grid.
     """
     problems = problem_scores.drop_duplicates(["benchmark", "problem_id"]).sort_values(["benchmark", "problem_id"])
     wide = problem_scores.pivot(
@@ -56,11 +56,11 @@ def cell_deltas(
     """Return metric -> the delta of each instance of one cell to the baseline; without runs all are empty.
 
     Args:
-        runs: of the cell, a row each, as `overall` gives them.
-        problem_scores: of the same runs.
-        instances: without the baseline.
-        seeds: of the grid.
-        confidence: level of the intervals.
+        runs: the runs of the cell, a row each, as returned by `overall`.
+        problem_scores: the problem scores of the same runs.
+        instances: the instances without the baseline.
+        seeds: the seeds of the grid.
+        confidence: the confidence level of the intervals.
     """
     if problem_scores.empty:
         return {metric: [Delta()] * len(instances) for metric in ("accuracy", *SPEEDS)}
@@ -94,7 +94,7 @@ def delta_table(sources: Sources) -> pd.DataFrame:
     """Return one row per instance and metric: its delta to the baseline, with interval, p and verdict.
 
     absolute_delta = metric - baseline's metric; relative_delta = absolute_delta / baseline's metric. `p_holm` is
-    adjusted over the instances of a cell and metric, and a delta is `resolved` where it is below
+    adjusted over the instances of a cell and metric, and a delta is `resolved` where `p_holm` is below
     1 - analysis.confidence.
     """
     grid, confidence = sources.config["grid"], sources.config["analysis"]["confidence"]
@@ -140,7 +140,7 @@ def delta_table(sources: Sources) -> pd.DataFrame:
 def mcnemar_table(sources: Sources) -> pd.DataFrame:
     """Return McNemar's exact test of each run against its baseline, per benchmark and over all problems.
 
-    The test is a check beside the deltas that needs no assumptions; it considers neither the macro average nor
+    The test is an additional check of the deltas and needs no assumptions; it considers neither the macro average nor
     seeds. It exists for one sample per problem only: with several samples the table is empty.
     """
     keys = [*CELL, "seed", "benchmark", "problem_id"]

@@ -67,9 +67,9 @@ def cell_panels(
     """Return a figure with a row per model and a column per dataset, and (axis, rows of the cell) for each panel.
 
     Args:
-        table: with the columns model and dataset.
-        width: of a panel, in inches.
-        height: of a panel, in inches.
+        table: a table with the columns model and dataset.
+        width: the width of a panel in inches.
+        height: the height of a panel in inches.
         shared: `sharex` and `sharey` of `plt.subplots`.
     """
     models, datasets = list(table["model"].unique()), list(table["dataset"].unique())
@@ -154,7 +154,7 @@ def dataset_figure(deltas: pd.DataFrame) -> Figure:
     dashed line differs from the baseline, before any correction for the number of comparisons.
 
     Args:
-        deltas: of one dataset, a row per instance and metric.
+        deltas: the deltas of one dataset, a row per instance and metric.
     """
     models = list(deltas["model"].unique())
     figure, axes = panels(len(UNITS), len(models), 0.9 + 3.0 * len(models), 1.9 * len(UNITS) + 0.5, sharex=True)
@@ -174,7 +174,7 @@ def dataset_figure(deltas: pd.DataFrame) -> Figure:
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other point equals or exceeds in both coordinates, by the first one."""
+    """Return the points that no other point equals or exceeds in both coordinates, sorted by the first coordinate."""
     return sorted(p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
 
 
@@ -228,7 +228,7 @@ def heat_map(deltas: pd.DataFrame) -> Figure:
     """Draw the accuracy delta of the whole grid: a row per cell, a column per instance.
 
     Args:
-        deltas: those of the accuracy, a row per instance.
+        deltas: the accuracy deltas, a row per instance.
     """
     cells = list(deltas[CELL].drop_duplicates().itertuples(index=False, name=None))
     instances = list(deltas[INSTANCE].drop_duplicates().itertuples(index=False, name=None))
@@ -260,7 +260,7 @@ def heat_map(deltas: pd.DataFrame) -> Figure:
 
 @styled
 def speed_up(efficiency: pd.DataFrame) -> Figure:
-    """Draw the sampling speed-up over the baseline, and the largest one that skipping k of N layers can give.
+    """Draw the sampling speed-up over the baseline, and its upper bounds if k of N layers are skipped.
 
     Args:
         efficiency: a row per instance.
@@ -297,7 +297,7 @@ def speed_up(efficiency: pd.DataFrame) -> Figure:
 
 @styled
 def time_split(runs: pd.DataFrame, phases: Mapping[str, str]) -> Figure:
-    """Draw where the time of a run goes, against the number of layers skipped.
+    """Draw the time of each phase of a run against the number of layers skipped.
 
     Args:
         runs: a row per run, with one column of seconds per phase.
@@ -357,7 +357,7 @@ def off_policy(steps: pd.DataFrame) -> Figure:
 
 
 def draw_rewards(axis: Any, steps: pd.DataFrame, label: str, color: str) -> None:
-    """Draw the reward of one instance of one cell: thin each step, thick the running mean, and the band of seeds."""
+    """Draw the reward of one instance of one cell: a thin line per step, a thick running mean, a band of the seeds."""
     seeds = steps.pivot(index="step", columns="seed", values="reward")
     if seeds.empty:
         axis.text(0.02, 0.02, f"{label}: missing", transform=axis.transAxes, fontsize=6, color=color)
@@ -402,7 +402,7 @@ def reward_curves(steps: pd.DataFrame) -> Figure:
 
 @styled
 def diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame) -> Figure:
-    """Draw how far nested roll-outs are from the whole model: by skip ratio, with the spread of draws, and by layer.
+    """Draw how far nested roll-outs are from the full model: by skip ratio, with the spread of draws, and by layer.
 
     Args:
         by_ratio: a row per skip ratio, with the lowest and the highest `kl` and `reward` of a draw of layers.

@@ -1,4 +1,4 @@
-"""What the paper reports and configures, for comparison with a study."""
+"""The results and the configuration of the paper, for comparison with a study."""
 
 import json
 from collections.abc import Mapping

@@ -4,7 +4,7 @@
     problem_scores.parquet  a row per product and problem
     steps.csv               a row per run and optimizer step
     config.json             the study's configuration
-    provenance.json         what the runs were made with, and which products are missing
+    provenance.json         code, packages and hardware of the runs, and the missing products
 
 Every table, figure and caption is a function of these files, so a report can be rebuilt from its folder alone.
 """
@@ -25,7 +25,7 @@ from nested_reft.report.statistics import effective_n, wilson_interval
 CELL = ["model", "dataset"]
 INSTANCE = ["skip_ratio", "mitigation"]
 RUN = [*CELL, *INSTANCE, "seed"]
-# Where the seconds of a training step go: column -> name in a figure, in the order of a step.
+# The phases of a training step, in their order: column of seconds -> name in a figure.
 PHASES = {"generate_s": "generate", "score_s": "score", "fwd_bwd_s": "forward, backward", "optimizer_s": "optimizer"}
 # Metrics with one number per run, beside the accuracy. Lower is better for the run time only.
 SPEEDS = ["token_speed_tok_s", "generated_tok_s", "train_runtime_s"]
@@ -82,7 +82,7 @@ def read_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any], pd.Data
 
 
 def collect(study: Study, results: Path) -> Sources:
-    """Read what the stages wrote. Products without files are listed in `provenance` and left out.
+    """Read the files that the stages wrote. Products without files are listed in `provenance` and left out.
 
     Args:
         study: the configuration.

@@ -41,7 +41,7 @@ def pass_at_k(correct: npt.ArrayLike, n: int, k: int) -> Floats:
     Args:
         correct: c, the number of correct samples of each problem, (problems,).
         n: samples per problem.
-        k: samples that are tried.
+        k: the number of samples of which one has to be correct.
 
     Raises:
         ValueError: if k exceeds n.
@@ -70,8 +70,8 @@ def bootstrap_macro_averages(
     Args:
         scores: (n, m): m scores of each problem, which are drawn together.
         benchmarks: the benchmark of each problem, (n,).
-        resamples: number of resamples.
-        seed: of the draw.
+        resamples: the number of resamples.
+        seed: the seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(benchmarks)
@@ -115,7 +115,7 @@ def sign_flip_test(
 
     If the instance did not differ from the baseline, each difference would be equally likely to have the opposite
     sign. The p is the share of random sign changes whose macro average is at least as far from zero as the observed
-    one. With one benchmark and one sample this is McNemar's exact test.
+    one. With one benchmark and one sample this estimates the p of McNemar's exact test.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(benchmarks)
@@ -171,8 +171,8 @@ def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> f
     variance component of the problems. It excludes the residual, which `seed_variance` contains already.
 
     Args:
-        differences: paired, (seeds, n).
-        benchmarks: of each problem, (n,).
+        differences: the paired differences, (seeds, n).
+        benchmarks: the benchmark of each problem, (n,).
     """
     num_seeds, names = len(differences), np.unique(benchmarks)
     total = 0.0
@@ -287,7 +287,7 @@ def accuracy_deltas(
         scores: per problem, (1 + instances, seeds, n), the baseline first; NaN marks a missing run.
         benchmarks: the benchmark of each problem, (n,).
         confidence: level of the intervals.
-        resamples: of the bootstrap and of the sign flips.
+        resamples: the number of resamples of the bootstrap and of the sign flips.
     """
     averages = macro_average(scores, benchmarks)  # (1 + instances, seeds)
     spread = seed_variance(averages)
@@ -332,9 +332,9 @@ def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, s
     correlation of one half.
 
     Args:
-        standard_errors: of the deltas, (instances,).
-        resamples: number of draws that are averaged.
-        seed: of the draw.
+        standard_errors: the standard errors of the deltas, (instances,).
+        resamples: the number of simulated sets of deltas that are averaged.
+        seed: the seed of the simulation.
     """
     errors = np.asarray(standard_errors, dtype=float)
     errors = errors[~np.isnan(errors)]

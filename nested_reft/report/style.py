@@ -36,7 +36,7 @@ def add_note(figure: Figure, note: str) -> None:
 
 def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write the figure as SVG and PNG, with a note above its panels."""
-    with plt.rc_context(STYLE):  # some of it is read when a figure is written
+    with plt.rc_context(STYLE):  # matplotlib reads a part of the style when a figure is written
         if note:
             add_note(figure, note)
         figure.draw_without_rendering()

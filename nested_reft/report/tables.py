@@ -33,7 +33,7 @@ def table1(shapes: Mapping[str, Mapping[str, int]], skip_ratios: list[float]) ->
 
 
 def round_toward_zero(value: float, decimals: int = 3) -> float:
-    """Return the magnitude, its decimals after the given number cut off: the paper prints its means so."""
+    """Return the magnitude, truncated to this number of decimals, as the paper prints its means."""
     return math.floor(round(abs(value) * 10**decimals, 6)) / 10**decimals
 
 
@@ -83,12 +83,12 @@ def table2(deltas: pd.DataFrame) -> pd.DataFrame:
             for which in ("best_delta", "worst_delta"):
                 mean[which] = round_toward_zero(float(np.mean([cell[which] for cell in cells])))
         rows += [*cells, mean]
-    # Columns of objects, which a CSV keeps all digits of.
+    # As objects, because `write_table` rounds columns of floats.
     return pd.DataFrame(rows).reindex(columns=TABLE_2).astype(object)
 
 
 def strategy_counts(deltas: pd.DataFrame) -> pd.DataFrame:
-    """Return in how many cells a mitigation holds the best instance, the worst, or neither (`neutral`).
+    """Return in how many cells each mitigation has the best instance, the worst, or neither (`neutral`).
 
     All mitigations that share the best or the worst delta of a cell count. `..._by_chance` is the expected count if
     all instances were alike, and `..._p` the binomial p of a count at least as far from it.
@@ -97,7 +97,7 @@ def strategy_counts(deltas: pd.DataFrame) -> pd.DataFrame:
         deltas: columns model, dataset, mitigation and absolute_delta, one row per instance.
     """
     present = deltas.dropna(subset="absolute_delta")
-    holders = []  # per cell: the mitigations that hold the best and the worst instance
+    holders = []  # per cell: the mitigations that have the best and the worst instance
     for _, cell in present.groupby(CELL, sort=False):
         delta = cell["absolute_delta"]
         holders.append((set(cell["mitigation"][delta == delta.max()]), set(cell["mitigation"][delta == delta.min()])))
@@ -174,7 +174,7 @@ def efficiency_table(deltas: pd.DataFrame, per_run: pd.DataFrame) -> pd.DataFram
         row["sampling_speed_up"] = 1 + speed["relative_delta"]
         row["speed_up_ci_low"], row["speed_up_ci_high"] = 1 + speed["relative_ci_low"], 1 + speed["relative_ci_high"]
         row |= {"bound": math.nan, "bound_with_lm_head": math.nan}
-        if accuracy["model"] in sizes.index:  # else no run of the model is there to give its sizes
+        if accuracy["model"] in sizes.index:  # otherwise no run of the model has recorded its sizes
             size: Any = sizes.loc[accuracy["model"]].astype(float)
             row["bound"], row["bound_with_lm_head"] = bounds(
                 size["num_layers"], accuracy["num_skipped"], size["layer_parameters"], size["lm_head_parameters"]
@@ -185,7 +185,7 @@ def efficiency_table(deltas: pd.DataFrame, per_run: pd.DataFrame) -> pd.DataFram
 
 
 def provenance_table(provenance: Mapping[str, Any]) -> pd.DataFrame:
-    """Return what the runs were made with, one fact per row."""
+    """Return the code, the packages and the hardware of the runs, one fact per row."""
     rows = [("commit", ", ".join(provenance["git_commits"]) + (" (changed)" if provenance["git_dirty"] else ""))]
     rows += [("Python", version) for version in provenance["python"]]
     rows += [(name, version) for packages in provenance["packages"] for name, version in packages.items()]

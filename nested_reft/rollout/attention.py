@@ -33,10 +33,10 @@ def decode_attention(
         value: (B, K, T, D).
         attention_mask: added to the scores, (B, 1, 1, T): 0 where a row may attend to a column, the least number of
             the type elsewhere. Adding it is faster than selecting by a boolean mask.
-        scaling: factor of the scores.
+        scaling: the factor of the scores.
         dropout: not used: nothing is dropped while sampling.
         sliding_window: not used: the attention mask implies it.
-        softcap: bound of the scores' absolute value.
+        softcap: the bound of the absolute value of the scores.
         **others: further arguments of transformers. Sinks and biases change the result and are not supported.
 
     Returns:
@@ -46,7 +46,7 @@ def decode_attention(
         NotImplementedError: for an argument that may change the result.
     """
     if unknown := [name for name, value in others.items() if value is not None and name not in IGNORED_ARGUMENTS]:
-        raise NotImplementedError(f"attention with {', '.join(unknown)}")
+        raise NotImplementedError(f"attention with {', '.join(unknown)} is not supported")
     batch_size, num_heads, _, head_dim = query.shape
     query = query.view(batch_size, key.shape[1], -1, 1, head_dim)  # (B, K, H / K, 1, D)
     scores = (query.float() * key.unsqueeze(2)).sum(dim=-1) * scaling  # (B, K, H / K, T)

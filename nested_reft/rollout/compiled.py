@@ -79,7 +79,7 @@ class CompiledLayers:
         return forward
 
     def read_weights(self, index: int, inputs: StepInputs, kwargs: dict[str, Any]) -> list[torch.Tensor]:
-        """Return the current weights of a layer in the order of its compiled step, which is compiled if need be."""
+        """Return the current weights of a layer in the order of its compiled step, compiling the step at first use."""
         layer, layer_type = self.layers[index], self.type_of_layer[index]
         if layer_type not in self.steps:
             step = LayerDecodeStep(layer, inputs, kwargs)

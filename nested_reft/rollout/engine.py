@@ -28,7 +28,7 @@ from nested_reft.rollout.token_sampling import SamplingParams, philox_uniforms, 
 # KV buffers, and the part of them that attention reads, grow in blocks of this many columns. The block is larger on
 # a GPU, where each size has its own CUDA graph.
 COLUMN_BLOCK, COLUMN_BLOCK_ON_GPU = 16, 64
-# A row with no completion to work on still decodes. Its tokens go to the last row of the outputs, which is a sink.
+# The completion of an idle row. An idle row still decodes, and its tokens go to the last output row, which is unused.
 IDLE = -1
 
 
@@ -74,15 +74,15 @@ class RolloutEngine:
         Args:
             prompt_ids: the prompts, of any lengths. A prompt that occurs n times gets n completions.
             sampling: the sampling distribution.
-            seed: of the run.
-            step: of the run, the one that drew the skipped layers.
-            skipped: the skipped layers.
-            batch_size: the most completions that are sampled at once, which bounds memory; None samples all at once.
-            first_row: the index of the first prompt among those of all processes.
+            seed: the seed of the run.
+            step: the optimizer step for which the skipped layers were drawn.
+            skipped: the indices of the skipped layers.
+            batch_size: the largest number of completions sampled at once, which bounds memory; None means all.
+            first_row: the index of the first prompt among the prompts of all processes.
             on_finished: called with the number of completions that have just ended.
 
         Returns:
-            The completions, each up to and including its first EOS token, and log mu(a_t) of their tokens.
+            The completions, each up to and including its first EOS token, and log mu(a_t) of their tokens in nats.
         """
         # 1. Provide the memory and, for a copy in another type, the current weights.
         positions = self.ensure_buffers(prompt_ids, sampling, batch_size)
@@ -114,7 +114,7 @@ class RolloutEngine:
     def ensure_buffers(
         self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, batch_size: int | None = None
     ) -> CachePositions:
-        """Return the positions of KV buffers that such a roll-out fits into, kept from the last one if possible."""
+        """Return the write positions of KV buffers that are large enough, those of the last roll-out if possible."""
         batch_size = min(batch_size or len(prompt_ids), len(prompt_ids))
         num_columns = max(map(len, prompt_ids)) + sampling.max_new_tokens
         # A row decodes beyond its longest completion until it is next checked for EOS.
@@ -154,7 +154,7 @@ class RolloutEngine:
     def uniforms(
         self, seed: int, step: int, first_row: int, size: tuple[int, int], sampling: SamplingParams
     ) -> torch.Tensor:
-        """Return the random numbers of all tokens of all completions, float64 of this size; none for greedy."""
+        """Return random numbers in [0, 1) for all tokens of all completions, float64 of this size; 0 if greedy."""
         if sampling.temperature == 0:
             return torch.zeros(1, 1, dtype=torch.float64, device=self.model.device).expand(size)
         rows = range(first_row, first_row + size[0])
@@ -242,7 +242,7 @@ class BatchRows:
         self.waiting = sorted(
             range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), tuple(prompt_ids[index]), -index)
         )
-        # One output row per completion, and the sink of idle rows. Rows may decode beyond the longest completion.
+        # One output row per completion, and an unused one for idle rows. Rows may decode beyond `max_new_tokens`.
         self.output_size = (len(prompt_ids) + 1, sampling.max_new_tokens + eos_check_interval)
         self.tokens = torch.zeros(self.output_size, dtype=torch.long, device=device)
         self.logps = torch.zeros(self.output_size, device=device)
@@ -283,20 +283,20 @@ class BatchRows:
         return [tuple(self.prompt_ids[self.completion_of_row_on_host[row]]) for row in rows]
 
     def advance(self, tokens: torch.Tensor, logps: torch.Tensor) -> None:
-        """Append a token and its log-prob to the completion of each row; both (B,)."""
+        """Append one of the tokens (B,) and its log-prob, from `logps` (B,), to the completion of each row."""
         self.tokens[self.next_token], self.logps[self.next_token] = tokens, logps
         self.last_tokens = tokens
         self.num_sampled += 1
         self.positions.advance()
 
     def retire(self) -> int:
-        """Make the rows idle whose completion is as long as it may be, or has an EOS token; return their number."""
+        """Make the rows idle whose completion has ended, by its length or an EOS token; return how many ended."""
         recent_columns = self.num_sampled.unsqueeze(1) - torch.arange(
             1, self.eos_check_interval + 1, device=self.num_sampled.device
         )
         recent = self.tokens[self.completion_of_row].gather(1, recent_columns)  # (B, interval), since the last check
         ended = (self.num_sampled >= self.max_new_tokens) | torch.isin(recent, self.eos_token_ids).any(dim=1)
-        rows = [row for row, has_ended in enumerate(ended.tolist()) if has_ended]  # idle ones among them: they restart
+        rows = [row for row, has_ended in enumerate(ended.tolist()) if has_ended]  # idle rows too: they start again
         num_finished = sum(self.completion_of_row_on_host[row] != IDLE for row in rows)
         for row in rows:
             self.completion_of_row_on_host[row] = IDLE
@@ -307,8 +307,8 @@ class BatchRows:
 
     def completions(self) -> tuple[list[list[int]], list[list[float]]]:
         """Return the tokens of all completions, up to and including their first EOS token, and their log-probs."""
-        without_sink = (slice(len(self.prompt_ids)), slice(self.max_new_tokens))
-        return truncate_after_eos(self.tokens[without_sink], self.logps[without_sink], self.eos_token_ids)
+        used = (slice(len(self.prompt_ids)), slice(self.max_new_tokens))  # without the output row of idle rows
+        return truncate_after_eos(self.tokens[used], self.logps[used], self.eos_token_ids)
 
 
 def clone_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from nested_reft.rollout.token_sampling import truncate_after_eos
 if TYPE_CHECKING:
     from nested_reft.config.sections import Evaluation
 
-# Generation settings that change the distribution which tokens are sampled from, and the value that turns each off.
+# Generation settings that change the distribution that tokens are sampled from, and the value that turns each off.
 FILTERS = {
     "top_p": 1.0,
     "top_k": 0,
@@ -100,7 +100,7 @@ class BehaviorLogProbs(LogitsProcessor):
         self.min_new_tokens = min_new_tokens
         self.eos_token_ids = eos_token_ids
         self.logps: list[torch.Tensor] = []  # one (B,) per sampled token
-        self.distribution: torch.Tensor | None = None  # (B, V), that of the token to be sampled next
+        self.distribution: torch.Tensor | None = None  # (B, V), log-probs of the token to be sampled next
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Record the previous token's log-prob and the next token's distribution. scores: (B, V)."""
@@ -125,10 +125,10 @@ def refuse_filters(generation_config: GenerationConfig, model_config: Generation
 
     Args:
         generation_config: the requested settings.
-        model_config: the model's own, with which `generate` fills in the settings that are not requested.
+        model_config: the model's own settings, which `generate` uses where nothing is requested.
 
     Raises:
-        NestingError: naming the filter, its value, and the value that turns it off.
+        NestingError: if a filter is on; the message names the filter, its value, and the value that turns it off.
     """
     if not generation_config.do_sample:
         raise NestingError(
@@ -156,16 +156,18 @@ def complete_by_generate(
     settings: "Evaluation",
     on_finished: Callable[[int], object],
 ) -> list[list[int]]:
-    """Return a completion of each prompt, up to and including its EOS token, for an evaluation.
+    """Return a completion of each prompt for an evaluation, up to and including its EOS token.
+
+    An EOS token that is also the pad token is left out, because it cannot be distinguished from padding.
 
     Args:
-        model: the model, none of whose layers is skipped. Its generation settings are replaced.
-        tokenizer: the model's.
-        prompt_ids: the prompts; one that occurs n times gets n completions.
-        settings: of the evaluation.
+        model: the model, without skipped layers. Its generation settings are replaced.
+        tokenizer: the tokenizer of the model.
+        prompt_ids: the prompts; a prompt that occurs n times gets n completions.
+        settings: the settings of the evaluation.
         on_finished: called with the number of completions that have just ended.
     """
-    # Of a model's own generation settings only the tokens are kept: some models ship a repetition penalty.
+    # Only the EOS tokens of the model's own generation settings are kept: some models ship a repetition penalty.
     eos_token_id = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=eos_token_id, pad_token_id=tokenizer.pad_token_id)
     sampling: dict[str, Any] = {"do_sample": False}

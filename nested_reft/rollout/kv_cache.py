@@ -18,7 +18,7 @@ class CachePositions:
 
     Args:
         batch_size: B, the rows of the batch.
-        num_columns: the most tokens that a row can hold.
+        num_columns: C, the largest number of tokens that a row can hold.
         device: the device of the buffers.
     """
 
@@ -27,7 +27,7 @@ class CachePositions:
         self.row_indices = torch.arange(batch_size, device=device)  # (B,)
         self.column_indices = torch.arange(num_columns, device=device)
         self.positions = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,), the column of the next token
-        self.positions_on_host = [0] * batch_size  # the same numbers: reading them from a GPU would wait for it
+        self.positions_on_host = [0] * batch_size  # the same numbers; reading them from a GPU would wait for the GPU
         self.attended_columns = 0  # attention reads columns [0, attended_columns)
         self.prefill_rows: PrefillRows | None = None  # None while decoding
 
@@ -86,7 +86,7 @@ class StaticKVLayer(CacheLayerMixin):
         return attended(self.keys, self.values, positions.attended_columns)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return length and offset of the keys. The model itself only makes the attention mask of a prefill."""
+        """Return length and offset of the keys of a prefill. The engine makes the masks of decode steps itself."""
         return query_length, 0
 
     def get_seq_length(self) -> int:

@@ -1,4 +1,4 @@
-"""The decode step of one layer as a function of tensors alone, which is what a compiler can share between layers."""
+"""The decode step of one layer as a function of tensors alone, so that layers can share one compiled function."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from nested_reft.rollout.kv_cache import LayerKVView
 
 
 class StepInputs(NamedTuple):
-    """All that the decode step of a layer reads.
+    """All tensors that the decode step of a layer reads.
 
     A compiled step takes these tensors as one flat list, in this order.
     """
@@ -44,7 +44,7 @@ class LayerDecodeStep(torch.nn.Module):
     synchronization. The fused weights are copied once per roll-out; on a GPU that memory is not worth it.
 
     Args:
-        layer: a layer; the step computes all layers of the same `layer_signature`.
+        layer: a layer; the step can compute every layer of the same `layer_signature`.
         inputs: the inputs of an example call, without weights.
         kwargs: the keyword arguments of that call. Those that are not tensors become constants.
     """
@@ -118,7 +118,7 @@ def unflatten_kwargs(example: dict[str, Any], tensors: Iterable[torch.Tensor]) -
 
 
 def layer_signature(layer: torch.nn.Module) -> tuple[str, str]:
-    """Return what the code of a layer depends on: layers of equal signature differ in nothing but weight values."""
+    """Return all that the code of a layer depends on: layers of equal signature differ only in their weight values."""
     settings = [
         (name, type(module), [item for item in sorted(vars(module).items()) if is_setting(*item)])
         for name, module in layer.named_modules()
@@ -148,8 +148,8 @@ def linears_sharing_input(
 
     Args:
         layer: the layer.
-        hidden_states: of the call, (B, 1, W).
-        kwargs: of the call.
+        hidden_states: the hidden states of the call, (B, 1, W).
+        kwargs: the keyword arguments of the call.
     """
     groups: dict[tuple[int, bool], list[str]] = {}
     inputs = []  # keeps the tensors alive, so that no two have the same id
@@ -192,5 +192,5 @@ def fuse_linears(layer: torch.nn.Module, names: list[str]) -> None:
 
 
 def fused_name(names: list[str]) -> str:
-    """Return the name of the linear that `fuse_linears` makes of these."""
+    """Return the name of the linear that `fuse_linears` adds for the linears of these names."""
     return "+".join(names).replace(".", "_")

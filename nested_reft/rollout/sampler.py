@@ -1,4 +1,4 @@
-"""How training and evaluation sample: by the engine or, for a model that it does not support, by `generate`."""
+"""The choice of a sampler: the engine or, for a model that the engine does not support, `generate`."""
 
 import itertools
 import logging
@@ -21,7 +21,7 @@ class Sampler:
     """Samples the completions of training, batch by batch.
 
     Args:
-        kind: `engine-compiled`, `engine` or `generate`. After the first batch, the one that samples in fact.
+        kind: `engine-compiled`, `engine` or `generate`. After the first batch, the sampler in use, perhaps a fallback.
         dtype: sample from a copy of the weights in this type; ignored by `generate`.
     """
 
@@ -47,19 +47,19 @@ class Sampler:
 
         Args:
             model: the model, which may be wrapped.
-            skipped: the skipped layers.
+            skipped: the indices of the skipped layers.
             prompt_ids: B prompts.
             generation_config: lengths, temperature and padding; its sampling filters must be off.
             eos_token_ids: every token that ends a completion.
-            seed: of the run.
-            step: of the run, the one that drew the skipped layers.
-            first_row: the index of the first prompt among those of all processes.
+            seed: the seed of the run.
+            step: the optimizer step for which the skipped layers were drawn.
+            first_row: the index of the first prompt among the prompts of all processes.
 
         Returns:
             B completions, each up to and including its first EOS token, and for each of their tokens log mu(a_t).
 
         Raises:
-            NestingError: if a sampling filter is on, or if an engine is to ban EOS for a part of the length.
+            NestingError: if a sampling filter is on, or if an engine should ban EOS for only a part of the length.
         """
         refuse_filters(generation_config, model.generation_config)
         longest, shortest = generation_config.max_new_tokens, generation_config.min_new_tokens or 0
@@ -92,7 +92,7 @@ def engine_for(
     skipped: Sequence[int] = (),
     dtype: torch.dtype | None = None,
 ) -> RolloutEngine | None:
-    """Return the engine of this name, or the next one that supports the model; None stands for `generate`.
+    """Return the engine of this name, or the next sampler that supports the model; None stands for `generate`.
 
     The log says why an engine does not support the model.
 
@@ -100,9 +100,9 @@ def engine_for(
         model: the model to sample from.
         sampler: one of `SAMPLERS`.
         prompt_ids: the prompts of the first roll-out, with which engines are checked.
-        sampling: its sampling distribution.
-        batch_size: its batch size; None for all prompts.
-        skipped: the layers that it skips.
+        sampling: the sampling distribution of that roll-out.
+        batch_size: the batch size of that roll-out; None for all prompts.
+        skipped: the layers that that roll-out skips.
         dtype: sample from a copy of the weights in this type; None samples from the weights themselves.
     """
     for kind, fallback in itertools.pairwise(SAMPLERS[SAMPLERS.index(sampler) :]):

@@ -1,4 +1,4 @@
-"""Whether the roll-out engine supports a model: its log-probs are compared with those of a full forward."""
+"""The check whether the roll-out engine supports a model, which compares log-probs with those of a full forward."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,11 @@ def unsupported_reason(
     batch_size: int | None = None,
     skipped: Sequence[int] = (),
 ) -> str | None:
-    """Return why this model is unsupported, or None.
+    """Return why the engine does not support its model, or None if it does.
 
-    Samples up to 8 tokens and compares their log-probs with a full forward, both with the same layers skipped. The
-    buffers are those of the whole roll-out, which is therefore sampled with exactly what is checked here.
+    The engine samples up to 8 tokens after each prompt of a batch. The log-probs after up to 4 distinct prompts are
+    compared with a full forward, both with the same layers skipped. The engine keeps the buffers and the compiled
+    functions of this check for the roll-out.
 
     Args:
         engine: the engine, which holds the model.
@@ -39,9 +40,9 @@ def unsupported_reason(
         prompt_ids = prompt_ids[: engine.ensure_buffers(prompt_ids, sampling, batch_size).batch_size]
         short = SamplingParams(max_new_tokens=min(8, sampling.max_new_tokens), fixed_length=True)
         completions, logps = engine.sample(prompt_ids, short, seed=0, skipped=skipped)
-    except torch.OutOfMemoryError:  # says nothing about the model
+    except torch.OutOfMemoryError:  # depends on the device, not on the model
         raise
-    except Exception as error:  # a model may differ from what the engine expects in any way
+    except Exception as error:  # a model may differ in any way from the models that run
         message = (str(error).strip() or "-").splitlines()[0]
         return f"{name} does not run in the engine ({type(error).__name__}: {message})"
     row_of_prompt = {tuple(prompt): row for row, prompt in enumerate(prompt_ids)}

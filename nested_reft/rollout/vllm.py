@@ -4,8 +4,8 @@ vLLM is an extra, `pip install .[vllm]`, and needs a GPU that it supports. The p
 EOS tokens, the way tokens become text, and the records of an evaluation are the same as with the other samplers.
 These things differ:
 
-- random numbers: each completion has a seed of its own, so a run can be repeated; but at a temperature above 0 the
-  same seed gives other completions than another sampler does;
+- random numbers: each completion has its own seed, so a run can be repeated; but at a temperature above 0 the
+  completions differ from those of another sampler with the same seed;
 - rounding: at temperature 0 completions can diverge where two tokens are almost equally likely. Compare models by
   records of the same sampler;
 - limits: vLLM rejects a longest prompt and `max_new_tokens` that together exceed the positions of the model, and
@@ -28,9 +28,9 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
 
     Args:
         model_path: the folder of the model and its tokenizer.
-        prompts: the formatted prompts; one that occurs n times gets n completions.
-        settings: of the evaluation. The seed of a completion is a function of `settings.seed` and of the index of its
-            prompt.
+        prompts: the formatted prompts; a prompt that occurs n times gets n completions.
+        settings: the settings of the evaluation. The seed of a completion is a function of `settings.seed` and of the
+            index of its prompt.
 
     Raises:
         UserError: if vLLM is not installed.
@@ -62,7 +62,7 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
             top_p=settings.top_p,
             top_k=0,
             max_tokens=settings.max_new_tokens,
-            # Seeds differ between the completions of a run, and from those of a run with another seed.
+            # No two completions of a run share a seed, nor do those of two runs of equal size with different seeds.
             seed=settings.seed * len(prompts) + index,
             # By default vLLM stops at the tokenizer's EOS token too, where the other samplers continue.
             ignore_eos=True,
@@ -77,7 +77,7 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
 
 
 def read_eos_token_ids(model_path: str) -> list[int]:
-    """Return the tokens that end a completion, without loading the model: those that transformers finds for it."""
+    """Return the EOS tokens that transformers would use for the model, without loading its weights."""
     try:
         settings = GenerationConfig.from_pretrained(model_path)
     except OSError:  # there is no generation_config.json

@@ -1,1 +1,1 @@
-"""The stages of a study, one file each; a stage reads settings and files and leaves a folder of files."""
+"""The stages of a study, one file each; a stage reads settings and files, and writes a folder of files."""

@@ -1,8 +1,8 @@
-"""How far a nested model is from the whole one on given problems: a look at a model before it is trained.
+"""The command `diagnose`: how far the nested model is from the full model on given problems, without any training.
 
 For each skip ratio, completions are sampled from the nested model under several draws of skipped layers, and are
-scored by the whole model, as in training. For each layer, the completions of the whole model are scored again with
-that layer alone skipped. Nothing is trained.
+scored by the full model, as in training. For each layer, the completions of the full model are scored again with
+that layer alone skipped.
 """
 
 import sys
@@ -32,7 +32,7 @@ SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
 
 
 class Problems(NamedTuple):
-    """What completions are sampled for; a problem occurs once for each of its completions."""
+    """Tokenized prompts and expected answers; a problem occurs once for each of its completions."""
 
     prompt_ids: list[list[int]]
     answers: list[str]
@@ -129,7 +129,7 @@ def log_ratios(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSe
 
 
 def layer_kl(model: PreTrainedModel, layer: int, rollouts: Rollouts, settings: DiagnosisSettings) -> float:
-    """Return KL(mu || pi) in nats per token, exact over the vocabulary, where mu skips that one layer."""
+    """Return KL(mu || pi) in nats per token, exact over the vocabulary, where mu skips only this layer."""
     total, tokens = 0.0, 0
     for start in range(0, len(rollouts.prompt_ids), settings.batch_size):
         log_pi, mask = vocabulary_logps(model, rollouts, start, settings)
@@ -143,16 +143,16 @@ def layer_kl(model: PreTrainedModel, layer: int, rollouts: Rollouts, settings: D
 def diagnose_ratio(
     sampler: CompletionSampler, draws: list[list[int]], problems: Problems, on_pass: Callable[[], object]
 ) -> tuple[dict[str, float], Rollouts]:
-    """Sample under each draw of skipped layers, and score what was sampled by the whole model.
+    """Sample completions under each draw of skipped layers, and score them with the full model.
 
     Args:
-        sampler: of the completions.
+        sampler: the sampler of the completions.
         draws: the skipped layers of each draw, all of one skip ratio.
-        problems: a completion is sampled for each.
+        problems: the problems; a completion is sampled for each entry.
         on_pass: called after each draw.
 
     Returns:
-        The metrics over all draws with the lowest and the highest value of a draw, and the first draw's rollouts.
+        The metrics over all draws, with the lowest and the highest value of a draw, and the first draw's roll-outs.
     """
     settings, rollouts, log_ratios_of_draws, rewards = sampler.settings, [], [], []
     reward = first_answer_correctness if settings.fixed_length else correctness
@@ -188,7 +188,7 @@ def load_for_diagnosis(
     """
     model, tokenizer = load_model(model_path, settings.dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    # Anything else in the model's own generation settings would change the sampling distribution.
+    # Only the EOS tokens are kept: other settings of the model's own would change the sampling distribution.
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     num_layers, ratios = model.config.get_text_config().num_hidden_layers, [0.0, *settings.skip_ratios]
     try:
@@ -235,7 +235,7 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple
 
 
 def rank_layers(by_layer: pd.DataFrame) -> list[int]:
-    """Return the layers, ordered by how much skipping each of them alone changes."""
+    """Return the layers in the order of their KL with that layer alone skipped, the smallest first."""
     return list(by_layer.sort_values("kl")["layer"])
 
 

@@ -1,7 +1,7 @@
 """The stage `evaluate`: completions of every benchmark problem, graded, and accuracies with intervals.
 
 The records hold everything that a grade depends on, so that `nested-reft evaluate --regrade` can grade them again
-without the model. For its sake torch is imported only where completions are generated.
+without the model. Torch is imported only where completions are generated, so that `--regrade` does not load it.
 """
 
 import sys
@@ -26,7 +26,7 @@ CONFIDENCE = 0.95
 
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
-    """Return one completion of the whole model per prompt, and the lengths of the completions in tokens."""
+    """Return one completion per prompt, sampled without skipping, and the lengths of the completions in tokens."""
     if settings.sampler == "vllm":
         from nested_reft.rollout.vllm import complete
 
@@ -96,9 +96,10 @@ def evaluation_metrics(records: pd.DataFrame) -> dict[str, float]:
 
     `pass_at_1` is the share of correct completions, with Wilson's interval, `n` the number of problems, `pass_at_k`
     the unbiased estimate for k = 2, 4, ... up to the samples of a problem, `truncated` the share of completions that
-    reached the longest length, `mean_length` a number of tokens, and `grading_timeouts` the number of completions that
-    count as wrong because grading them took too long. `overall` has sums of the two numbers and unweighted means over
-    the benchmarks of everything else; its interval is from a bootstrap over problems.
+    reached `max_new_tokens`, `mean_length` the mean number of tokens, and `grading_timeouts` the number of completions
+    that count as wrong because computer algebra took too long or died. `overall` has the sums of `n` and
+    `grading_timeouts` over the benchmarks, and unweighted means of the other metrics; its interval is from a bootstrap
+    over problems.
     """
     problems = problem_scores(records)
     per_benchmark = {
@@ -108,8 +109,8 @@ def evaluation_metrics(records: pd.DataFrame) -> dict[str, float]:
     metrics = {f"eval/{name}/{key}": value for name, found in per_benchmark.items() for key, value in found.items()}
     for key in next(iter(per_benchmark.values())):
         total = sum(found[key] for found in per_benchmark.values())
-        is_number = key in ("n", "grading_timeouts")
-        metrics[f"eval/overall/{key}"] = total if is_number else total / len(per_benchmark)
+        is_count = key in ("n", "grading_timeouts")
+        metrics[f"eval/overall/{key}"] = total if is_count else total / len(per_benchmark)
     scores = (problems["num_correct"] / int(problems["samples"].max())).to_numpy()
     low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
     metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
@@ -148,7 +149,7 @@ def regrade(folder: Path) -> int:
     if not all((folder / name).exists() for name in ("records.parquet", "metrics.json", "run.json")):
         raise UserError(
             f"{folder} holds no finished evaluation (records.parquet, metrics.json, run.json); "
-            "give --out the folder of one, as results/<study>/evaluate/..."
+            "give --out the folder of one, such as results/<study>/evaluate/..."
         )
     run, old = (read_versioned_json(folder / name) for name in ("run.json", "metrics.json"))
     before = pd.read_parquet(folder / "records.parquet")

@@ -1,4 +1,4 @@
-"""What the two training stages share: TRL arguments, the recorder of steps, checkpoints."""
+"""The code that the stages `sft` and `train` share: TRL arguments, the recorder of steps, checkpoints."""
 
 import resource
 import shutil
@@ -31,7 +31,7 @@ class StepRecorder(TrainerCallback):
     Args:
         sink: receives the rows.
         trainer: the trainer whose steps are recorded; a nested one adds its own metrics to each row.
-        num_tokens: the tokens that the trainer has processed before, if it resumes.
+        num_tokens: the number of tokens that a resumed run had processed before; 0 for a new run.
     """
 
     def __init__(self, sink: RowSink, trainer: Trainer, num_tokens: int = 0) -> None:
@@ -47,11 +47,11 @@ class StepRecorder(TrainerCallback):
         self.step_started = time.perf_counter()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock of the update."""
+        """Start the clock of the optimizer update."""
         self.update_started = time.perf_counter()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Stop the clock of the update."""
+        """Stop the clock of the optimizer update."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.update_s = time.perf_counter() - self.update_started
@@ -73,7 +73,7 @@ class StepRecorder(TrainerCallback):
         row["perf/peak_memory_gib"] = peak_memory_gib()
         if isinstance(self.trainer, NestedRollouts):
             row |= self.trainer.generation_record()
-            row["num_tokens"] = state.num_input_tokens_seen  # TRL leaves it out where nothing was sampled
+            row["num_tokens"] = state.num_input_tokens_seen  # TRL's log has no `num_tokens` in a step without sampling
             row["perf/total_tok_s"] = (row["num_tokens"] - self.num_tokens) / row["perf/step_s"]
             self.num_tokens = row["num_tokens"]
         self.sink.log(state.global_step, row)
@@ -90,8 +90,8 @@ def check_bf16(settings: Optimization, section: Literal["sft", "training"]) -> N
     """Refuse autocast to bfloat16 where the device that trains does not compute in it.
 
     Args:
-        settings: of the stage.
-        section: the part of the configuration that the settings come from; named in the error.
+        settings: the settings of the stage.
+        section: the section of the configuration that the settings come from, for the message.
 
     Raises:
         UserError: if `bf16` is set and the device does not support it.
@@ -125,7 +125,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "bf16": settings.bf16,
         "fp16": False,
-        # Without it transformers refuses bf16 on a machine that has no GPU.
+        # Without `use_cpu`, transformers refuses bf16 on a machine that has no GPU.
         "use_cpu": not torch.accelerator.is_available(),
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_strategy": "steps",
@@ -142,7 +142,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in the folder, or None.
 
-    A checkpoint is complete if its `trainer_state.json` is: transformers writes this file last, and not atomically.
+    A checkpoint is complete if its `trainer_state.json` is complete: transformers writes this file last.
     """
     complete = [
         path.parent
@@ -155,7 +155,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
     """Train from the last checkpoint, or from the start, and save the model; return the run's totals.
 
-    The run time is the sum of the steps' times, so that a resumed run does not count the time between attempts.
+    The run time is the sum of the times of the steps, so that the time between two attempts does not count.
     """
     checkpoint = last_checkpoint(record.checkpoints)
     record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)

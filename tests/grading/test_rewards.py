@@ -8,7 +8,7 @@ from nested_reft.grading.rewards import correctness, first_answer_correctness
 
 
 def test_no_reward_comes_from_after_the_natural_end():
-    """A model whose end token is banned goes on after its answer, and that text is noise."""
+    """A model whose EOS token is banned goes on after its answer, and that text is noise."""
     right_then_noise, noise_then_right = r"\boxed{5} \boxed{6}", r"\boxed{6} \boxed{5}"
     completions, answers = [right_then_noise, noise_then_right, "5"], ["5", "5", "5"]
     assert first_answer_correctness(completions, answers) == [1.0, 0.0, 0.0]
