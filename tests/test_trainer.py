@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -253,8 +254,13 @@ def test_chats_with_rewards_of_ones_own_and_adapters_are_stock_trl_bit_for_bit(a
         assert all(stock[name].any() for name in adapted)  # B has moved away from zero
 
 
-@pytest.mark.parametrize("algorithm", STOCK)
-@pytest.mark.parametrize("kind", ["generate", "engine", pytest.param("engine-compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "algorithm"),
+    [
+        *itertools.product(["generate", "engine"], STOCK),
+        pytest.param("engine-compiled", "grpo", marks=pytest.mark.slow),  # its forward is that of both algorithms
+    ],
+)
 def test_samplers_draw_with_the_adapters_active(kind, algorithm, small_model, tmp_path):
     """With no layer skipped, a sampler that left the adapters out would not draw from the target policy."""
     arguments = {"learning_rate": 0.1, "max_steps": 3}

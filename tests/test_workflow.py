@@ -154,7 +154,8 @@ def test_a_study_in_a_clone_leaves_git_clean_and_follows_the_code_of_its_report(
         assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished.stdout + finished.stderr
 
-    smoke = ("--configfile", "config/smoke.yaml")
+    one_instance = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base]}"
+    smoke = ("--configfile", "config/smoke.yaml", "--config", one_instance)
     study(*smoke)
     study(*smoke, "--report", "report.html")
     assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
