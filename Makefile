@@ -21,7 +21,7 @@ study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 report: setup  ## build report.html, self-contained, from a finished study
-	$(BIN)/snakemake --configfile $(CONFIG) --report report.html
+	$(BIN)/snakemake --configfile $(CONFIG) --report report.html --report-stylesheet workflow/report.css
 
 ui: setup  ## browse all runs of the default store in MLflow, on this machine only
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
