@@ -321,7 +321,7 @@ class Training(Optimization):
     top_k: int = key(0, "Fixed at 0, which means no top-k filter, for the same reason as `top_p`.", "TRL", ge=0, le=0)
     beta: float = key(
         0.0,
-        "The weight of the KL penalty. Fixed at 0 as in the paper: there is no reference model.",
+        "The weight of the KL penalty. It is fixed at 0 as in the paper, so that training needs no reference model.",
         "paper",
         ge=0,
         le=0,

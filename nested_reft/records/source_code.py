@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent
+from nested_reft.config.sections import PACKAGE
 
 
 def imported_modules(source: str) -> Iterator[str]:

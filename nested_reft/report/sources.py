@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from nested_reft.config.layout import products
+from nested_reft.config.layout import PRETRAINED, SOURCES, products
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json, write_versioned_json
@@ -35,6 +35,8 @@ OFF_POLICY = ["sampling/kl", "sampling/acceptance_rate", "sampling/ess"]
 RESULTS = ["product", *RUN, *MODEL_SIZES, "benchmark", "n", "accuracy", "ci_low", "ci_high", "truncated"]
 RESULTS += ["mean_length", "mean_reward", *SPEEDS, *PHASES]
 PROBLEM_SCORES = ["product", *RUN, "benchmark", "problem_id", "num_correct", "samples"]
+# Columns of problem_scores.parquet with few distinct texts, which the file stores as categories.
+NAME_COLUMNS = ["product", "model", "dataset", "mitigation", "benchmark"]
 # Metrics of a benchmark that results.csv copies; `accuracy` is pass@1 already.
 COPIED_METRIC = re.compile(r"truncated|mean_length|pass_at_(?!1$)\d+")
 
@@ -130,7 +132,7 @@ def provenance(study: Study, results: Path, records: list[dict[str, Any]]) -> di
     def distinct(name: str) -> list[Any]:
         return [json.loads(text) for text in sorted({json.dumps(made[name], sort_keys=True) for made in made_with})]
 
-    shapes = {model: read_json(results / f"pretrained/model~{model}/model.json") for model in study.grid.model}
+    shapes = {model: read_json(results / PRETRAINED.format(model=model) / "model.json") for model in study.grid.model}
     return {
         "models": {model: {name: shape[name] for name in ("num_layers", "width")} for model, shape in shapes.items()},
         "runs": len(records),
@@ -149,8 +151,10 @@ def write_sources(sources: Sources, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sources.results.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     sources.steps.to_csv(folder / "steps.csv", index=False, float_format="%.6g")
-    names = dict.fromkeys(("product", "model", "dataset", "mitigation", "benchmark"), "category")
-    sources.problem_scores.astype(names).to_parquet(folder / "problem_scores.parquet", index=False, compression="zstd")
+    categories = dict.fromkeys(NAME_COLUMNS, "category")
+    sources.problem_scores.astype(categories).to_parquet(
+        folder / "problem_scores.parquet", index=False, compression="zstd"
+    )
     write_json(folder / "config.json", sources.config)
     write_versioned_json(folder / "provenance.json", sources.provenance)
 
@@ -161,15 +165,14 @@ def read_sources(folder: Path) -> Sources:
     Raises:
         UserError: if one of the files is missing, or if the report has another schema version.
     """
-    for name in ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json"):
+    for name in SOURCES:
         if not (folder / name).exists():
             raise UserError(
                 f"{folder} has no {name}, which a report is rebuilt from; give --from the folder of a whole report"
             )
-    names = dict.fromkeys(("product", "model", "dataset", "mitigation", "benchmark"), object)
     return Sources(
         pd.read_csv(folder / "results.csv"),
-        pd.read_parquet(folder / "problem_scores.parquet").astype(names),
+        pd.read_parquet(folder / "problem_scores.parquet").astype(dict.fromkeys(NAME_COLUMNS, object)),
         pd.read_csv(folder / "steps.csv"),
         read_json(folder / "config.json"),
         read_versioned_json(folder / "provenance.json"),
