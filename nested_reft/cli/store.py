@@ -16,14 +16,12 @@ def tracking_store(
 ) -> None:
     """Create the MLflow store, the experiment of a study and its parent run, before jobs write to them."""
     from nested_reft.records.files import write_json
-    from nested_reft.records.mlflow_mirror import open_study, without_secrets
+    from nested_reft.records.mlflow_mirror import open_study, store_problem
 
     if uri:
-        try:
-            open_study(uri, study)
-        except Exception as error:
-            failure = f"MLflow at {uri} cannot be opened ({error}); the study runs without it"
-            typer.echo(without_secrets(failure), err=True)
+        if problem := store_problem(uri):
+            raise UserError(problem)
+        open_study(uri, study)
     write_json(out, {"uri": uri or None, "study": study})
 
 

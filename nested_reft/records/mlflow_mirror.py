@@ -22,6 +22,8 @@ SECONDS_AT_THE_END = 60.0
 AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
 # MLflow's limits on one request, and on the length of a parameter.
 PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH = 100, 1000, 6000
+# The kinds of addresses that MLflow opens and that several jobs can share.
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
 def mlflow_timestamp(moment: str) -> int:
@@ -53,25 +55,60 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def connect(uri: str) -> Any:
+    """Return a client of the MLflow store, which gives up on a server that does not answer after a few seconds."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # By default MLflow waits for minutes for a server that does not answer; the mirror tries again later anyway.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the callers report a failure in one sentence
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def store_problem(uri: str) -> str | None:
+    """Return why the MLflow store cannot be used, as one sentence with the remedy, or None if it can be used.
+
+    A SQLite file that does not exist yet can be used if it can be created. Nothing is created here.
+    """
+    scheme = uri.partition(":")[0].partition("+")[0]
+    database = Path(uri.removeprefix("sqlite:///")).absolute()
+    try:
+        if scheme not in SCHEMES:
+            reason = "MLflow does not know this kind of address"
+        elif uri.startswith("sqlite:///") and not database.exists():
+            parent = next(folder for folder in database.parents if folder.exists())
+            if parent.is_dir() and os.access(parent, os.W_OK):
+                return None
+            reason = f"{parent} is not a folder that can be written to"
+        else:
+            connect(uri).search_experiments(max_results=1)
+            return None
+    except Exception as error:
+        # The message of a failed request is long and names the failure of the operating system in its middle.
+        failures = re.findall(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+        reason = failures[-1] if failures else re.split(r"\.?\s*(?:\. |\n|$)", str(error).strip())[0]
+    return without_secrets(
+        f"the MLflow store {uri!r} cannot be opened ({reason}); start its server, or set tracking.uri to "
+        "sqlite:///FILE, http://HOST:PORT or null (the variable MLFLOW_TRACKING_URI takes precedence)"
+    )
+
+
 def open_store(uri: str, study: str) -> tuple[Any, str]:
     """Return the MLflow client and the id of the study's experiment, created if it does not exist.
 
     The migrations of a SQLite store collide when several processes create it at once. The workflow therefore calls
     this function once, before any job sends metrics.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # By default MLflow waits for minutes for a server that does not answer; the mirror tries again later anyway.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
     database = uri.removeprefix("sqlite:///")
     artifacts = None
     if database != uri:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
         artifacts = (Path(database).absolute().parent / "mlartifacts" / study).as_uri()
-    client = MlflowClient(tracking_uri=uri)
+    client = connect(uri)
     experiment = client.get_experiment_by_name(study)
     if experiment is not None:
         return client, experiment.experiment_id

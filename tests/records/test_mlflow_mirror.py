@@ -9,7 +9,7 @@ import pytest
 from nested_reft.errors import UserError
 from nested_reft.records import mlflow_mirror
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json
-from nested_reft.records.mlflow_mirror import mirror_report, open_store, open_study, rebuild_store
+from nested_reft.records.mlflow_mirror import mirror_report, open_store, open_study, rebuild_store, store_problem
 from nested_reft.records.mlflow_views import delta_columns
 from tests.records.conftest import STEPS, history, record_in, run_stage
 
@@ -94,6 +94,35 @@ def test_work_never_fails_because_mlflow_does(uri, tmp_path, monkeypatch):
     assert time.monotonic() - started < 45  # nor does it wait for it
     assert read_versioned_json(tmp_path / "run/metrics.json") == {"mean_reward": 1.0}
     assert len(read_rows(tmp_path / "run/metrics.jsonl")) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    {
+        "garbage": "MLflow does not know this kind of address",
+        "foo://": "MLflow does not know this kind of address",
+        "htp://x": "MLflow does not know this kind of address",
+        "./mlruns": "MLflow does not know this kind of address",
+        "http://127.0.0.1:9": "Connection refused",
+        "http://127.0.0.1:port": "Invalid url",
+        "postgresql://me:hush@127.0.0.1/x": "No module named 'psycopg2'",
+        "sqlite:///{folder}/text": "file is not a database",
+        "sqlite:///{folder}/text/mlflow.db": "text is not a folder that can be written to",
+    }.items(),
+)
+def test_a_store_that_cannot_be_opened_is_found_in_seconds(uri, reason, tmp_path):
+    (tmp_path / "text").write_text("no database" * 100)
+    started = time.monotonic()
+    problem = store_problem(uri.format(folder=tmp_path))
+    assert time.monotonic() - started < 15
+    assert problem is not None and reason in problem and "\n" not in problem and len(problem) < 450
+    assert "tracking.uri" in problem and "hush" not in problem
+
+
+def test_a_store_that_exists_or_can_be_created_is_no_problem(mirrored_study, tmp_path):
+    assert store_problem(mirrored_study[0].tracking_uri) is None
+    assert store_problem(f"sqlite:///{tmp_path}/new/mlflow.db") is None
+    assert not (tmp_path / "new").exists()
 
 
 def test_runs_can_be_sorted_by_their_delta(mirrored_study):
