@@ -1,0 +1,39 @@
+"""What the log of a job says about why the job failed."""
+
+from pathlib import Path
+
+# The sentence is at the end of a log. Logs of long trainings have many rows before it.
+TAIL_BYTES = 65_536
+PREFIX = "Error: "
+TRACEBACK = "Traceback (most recent call last):"
+NO_LOG = "the job wrote no log"
+NO_MESSAGE = (
+    "the job ended without a message; it was stopped from outside, or the machine had too little memory for it"
+)
+
+
+def last_sentence(log: Path) -> str:
+    """Return the sentence of a failed job's log.
+
+    A mistake of the user is a line that begins with `Error: `. Anything else that stops a job is a traceback, whose
+    exception is the first line after it that is not indented.
+
+    Args:
+        log: the path of the job's log file.
+
+    Returns:
+        One line: the last mistake without its `Error: `, else the exception of the last traceback, else a sentence
+        which says that the log holds neither.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return NO_LOG
+    mistakes = [line for line in lines if line.startswith(PREFIX)]
+    if mistakes:
+        return mistakes[-1].removeprefix(PREFIX)
+    tracebacks = [number for number, line in enumerate(lines) if line == TRACEBACK]
+    exceptions = [line for line in lines[tracebacks[-1] + 1 :] if line and line[0] != " "] if tracebacks else []
+    return exceptions[0] if exceptions else NO_MESSAGE
