@@ -152,7 +152,8 @@ def draw(path: Path) -> None:
     """Draw bias and standard deviation of one sequence's gradient against the skip ratio."""
     import matplotlib.pyplot as plt
 
-    from nested_reft.report.figures import COLORS, STYLE
+    from nested_reft.report.figures.common import COLORS
+    from nested_reft.report.style import STYLE
 
     model = toy_model()
     gradients = token_gradients(model)

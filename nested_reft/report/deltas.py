@@ -29,6 +29,12 @@ def overall(results: pd.DataFrame) -> pd.DataFrame:
     return aggregated.reset_index()
 
 
+def trained_runs(sources: Sources) -> pd.DataFrame:
+    """Return a row per training run, its accuracy averaged over the benchmarks."""
+    products = overall(sources.results)
+    return products[products["product"] == "train"]
+
+
 def cell_scores(
     problem_scores: pd.DataFrame, instances: list[Instance], seeds: list[int]
 ) -> tuple[Floats, npt.NDArray[np.str_]]:

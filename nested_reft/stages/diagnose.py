@@ -25,7 +25,8 @@ from nested_reft.model.layers import nested, skippable_layers
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.records.files import read_rows
-from nested_reft.report import figures
+from nested_reft.report import style
+from nested_reft.report.figures.diagnosis import diagnosis
 from nested_reft.rollout.sampler import Sampler
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
@@ -244,4 +245,4 @@ def write_diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     by_ratio.to_csv(out / "skip_ratios.csv", index=False, float_format="%.6g")
     by_layer.to_csv(out / "layers.csv", index=False, float_format="%.6g")
-    figures.save(figures.diagnosis(by_ratio, by_layer), out / "diagnosis")
+    style.save(diagnosis(by_ratio, by_layer), out / "diagnosis")
