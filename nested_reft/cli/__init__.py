@@ -3,34 +3,43 @@
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from nested_reft.cli import bench, inspect, maintain, stages, store
 from nested_reft.errors import UserError
 
-HELP = (
-    "Nested-ReFT: reinforced fine-tuning with roll-outs from a layer-skipped copy of the model itself.\n\n"
-    "Snakemake runs each stage of a study by one of these commands. The same command can be run by hand.\n\n"
+HELP = """
+Train a language model on problems with checkable answers by Nested-ReFT, and measure what it costs in accuracy and \
+saves in time: roll-outs are sampled from the model itself with some of its layers skipped.
+
+A study on your own problems takes three commands:
+
+  nested-reft init mine --model embedded/tiny-28 --data problems.jsonl
+  nested-reft run config/mine.yaml
+  nested-reft report config/mine.yaml
+"""
+EPILOG = (
     "Exit codes: 0 for success, 1 for a failure, and 2 for a mistake in the options or the configuration, with one "
     "sentence that explains the mistake."
 )
 
-STUDY = "Stages, in the order of a study"
+WHOLE_STUDY = "Run a study"
+STAGES = "Stages, in the order of a study"
 INSPECTION = "Inspection of models and completions"
 MAINTENANCE = "Maintenance"
 
-# The commands by group and name, in the order in which a study runs them. An empty group is `nested-reft` itself.
+# The commands by group and name, in the order in which they are used. An empty group is `nested-reft` itself.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
-    ("prepare", "model", stages.prepare_model, STUDY),
-    ("prepare", "benchmarks", stages.prepare_benchmarks, STUDY),
-    ("prepare", "dataset", stages.prepare_dataset, STUDY),
-    ("", "tracking-store", store.tracking_store, STUDY),
-    ("", "sft", stages.sft, STUDY),
-    ("", "train", stages.train, STUDY),
-    ("", "evaluate", stages.evaluate, STUDY),
-    ("", "analyse", stages.analyse, STUDY),
+    ("prepare", "model", stages.prepare_model, STAGES),
+    ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),
+    ("prepare", "dataset", stages.prepare_dataset, STAGES),
+    ("", "sft", stages.sft, STAGES),
+    ("", "train", stages.train, STAGES),
+    ("", "evaluate", stages.evaluate, STAGES),
+    ("", "analyse", stages.analyse, STAGES),
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),
     ("", "grade", inspect.grade, INSPECTION),
@@ -39,6 +48,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "eval", bench.bench_eval, INSPECTION),
     ("bench", "grade", bench.bench_grade, INSPECTION),
     ("bench", "figure", bench.bench_figure, INSPECTION),
+    ("", "tracking-store", store.tracking_store, MAINTENANCE),
     ("", "track", store.track, MAINTENANCE),
     ("", "schema", maintain.schema, MAINTENANCE),
     ("", "pretrain", maintain.pretrain, MAINTENANCE),
@@ -48,16 +58,35 @@ GROUPS = {
     "bench": typer.Typer(no_args_is_help=True, help="Measure the speed of sampling, training and grading."),
 }
 
+
+class OrderedGroup(TyperGroup):
+    """Lists the commands in the order of COMMANDS; typer would list groups of commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands and groups."""
+        return list(dict.fromkeys(group or name for group, name, *_ in COMMANDS))
+
+
+class PlainCommand(TyperCommand):
+    """A command with help in plain text; the tables of typer cut the names of options at 80 columns."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"rich_markup_mode": None}))
+
+
 app = typer.Typer(
+    cls=OrderedGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help=HELP,
+    epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group, name, function, panel in COMMANDS:
-    (GROUPS[group] if group else app).command(name, rich_help_panel=None if group else panel)(function)
-app.add_typer(GROUPS["prepare"], name="prepare", rich_help_panel=STUDY)
+    (GROUPS[group] if group else app).command(name, cls=PlainCommand, rich_help_panel=None if group else panel)(
+        function
+    )
+app.add_typer(GROUPS["prepare"], name="prepare", rich_help_panel=STAGES)
 app.add_typer(GROUPS["bench"], name="bench", rich_help_panel=INSPECTION)
 
 

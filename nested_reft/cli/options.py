@@ -24,10 +24,37 @@ log = logging.getLogger(__name__)
 
 Settings = Annotated[str, typer.Option(help="Settings of the stage as JSON, or `-` to read them from standard input.")]
 Out = Annotated[Path, typer.Option(help="File or folder to write.")]
-ModelPath = Annotated[
-    Path, typer.Option("--model", exists=True, help="Folder of a model, or the model.json that `prepare model` wrote.")
-]
-ModelArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a model.")]
+
+
+def model_folder(model: str) -> Path:
+    """Return the folder of a model.
+
+    Args:
+        model: that folder, `embedded/<name>`, or a model.json with the path of that folder.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if model.startswith("embedded/"):
+        source: sections.ModelSource = parse.parse_settings(sections.ModelSource, {"path": model}, lambda key: "model")
+        assert source.local_path is not None  # an embedded model without a folder has been refused
+        return source.local_path
+    path = Path(model)
+    if path.suffix == ".json" and path.is_file():
+        path = Path(json.loads(path.read_text())["path"])
+    if not path.is_dir():
+        raise UserError(f"model {str(path)!r} is not a folder; give the folder of a model or embedded/<name>")
+    return path
+
+
+MODEL = typer.Option(
+    parser=model_folder,
+    metavar="<model>",
+    help="Folder of a model, embedded/<name>, or the model.json that `prepare model` wrote.",
+)
+ModelPath = Annotated[Path, MODEL]
+OptionalModelPath = Annotated[Path | None, MODEL]
+ModelArgument = Annotated[Path, typer.Argument(parser=model_folder, help="Folder of a model, or embedded/<name>.")]
 Data = Annotated[
     Path,
     typer.Option(
@@ -62,11 +89,6 @@ def read_settings(section: type[sections.Section], settings: str) -> Any:
         if not isinstance(loaded, dict):
             raise UserError(f"--settings is not JSON ({error}); quote it for the shell or pass `-`") from None
     return parse.parse_settings(section, loaded)
-
-
-def model_folder(path: Path) -> Path:
-    """Return the folder of a model. The path is that folder, or a model.json with the path of that folder."""
-    return Path(json.loads(path.read_text())["path"]) if path.suffix == ".json" else path
 
 
 def apply_resource_limits() -> None:

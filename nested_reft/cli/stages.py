@@ -9,11 +9,11 @@ from nested_reft.cli.options import (
     Benchmarks,
     Data,
     ModelPath,
+    OptionalModelPath,
     Out,
     Settings,
     Tracking,
     apply_resource_limits,
-    model_folder,
     open_record,
     read_settings,
 )
@@ -49,7 +49,7 @@ def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tr
     apply_resource_limits()
     from nested_reft.stages import sft
 
-    inputs = {"model": model_folder(model), "data": data}
+    inputs = {"model": model, "data": data}
     with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
         sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
 
@@ -70,9 +70,7 @@ def evaluate(
     settings: Annotated[
         str | None, typer.Option(help="Settings of the stage as JSON, or `-` to read them from standard input.")
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder of a model, or the model.json that `prepare model` wrote.")
-    ] = None,
+    model: OptionalModelPath = None,
     benchmarks: Annotated[Path | None, typer.Option(exists=True, help="File that `prepare benchmarks` wrote.")] = None,
     tracking: Tracking = None,
     regrade: Annotated[
@@ -91,7 +89,7 @@ def evaluate(
         raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
     parsed = read_settings(stage_settings.EvaluateStage, settings)
     apply_resource_limits()
-    inputs = {"model": model_folder(model), "benchmarks": benchmarks}
+    inputs = {"model": model, "benchmarks": benchmarks}
     with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
         evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
 

@@ -28,6 +28,33 @@ def test_every_command_explains_itself(group, name, option):
     assert "Usage:" in shown.output
 
 
+@pytest.mark.parametrize("path", [[], *[[*([group] if group else []), name] for group, name, *_ in COMMANDS]])
+def test_no_help_is_cut_at_80_columns(path):
+    shown = RUNNER.invoke(app, [*path, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert shown.exit_code == 0
+    assert "…" not in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
+
+
+def test_the_help_says_what_the_program_is_for_and_lists_commands_in_the_order_of_their_use():
+    shown = RUNNER.invoke(app, ["--help"]).output
+    stages = [f"\n│ {name} " for name in ("prepare", "sft", "train", "evaluate", "analyse")]
+    texts = ["Train a language model", "nested-reft run config/mine.yaml", "Stages, in the order", *stages]
+    texts += ["Inspection", "Maintenance", "Exit codes"]
+    places = [shown.find(text) for text in texts]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_a_shell_completes_the_name_of_a_command(monkeypatch):
+    for name, value in {
+        "_NESTED_REFT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "nested-reft eva",
+        "COMP_CWORD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert run("nested-reft").stdout.split() == ["evaluate"]
+
+
 def test_every_option_of_every_command_has_a_help_text():
     def check(command, path):
         for parameter in command.params:

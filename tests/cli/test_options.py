@@ -33,9 +33,25 @@ def test_settings_with_a_mistake_are_refused(settings, words):
         read_settings(PrepareBenchmarks, settings)
 
 
-def test_a_model_is_given_by_its_folder_or_by_a_note_with_its_path(tmp_path):
+def test_a_model_is_given_by_its_folder_its_embedded_name_or_a_note_with_its_path(tmp_path):
+    (tmp_path / "weights").mkdir()
     write_json(tmp_path / "model.json", {"path": str(tmp_path / "weights")})
-    assert model_folder(tmp_path / "model.json") == model_folder(tmp_path / "weights") == tmp_path / "weights"
+    assert (
+        model_folder(str(tmp_path / "model.json")) == model_folder(str(tmp_path / "weights")) == tmp_path / "weights"
+    )
+    assert (model_folder("embedded/tiny-28") / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("no-such-folder", "model 'no-such-folder' is not a folder; give the folder of a model or embedded/<name>"),
+        ("embedded/tiny-82", "is not an embedded model; choose one of tiny-28, wide-20"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_refused(model, words):
+    with pytest.raises(UserError, match=words):
+        model_folder(model)
 
 
 def test_ratios_are_separated_by_commas():
