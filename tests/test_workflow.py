@@ -316,6 +316,19 @@ def test_every_job_left_a_log_and_a_benchmark(smoke_study):
     assert len(logs) == 4 + 1 + 4 + 6 + 1
 
 
+def test_logs_are_rows_that_say_how_far_a_job_is(smoke_study):
+    row = re.compile(r"\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d (INFO|WARNING) \S.*")
+    for path in smoke_study.glob("logs/smoke/**/*.log"):
+        for line in path.read_bytes().decode().split("\n")[:-1]:
+            assert row.fullmatch(line), f"{path}: {line!r}"
+    (sft,) = smoke_study.glob("logs/smoke/sft/**/*.log")
+    assert "INFO step 1/2: loss " in sft.read_text() and " left\n" in sft.read_text()
+    for path in smoke_study.glob("logs/smoke/train/**/*.log"):
+        assert re.search(r"INFO step 2/2: reward [\d.]+, KL \S+, acceptance [\d.]+, [\d.]+ s/step\n", path.read_text())
+    for path in smoke_study.glob("logs/smoke/evaluate/**/*.log"):
+        assert "INFO completion 12/12\n" in path.read_text()
+
+
 def test_the_report_is_one_self_contained_file(smoke_study, configured):
     built = snakemake(smoke_study, "--configfile", configured(), "--report", "report.html")
     assert built.returncode == 0, built.stdout + built.stderr

@@ -1,6 +1,5 @@
 """The command line: every stage of a study, and tools to inspect, measure and maintain."""
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nested_reft.cli import bench, inspect, maintain, stages, store
+from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
 
 HELP = """
@@ -100,7 +100,7 @@ def print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def set_up_logging(
+def common_options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log details, including messages of the libraries.")
     ] = False,
@@ -109,12 +109,7 @@ def set_up_logging(
     ] = False,
 ) -> None:
     """Write messages to standard error, which the rules redirect to the log file of the job."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-    )
-    logging.getLogger("nested_reft").setLevel(logging.DEBUG if verbose else logging.INFO)
+    set_up_logging(verbose)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the log of a job says about why the job failed."""
 
+import os
 from pathlib import Path
 
 # The sentence is at the end of a log. Logs of long trainings have many rows before it.
@@ -10,6 +11,16 @@ NO_LOG = "the job wrote no log"
 NO_MESSAGE = (
     "the job ended without a message; it was stopped from outside, or the machine had too little memory for it"
 )
+
+
+def read_tail(path: Path) -> str:
+    """Return the last `TAIL_BYTES` of a text file, or an empty text if there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def last_sentence(log: Path) -> str:
@@ -25,12 +36,9 @@ def last_sentence(log: Path) -> str:
         One line: the last mistake without its `Error: `, else the exception of the last traceback, else a sentence
         which says that the log holds neither.
     """
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
+    if not log.exists():
         return NO_LOG
+    lines = read_tail(log).splitlines()
     mistakes = [line for line in lines if line.startswith(PREFIX)]
     if mistakes:
         return mistakes[-1].removeprefix(PREFIX)

@@ -4,7 +4,7 @@ The records hold everything that a grade depends on, so that `nested-reft evalua
 without the model. Torch is imported only where completions are generated, so that `--regrade` does not load it.
 """
 
-import sys
+import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +16,39 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading import grade as grading
 from nested_reft.records.files import read_rows, read_versioned_json, write_versioned_json
+from nested_reft.records.progress import completion_row
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
 
+log = logging.getLogger(__name__)
+
+# An evaluation logs how far it is at most this often.
+SECONDS_BETWEEN_ROWS = 10.0
 # Level of the intervals in metrics.json; the report computes its own at `analysis.confidence`.
 CONFIDENCE = 0.95
+
+
+class CompletionLogger:
+    """Logs how many completions have ended.
+
+    Args:
+        total: the number of completions of the evaluation.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.started = self.logged = time.monotonic()
+
+    def count(self, num_finished: int) -> None:
+        """Count completions that have just ended; log a row if the last one is old, and after the last completion."""
+        self.done += num_finished
+        now = time.monotonic()
+        if num_finished and (now - self.logged >= SECONDS_BETWEEN_ROWS or self.done == self.total):
+            log.info("%s", completion_row(self.done, self.total, now - self.started))
+            self.logged = now
 
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
@@ -32,7 +58,6 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
 
         return complete(model_path, prompts, settings)
     import torch
-    from tqdm import tqdm
 
     from nested_reft.model.loading import end_token_ids, load_model
     from nested_reft.rollout.generate import complete_by_generate
@@ -48,14 +73,14 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
         settings.top_p if settings.temperature > 0 else 1.0,
         eos_token_ids=end_token_ids(model, tokenizer),
     )
-    with tqdm(total=len(prompts), unit="completion", disable=not sys.stderr.isatty()) as progress:
-        engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size)
-        if engine is None:
-            completions = complete_by_generate(model, tokenizer, prompt_ids, settings, progress.update)
-        else:
-            completions, _ = engine.sample(
-                prompt_ids, sampling, settings.seed, batch_size=settings.batch_size, on_finished=progress.update
-            )
+    log_finished = CompletionLogger(len(prompts)).count
+    engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size)
+    if engine is None:
+        completions = complete_by_generate(model, tokenizer, prompt_ids, settings, log_finished)
+    else:
+        completions, _ = engine.sample(
+            prompt_ids, sampling, settings.seed, batch_size=settings.batch_size, on_finished=log_finished
+        )
     return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
 
 

@@ -1,21 +1,24 @@
 """The code that the stages `sft` and `train` share: TRL arguments, the recorder of steps, checkpoints."""
 
+import logging
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 from nested_reft.config.sections import Optimization
 from nested_reft.errors import UserError
+from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.trainer import NestedRollouts
+
+log = logging.getLogger(__name__)
 
 
 class RowSink(Protocol):
@@ -79,6 +82,29 @@ class StepRecorder(TrainerCallback):
         self.sink.log(state.global_step, row)
 
 
+class StepLogger(TrainerCallback):
+    """Logs a row for each step that a `StepRecorder` before it has recorded.
+
+    Args:
+        record: the record of the stage.
+    """
+
+    def __init__(self, record: StageRecord) -> None:
+        self.record = record
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Log the last row of the record."""
+        if "loss" in logs:  # not the summary at the end of training
+            log.info("%s", step_row(self.record.rows, state.max_steps))
+
+
 def peak_memory_gib() -> float:
     """Return the peak memory so far, in GiB: allocated on the GPU if there is one, else resident in the process."""
     if torch.cuda.is_available():
@@ -135,7 +161,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
         "logging_steps": 1,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "disable_tqdm": not sys.stderr.isatty(),
+        "disable_tqdm": True,  # `StepLogger` logs a row per step
     }
 
 
@@ -160,7 +186,9 @@ def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
     checkpoint = last_checkpoint(record.checkpoints)
     record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     num_tokens = record.rows[-1]["num_tokens"] if record.rows else 0
+    trainer.remove_callback(PrinterCallback)  # it prints all metrics of a step as one dict
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
+    trainer.add_callback(StepLogger(record))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     unfinished, model = record.out / "model.part", record.out / "model"

@@ -131,3 +131,13 @@ def test_samples_of_the_embedded_model_follow_their_seed(tmp_path):
 def test_metrics_do_not_depend_on_the_order_of_records(evaluated):
     records = pd.read_parquet(evaluated(ANSWERS) / "records.parquet")
     assert evaluation_metrics(records)["eval/sums/ci_low"] == evaluation_metrics(records[::-1])["eval/sums/ci_low"]
+
+
+def test_an_evaluation_logs_how_far_it_is_now_and_then_and_at_its_end(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    clock = iter([0.0, 4.0, 20.0, 21.0, 22.0])
+    monkeypatch.setattr(evaluation.time, "monotonic", lambda: next(clock))
+    finished = evaluation.CompletionLogger(8)
+    for num_finished in (1, 3, 0, 4):
+        finished.count(num_finished)
+    assert [record.getMessage() for record in caplog.records] == ["completion 4/8: about 20 s left", "completion 8/8"]
