@@ -57,8 +57,9 @@ class NestedRollouts(_TRLTrainer):
     Args:
         *args: TRL's arguments.
         skip_ratio: x, the share of the model's layers that are skipped while sampling.
+        border: b: only the layers i with b <= i < N-b are skipped.
         mitigation: a name of `nested_reft.mitigation.MITIGATIONS`: `base`, `practical`, `retrace`, `is` or `tis`.
-        nesting: the border, the level of the ratio, and the parameters of the mitigations.
+        nesting: the level of the ratio, and the parameters of the mitigations.
         sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
             faster.
         **kwargs: TRL's arguments.
@@ -72,6 +73,7 @@ class NestedRollouts(_TRLTrainer):
         self,
         *args: Any,
         skip_ratio: float,
+        border: int = 1,
         mitigation: str,
         nesting: Nesting | None = None,
         sampler: Sampler | str | None = None,
@@ -86,7 +88,7 @@ class NestedRollouts(_TRLTrainer):
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting or Nesting()
         self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler or "generate")
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
-        self.valid_layers = skippable_layers(model, self.nesting.border)
+        self.valid_layers = skippable_layers(model, border)
         draw_skipped_layers(self.valid_layers, self.num_skipped, seed=0, step=0)  # fails now, not at the first step
         # State of the current generation batch.
         self.skipped_layers, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""

@@ -22,7 +22,7 @@ PROVENANCE = {
 }
 
 
-def study(seeds: int = 2, models: int = 2, datasets: int = 3) -> Study:
+def study(seeds: int = 2, models: int = 2, datasets: int = 3, borders: int = 1) -> Study:
     """Return the configuration of a made-up study."""
     named = {f"{width}-28": {"path": "embedded/tiny-28"} for width in ("small", "wide")[:models]}
     sets = ["one-step", "multi-step", "algebra"][:datasets]
@@ -33,7 +33,12 @@ def study(seeds: int = 2, models: int = 2, datasets: int = 3) -> Study:
             "models": named,
             "datasets": {name: {"path": f"embedded/{name}", "size": 100} for name in sets},
             "benchmarks": {name: {"path": f"embedded/{name}", "size": size} for name, size in SIZES.items()},
-            "grid": {"model": list(named), "dataset": sets, "seed": list(range(seeds))},
+            "grid": {
+                "model": list(named),
+                "dataset": sets,
+                "border": list(range(1, 1 + borders)),
+                "seed": list(range(seeds)),
+            },
             "training": {"max_steps": 40},
         },
     )

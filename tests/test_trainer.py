@@ -66,11 +66,20 @@ def make(kind, model, tmp_path, algorithm="grpo", arguments=None, **others):
 
 
 def ours(
-    model, tmp_path, algorithm="grpo", skip_ratio=0.5, mitigation="retrace", arguments=None, sampler=None, **nesting
+    model,
+    tmp_path,
+    algorithm="grpo",
+    skip_ratio=0.5,
+    mitigation="retrace",
+    arguments=None,
+    sampler=None,
+    border=1,
+    **nesting,
 ):
     """Return our trainer; the model has six layers, so that half of them are three."""
-    nesting = {"skip_ratio": skip_ratio, "mitigation": mitigation, "nesting": Nesting(**nesting), "sampler": sampler}
-    return make(NESTED[algorithm], model, tmp_path, algorithm, arguments, **nesting)
+    instance = {"skip_ratio": skip_ratio, "border": border, "mitigation": mitigation}
+    others = {"nesting": Nesting(**nesting), "sampler": sampler}
+    return make(NESTED[algorithm], model, tmp_path, algorithm, arguments, **instance, **others)
 
 
 def trained(some_trainer):

@@ -18,7 +18,7 @@ import yaml
 
 from nested_reft.config import layout
 from nested_reft.config.parse import parse_settings
-from nested_reft.config.study import Study, expand_grid
+from nested_reft.config.study import RUN, Study, expand_grid
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from tests.conftest import DATA, ROOT, needs_data, run, snakemake
@@ -181,7 +181,7 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
     [
         ({"evaluation__max_new_tokens": 9}, {"evaluate": 6, "analyse": 1}),
         ({"training__epsilon": 0.3}, {"train": 4, "evaluate": 4, "analyse": 1}),
-        ({"nesting__border": 2}, {"train": 4, "evaluate": 4, "analyse": 1}),
+        ({"grid__border": [1, 2]}, {"train": 3, "evaluate": 3, "analyse": 1}),  # both share the baseline
         (
             {"decontamination__ngram": 8},
             {"prepare_dataset": 1, "sft": 1, "train": 4, "evaluate": 5, "analyse": 1},
@@ -203,11 +203,13 @@ def test_runs_differ_only_in_what_their_instance_says(smoke_study):
     for record in records:
         record["num_skipped"] = None
         record["settings"]["run"] = None
-        same = ("settings", "inputs", "data_order_sha256", "valid_layers")
+        same = ("settings", "inputs", "data_order_sha256")
         assert all(record[name] == records[0][name] for name in same)
         assert record["run"]["seed"] == 0
         assert "/sft/" in record["inputs"]["model"]["path"]
     assert len({str(record["run"]) for record in records}) == 4
+    # The baseline has border 0, and skips none of its valid layers.
+    assert {(record["run"]["border"], len(record["valid_layers"])) for record in records} == {(0, 27), (1, 26)}
 
 
 def test_instances_of_a_ratio_sample_with_the_same_skipped_layers(smoke_study):
@@ -249,7 +251,7 @@ def test_reports_are_complete_and_tidy(smoke_study):
     study = parse_settings(Study, yaml.safe_load((ROOT / "config/smoke.yaml").read_text()))
     assert len(expand_grid(study)) == 3  # the finished study has one mitigation more
     assert len(table) == (1 + 1 + 4) * 2  # evaluated models x benchmarks
-    keys = ["product", "model", "dataset", "skip_ratio", "mitigation", "seed", "benchmark"]
+    keys = ["product", *RUN, "benchmark"]
     assert not table.duplicated(keys).any()
     assert table["accuracy"].between(0, 1).all() and (table["ci_low"] <= table["accuracy"]).all()
     assert (reports / "table1.md").read_text().split("\n")[2].split("|")[1].strip() == "tiny-28"

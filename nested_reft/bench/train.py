@@ -122,11 +122,11 @@ def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Tra
         gradient_checkpointing=device.type == "cuda",
         lr_scheduler_type="constant",
     )
-    run = Run(model=settings.model, dataset="mixed", skip_ratio=0.0, mitigation="retrace", seed=0)
+    run = Run(model=settings.model, dataset="mixed", skip_ratio=0.0, border=BORDER, mitigation="retrace", seed=0)
     template = "none" if is_random else "qwen-math"
     problems = generate("mixed", "train", 2 * STEPS * settings.prompts, seed=0)
     rows = [{"prompt": format_prompt(row.problem, template), "answer": row.answer} for row in problems]
-    nested_trainer = build_trainer(training, Nesting(border=BORDER), run, model, tokenizer, rows, folder)
+    nested_trainer = build_trainer(training, Nesting(), run, model, tokenizer, rows, folder)
     nested_trainer.args.save_strategy = SaveStrategy.NO
     if name != STOCK:
         return nested_trainer

@@ -7,7 +7,7 @@ A path is a template with the axes of the grid in braces. Snakemake reads it as 
 from collections.abc import Iterator
 from typing import Any
 
-from nested_reft.config.study import Study, expand_grid
+from nested_reft.config.study import RUN, Study, expand_grid
 
 # The folder of a study's products, and the folder of its report. Both are relative to the working directory.
 RESULTS = "results/{study}"
@@ -20,7 +20,7 @@ DATASET = "data/dataset~{dataset}/train.jsonl"
 # Below the results: the three products that are evaluated. A pretrained model is a note with the path of its weights.
 PRETRAINED = "pretrained/model~{model}"
 SFT = "sft/model~{model}/dataset~{dataset}/seed~{seed}"
-TRAIN = "train/model~{model}/dataset~{dataset}/skip_ratio~{skip_ratio}/mitigation~{mitigation}/seed~{seed}"
+TRAIN = "/".join(["train", *(f"{axis}~{{{axis}}}" for axis in RUN)])
 
 # Below the results: the evaluation of a product, where {product} is one of the three paths above.
 EVALUATE = "evaluate/{product}"

@@ -10,6 +10,11 @@ from pydantic import BaseModel, ValidationError
 from nested_reft.config.sections import Section
 from nested_reft.errors import UserError
 
+# Keys of earlier versions, and what replaced them.
+MOVED = {
+    "nesting.border": "give a list, such as `grid: {border: [1]}`, because `grid.border` is now an axis of the grid"
+}
+
 
 def all_keys(section: type[BaseModel] = Section) -> set[str]:
     """Return the names of all keys of all sections."""
@@ -28,8 +33,11 @@ def option_name(path: str) -> str:
 
 def describe(error: Mapping[str, Any], name_of: Callable[[str], str] = config_key_name) -> str:
     """Return one sentence for a pydantic error: the key, its value, the remedy."""
-    where = name_of(".".join(str(part) for part in error["loc"]))
+    path = ".".join(str(part) for part in error["loc"])
+    where = name_of(path)
     if error["type"] == "extra_forbidden":
+        if path in MOVED:
+            return f"{where} has moved; {MOVED[path]}."
         near = difflib.get_close_matches(str(error["loc"][-1]), all_keys(), n=1)
         hint = f"did you mean `{near[0]}`?" if near else "remove it; config/README.md lists all keys."
         return f"{where} is not known; {hint}"

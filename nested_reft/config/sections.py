@@ -37,6 +37,7 @@ class KeyOf:
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0)]
 SkipRatio = Annotated[float, Field(gt=0, lt=1)]
+Border = Annotated[int, Field(ge=1)]
 Mitigation = Annotated[str, KeyOf(MITIGATIONS)]
 Template = Annotated[str, KeyOf(TEMPLATES)]
 Dtype = Literal["float32", "bfloat16"]
@@ -183,7 +184,7 @@ class Decontamination(Section):
 
 
 class Grid(Section):
-    """The axes of the study. Each (model, dataset, seed) also has a baseline run: skip ratio 0, mitigation `base`."""
+    """The axes of the study. Each (model, dataset, seed) also has a baseline run, which skips no layers."""
 
     model: list[Name] = key(..., "Names of entries in `models`.", "paper", min_length=1)
     dataset: list[Name] = key(..., "Names of entries in `datasets`.", "paper", min_length=1)
@@ -191,6 +192,14 @@ class Grid(Section):
         [0.05, 0.10, 0.15],
         "The share x of all N layers that a roll-out skips: k = round(x N) layers.",
         "paper",
+        min_length=1,
+    )
+    border: list[Border] = key(
+        [1],
+        "b: a roll-out skips only layers i with b <= i < N-b. Each border adds all skip ratios and mitigations, and "
+        "all borders share the baseline.",
+        "paper",
+        unit="layers",
         min_length=1,
     )
     mitigation: list[Mitigation] = key(
@@ -220,9 +229,8 @@ class Prompt(Section):
 
 
 class Nesting(Section):
-    """The behavior policy, and the parameters of the mitigations."""
+    """The parameters of the mitigations."""
 
-    border: int = key(1, "b: only the layers i with b <= i < N-b can be skipped.", "paper", unit="layers", ge=1)
     retrace_lambda: float = key(
         1.0,
         "The factor lambda of `retrace`. Adam is invariant to a constant factor of the gradient, so lambda matters "

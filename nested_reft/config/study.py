@@ -1,5 +1,6 @@
 """A study: its sections, its grid of runs, and the checks across sections."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,14 @@ from nested_reft.config.sections import (
     key,
 )
 from nested_reft.nesting import num_skipped, valid_layers
+
+# The axes of the grid that form an instance, in the order of paths, tables and names, each with the value of the
+# baseline. The baseline skips no layers, so all borders share it, and its border is 0: it excludes no layer. A new
+# axis needs an entry here, a list in `Grid`, and a field in `Run`.
+BASELINE: dict[str, Any] = {"skip_ratio": 0.0, "border": 0, "mitigation": "base"}
+INSTANCE = list(BASELINE)
+# The axes that identify a run, in the same order.
+RUN = ["model", "dataset", *INSTANCE, "seed"]
 
 
 class Study(Section):
@@ -76,7 +85,8 @@ class Study(Section):
         """Refuse a skip ratio that a model cannot have. Models on the hub are checked before their training."""
         for name in self.grid.model:
             if shape := self.models[name].shape:
-                check_skip_ratios(name, shape, self.nesting.border, self.grid.skip_ratio)
+                for border in self.grid.border:
+                    check_skip_ratios(name, shape, border, self.grid.skip_ratio)
         return self
 
 
@@ -86,6 +96,7 @@ class Run(Section):
     model: str
     dataset: str
     skip_ratio: float
+    border: int
     mitigation: Mitigation
     seed: int
 
@@ -120,15 +131,23 @@ def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ra
         ratio_of[skipped] = skip_ratio
 
 
+def instances(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the instances of a grid, axis -> value, in the order of the grid and without the baseline.
+
+    Args:
+        grid: the section `grid` as a dict.
+    """
+    values = itertools.product(*(grid[axis] for axis in INSTANCE))
+    return [dict(zip(INSTANCE, instance, strict=True)) for instance in values]
+
+
 def expand_grid(study: Study) -> list[Run]:
     """Return every training run of the study: for each (model, dataset, seed) the baseline, then the instances."""
     grid = study.grid
-    instances: list[tuple[float, Mitigation]] = [(0.0, "base")]
-    instances += [(ratio, mitigation) for ratio in grid.skip_ratio for mitigation in grid.mitigation]
     return [
-        Run(model=model, dataset=dataset, skip_ratio=ratio, mitigation=mitigation, seed=seed)
+        Run(model=model, dataset=dataset, seed=seed, **instance)
         for model in grid.model
         for dataset in grid.dataset
         for seed in grid.seed
-        for ratio, mitigation in instances
+        for instance in [BASELINE, *instances(grid.model_dump())]
     ]

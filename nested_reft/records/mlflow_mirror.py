@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nested_reft.config.study import RUN
 from nested_reft.records.files import read_rows, read_versioned_json
-from nested_reft.records.mlflow_views import delta_columns, experiment_tags
+from nested_reft.records.mlflow_views import INSTANCE_OF_CELL, delta_columns, experiment_tags
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ SECONDS_BETWEEN_SENDS = 10.0
 # The time for which the end of a stage repeats failed sends, for example while the database is locked.
 SECONDS_AT_THE_END = 60.0
 # The axes of a run of the grid, in the order in which the name of its MLflow run has them.
-AXES = ("product", "model", "dataset", "skip_ratio", "mitigation", "seed")
+AXES = ("product", *RUN)
 # MLflow's limits on one request, and on the length of a parameter.
 PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH = 100, 1000, 6000
 # The kinds of addresses that MLflow opens and that several jobs can share.
@@ -300,7 +301,7 @@ def mirror_deltas(client: Any, experiment: str, report: Path, results: Path) -> 
         if record["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
             continue
         axes = record["run"]
-        values = dict(deltas.get((axes["model"], axes["dataset"], axes["skip_ratio"], axes["mitigation"]), {}))
+        values = dict(deltas.get(tuple(axes[axis] for axis in INSTANCE_OF_CELL), {}))
         verdict = values.pop("verdict", "baseline" if axes["skip_ratio"] == 0 else "no baseline")
         root = next(folder for folder in path.parents if folder.name == "train").parent
         evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"

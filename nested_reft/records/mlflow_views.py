@@ -10,6 +10,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from nested_reft.config.study import BASELINE, INSTANCE, RUN
+
 # Shown above the runs of a study. docs/how-to/mlflow.md explains the same filters at length.
 HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or paste a filter into the search field:
 
@@ -21,7 +23,8 @@ HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or past
 - `tags.stage = 'evaluate' and tags.product = 'train'`
 """
 
-AXES = ["tags.`model`", "tags.`dataset`", "tags.`skip_ratio`", "tags.`mitigation`", "tags.`seed`"]
+AXES = [f"tags.`{axis}`" for axis in RUN]
+INSTANCE_OF_CELL = ["model", "dataset", *INSTANCE]
 DELTA = [f"metrics.`delta/accuracy{suffix}`" for suffix in ("", "_ci_low", "_ci_high", "_p_holm")] + ["tags.`verdict`"]
 SCORE = "metrics.`eval/overall/pass_at_1`"
 
@@ -60,13 +63,13 @@ def experiment_tags() -> dict[str, str]:
     return tags
 
 
-def delta_columns(report: Path) -> dict[tuple[str, str, float, str], dict[str, Any]]:
-    """Return (model, dataset, skip_ratio, mitigation) -> the report's deltas of that instance, as MLflow columns."""
-    columns: dict[tuple[str, str, float, str], dict[str, Any]] = {}
+def delta_columns(report: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the axes `INSTANCE_OF_CELL` -> the report's deltas of that instance, as MLflow columns."""
+    columns: dict[tuple[Any, ...], dict[str, Any]] = {}
     with (report / "deltas.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            instance = (row["model"], row["dataset"], float(row["skip_ratio"]), row["mitigation"])
-            values = columns.setdefault(instance, {})
+            instance = (type(BASELINE[axis])(row[axis]) for axis in INSTANCE)  # the CSV file holds texts
+            values = columns.setdefault((row["model"], row["dataset"], *instance), {})
             if row["metric"] == "accuracy":
                 values["verdict"] = row["verdict"]
                 values["delta/accuracy"] = row["absolute_delta"]

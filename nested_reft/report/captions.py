@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from nested_reft.config.study import instances
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
-from nested_reft.report.sources import RUN, Sources
+from nested_reft.report.sources import RUN, Sources, instance_label
 
 
 def signed(value: float) -> str:
@@ -36,9 +37,9 @@ def interval(row: Mapping[Any, Any]) -> str:
     return "no interval" if pd.isna(row["ci_low"]) else f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
 
 
-def instance(row: Mapping[Any, Any]) -> str:
-    """Return the name of an instance in a sentence."""
-    return f"{percent(row['skip_ratio'])} {row['mitigation']} on {row['model']}, {row['dataset']}"
+def instance(row: Mapping[Any, Any], grid: Mapping[str, Any]) -> str:
+    """Return the name of an instance of this grid in a sentence."""
+    return f"{instance_label(row, grid)} on {row['model']}, {row['dataset']}"
 
 
 TEMPLATES = Environment(
@@ -65,7 +66,7 @@ def layer_dropout_note(config: Mapping[str, Any]) -> str:
 def study_facts(sources: Sources) -> dict[str, Any]:
     """Return the facts about the runs: the grid, the benchmarks, the numbers of runs, and the missing products."""
     config, grid = sources.config, sources.config["grid"]
-    num_instances = len(grid["skip_ratio"]) * len(grid["mitigation"])
+    num_instances = len(instances(grid))
     trained = sources.results[sources.results["product"] == "train"]
     seeds = len(grid["seed"])
     problems = "problems within benchmarks"

@@ -1,6 +1,6 @@
 """The delta of every instance to its baseline, with intervals and tests.
 
-An instance is a (skip ratio, mitigation), a cell is a (model, dataset). The baseline of a cell skips no layers.
+An instance is a (skip ratio, border, mitigation), a cell is a (model, dataset). The baseline skips no layers.
 """
 
 import math
@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from nested_reft.config.study import BASELINE, instances
 from nested_reft.nesting import num_skipped
 from nested_reft.report.sources import CELL, INSTANCE, MODEL_SIZES, PHASES, RUN, SPEEDS, Sources
 from nested_reft.report.statistics import Delta, Floats, accuracy_deltas, holm, mcnemar_test, metric_deltas
 
-Instance = tuple[float, str]
-BASELINE: Instance = (0.0, "base")
+Instance = dict[str, Any]  # axis -> value
 
 
 def overall(results: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def cell_scores(
     wide = problem_scores.pivot(
         index=["benchmark", "problem_id"], columns=[*INSTANCE, "seed"], values="num_correct"
     ).sort_index()
-    columns = pd.MultiIndex.from_tuples([(*instance, seed) for instance in instances for seed in seeds])
+    columns = pd.MultiIndex.from_tuples([(*instance.values(), seed) for instance in instances for seed in seeds])
     samples = problems["samples"].to_numpy(float)
     counts = wide.reindex(columns=columns).to_numpy(float).T  # (instances x seeds, n)
     scores = (counts / samples).reshape(len(instances), len(seeds), -1)
@@ -73,7 +73,7 @@ def cell_deltas(
     with_baseline = [BASELINE, *instances]
     scores, benchmarks = cell_scores(problem_scores, with_baseline, seeds)
     deltas = {"accuracy": accuracy_deltas(scores, benchmarks, confidence)}
-    keys = pd.MultiIndex.from_tuples([(*instance, seed) for instance in with_baseline for seed in seeds])
+    keys = pd.MultiIndex.from_tuples([(*instance.values(), seed) for instance in with_baseline for seed in seeds])
     for metric in SPEEDS:
         values = runs.set_index([*INSTANCE, "seed"])[metric].reindex(keys).to_numpy(float)
         deltas[metric] = metric_deltas(values.reshape(len(with_baseline), -1), confidence)
@@ -104,7 +104,7 @@ def delta_table(sources: Sources) -> pd.DataFrame:
     1 - analysis.confidence.
     """
     grid, confidence = sources.config["grid"], sources.config["analysis"]["confidence"]
-    instances = list(product(grid["skip_ratio"], grid["mitigation"]))
+    grid_instances = instances(grid)
     runs = overall(sources.results).query("product == 'train'")
     problem_scores = sources.problem_scores.query("product == 'train'")
     rows: list[dict[str, Any]] = []
@@ -112,17 +112,16 @@ def delta_table(sources: Sources) -> pd.DataFrame:
         num_layers = sources.provenance["models"][model]["num_layers"]
         cell_runs = runs[(runs["model"] == model) & (runs["dataset"] == dataset)]
         cell_problems = problem_scores[(problem_scores["model"] == model) & (problem_scores["dataset"] == dataset)]
-        deltas = cell_deltas(cell_runs, cell_problems, instances, grid["seed"], confidence)
+        deltas = cell_deltas(cell_runs, cell_problems, grid_instances, grid["seed"], confidence)
         for metric, metric_row in deltas.items():
             adjusted = holm([delta.p for delta in metric_row])
-            for (skip_ratio, mitigation), delta, p_holm in zip(instances, metric_row, adjusted, strict=True):
+            for instance, delta, p_holm in zip(grid_instances, metric_row, adjusted, strict=True):
                 rows.append(
                     {
                         "model": model,
                         "dataset": dataset,
-                        "skip_ratio": skip_ratio,
-                        "num_skipped": num_skipped(num_layers, skip_ratio),
-                        "mitigation": mitigation,
+                        **instance,
+                        "num_skipped": num_skipped(num_layers, instance["skip_ratio"]),
                         "metric": metric,
                         "seeds": delta.seeds,
                         "covers": covers(metric, delta),

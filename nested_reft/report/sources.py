@@ -11,20 +11,19 @@ Every table, figure and caption is a function of these files, so a report can be
 
 import json
 import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from nested_reft.config.layout import PRETRAINED, SOURCES, products
-from nested_reft.config.study import Study
+from nested_reft.config.study import BASELINE, INSTANCE, RUN, Study
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json, write_versioned_json
 from nested_reft.report.statistics import effective_n, wilson_interval
 
 CELL = ["model", "dataset"]
-INSTANCE = ["skip_ratio", "mitigation"]
-RUN = [*CELL, *INSTANCE, "seed"]
 # The phases of a training step, in their order: column of seconds -> name in a figure.
 PHASES = {"generate_s": "generate", "score_s": "score", "fwd_bwd_s": "forward, backward", "optimizer_s": "optimizer"}
 # Metrics with one number per run, beside the accuracy. Lower is better for the run time only.
@@ -115,9 +114,9 @@ def collect(study: Study, results: Path) -> Sources:
     table = pd.DataFrame(rows)
     pass_at = sorted((name for name in map(str, table) if name.startswith("pass_at_")), key=lambda name: int(name[8:]))
     return Sources(
-        table.reindex(columns=[*RESULTS, *pass_at]).astype(dict.fromkeys(("seed", *MODEL_SIZES), "Int64")),
+        table.reindex(columns=[*RESULTS, *pass_at]).astype(dict.fromkeys(("seed", "border", *MODEL_SIZES), "Int64")),
         pd.concat(scores, ignore_index=True)[PROBLEM_SCORES].astype(
-            {"seed": "Int64", "skip_ratio": float, "num_correct": "int32", "samples": "int32"}
+            {"seed": "Int64", "border": "Int64", "skip_ratio": float, "num_correct": "int32", "samples": "int32"}
         ),
         pd.concat(curves, ignore_index=True)[[*RUN, "step", "reward", *OFF_POLICY]],
         study.model_dump(exclude={"tracking", "jobs"}),
@@ -170,10 +169,45 @@ def read_sources(folder: Path) -> Sources:
             raise UserError(
                 f"{folder} has no {name}, which a report is rebuilt from; give --from the folder of a whole report"
             )
-    return Sources(
+    sources = Sources(
         pd.read_csv(folder / "results.csv"),
         pd.read_parquet(folder / "problem_scores.parquet").astype(dict.fromkeys(NAME_COLUMNS, object)),
         pd.read_csv(folder / "steps.csv"),
         read_json(folder / "config.json"),
         read_versioned_json(folder / "provenance.json"),
     )
+    if "border" not in sources.config["grid"]:
+        add_border(sources)
+    return sources
+
+
+def add_border(sources: Sources) -> None:
+    """Add the axis `border` to the sources of an older report, whose single border is the key `nesting.border`."""
+    border = sources.config["nesting"].pop("border")
+    sources.config["grid"]["border"] = [border]
+    for table in (sources.results, sources.problem_scores, sources.steps):
+        of_skipping = table["skip_ratio"].map({0.0: BASELINE["border"]}).fillna(border)
+        table["border"] = of_skipping.where(table["skip_ratio"].notna()).astype("Int64")
+
+
+def instance_label(instance: Mapping[Any, Any], grid: Mapping[str, Collection[Any]]) -> str:
+    """Return the name of an instance: `10% retrace`, or `10% border 2 retrace` in a study of several borders.
+
+    Args:
+        instance: axis -> value. Without the axis `skip_ratio`, the name is that of a curve over the skip ratios.
+        grid: axis -> the values in the study; `grid_of` gives them for a table.
+    """
+    if instance.get("skip_ratio") == BASELINE["skip_ratio"]:
+        return "baseline"
+    words: dict[str, Callable[[Any], str]] = {
+        "skip_ratio": lambda ratio: f"{100 * ratio:g}%",
+        "border": lambda border: f"border {border}" if len(grid["border"]) > 1 else "",
+        "mitigation": str,
+    }
+    return " ".join(filter(None, (words[axis](instance[axis]) for axis in INSTANCE if axis in instance)))
+
+
+def grid_of(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return the values of each axis of the instances in a table with a row per instance, run or step."""
+    nested = table[table["skip_ratio"] > 0]
+    return {axis: list(nested[axis].unique()) for axis in INSTANCE}

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from nested_reft.nesting import bounds, num_skipped
-from nested_reft.report.sources import CELL, INSTANCE, Sources
+from nested_reft.report.sources import CELL, INSTANCE, Sources, grid_of, instance_label
 from nested_reft.report.statistics import best_by_chance, problem_interval
 
 
@@ -55,7 +55,7 @@ def best_and_worst(deltas: pd.DataFrame) -> dict[str, Any]:
         extreme: Any = deltas.loc[cast(Any, index)]
         row[f"{which}_delta"] = extreme["absolute_delta"]
         if "skip_ratio" in deltas:
-            row[f"{which}_instance"] = f"{100 * extreme['skip_ratio']:g}% {extreme['mitigation']}"
+            row[f"{which}_instance"] = instance_label(extreme, grid_of(deltas))
         row |= {f"{which}_{name}": extreme.get(name) for name in ("ci_low", "ci_high", "verdict")}
     if "standard_error" in deltas:
         row["best_by_chance"] = best_by_chance(deltas["standard_error"])

@@ -61,6 +61,7 @@ def build_trainer(
         "train_dataset": Dataset.from_list(rows),
         "processing_class": tokenizer,
         "skip_ratio": run.skip_ratio,
+        "border": run.border,
         "mitigation": run.mitigation,
         "nesting": nesting,
         "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None)),
@@ -104,7 +105,7 @@ def train(
     config = model.config.get_text_config()
     if run.skip_ratio > 0:
         try:  # a local model was checked before any job started; a model from the hub can only be checked here
-            check_skip_ratios(run.model, config.to_dict(), nesting.border, [run.skip_ratio])
+            check_skip_ratios(run.model, config.to_dict(), run.border, [run.skip_ratio])
         except ValueError as error:
             raise UserError(f"the config {error}") from None
     try:

@@ -14,7 +14,7 @@ def test_products_of_the_embedded_study():
     assert list(products)[:3] == [
         "pretrained/model~tiny-28",
         "sft/model~tiny-28/dataset~mixed/seed~0",
-        "train/model~tiny-28/dataset~mixed/skip_ratio~0.0/mitigation~base/seed~0",
+        "train/model~tiny-28/dataset~mixed/skip_ratio~0.0/border~0/mitigation~base/seed~0",
     ]
     assert products["sft/model~tiny-28/dataset~mixed/seed~0"] == {
         "product": "sft",

@@ -1,11 +1,14 @@
 """The study: the shipped configs, and the grid that each expands to."""
 
+from collections import Counter
+
 import pytest
 import yaml
 
 from nested_reft.config.parse import canonical, parse_settings
-from nested_reft.config.study import Study, expand_grid
-from tests.config.studies import CONFIGS, load
+from nested_reft.config.sections import Grid
+from nested_reft.config.study import RUN, Run, Study, expand_grid
+from tests.config.studies import CONFIGS, changed, load
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -29,3 +32,13 @@ def test_embedded_study_is_ten_runs():
     study = parse_settings(Study, load("config.yaml"))
     assert [(run.skip_ratio, run.mitigation) for run in expand_grid(study)][:2] == [(0.0, "base"), (0.05, "base")]
     assert len({canonical(run) for run in expand_grid(study)}) == 10
+
+
+def test_each_border_adds_its_instances_and_shares_the_baseline():
+    runs = expand_grid(parse_settings(Study, changed("grid.border", [1, 3])))
+    assert [(run.skip_ratio, run.border, run.mitigation) for run in runs][:2] == [(0.0, 0, "base"), (0.05, 1, "base")]
+    assert Counter(run.border for run in runs) == {0: 1, 1: 9, 3: 9}
+
+
+def test_every_axis_of_the_grid_is_an_axis_of_a_run():
+    assert set(RUN) == set(Grid.model_fields) == set(Run.model_fields)

@@ -39,7 +39,7 @@ def test_every_stage_puts_a_problem_in_the_same_words(template, tmp_path, monkey
     monkeypatch.setattr(evaluate, "generate_completions", lambda path, prompts, settings: seen(prompts))
     prompt, data = Prompt(template=template), tmp_path / "rows.jsonl"
     record = SimpleNamespace(out=tmp_path, checkpoints=tmp_path)
-    grid_run = Run(model="m", dataset="d", skip_ratio=0.0, mitigation="base", seed=0)
+    grid_run = Run(model="m", dataset="d", skip_ratio=0.0, border=0, mitigation="base", seed=0)
     training = Training(bf16=False, prompts_per_step=1)
     stages = [
         lambda: sft.sft(Sft(bf16=False), prompt, tmp_path, 0, data, record),

@@ -134,7 +134,7 @@ def test_runs_can_be_sorted_by_their_delta(mirrored_study):
     with_delta = [row.data.metrics["delta/accuracy"] for row in rows if "delta/accuracy" in row.data.metrics]
     assert len(with_delta) == 18 and with_delta == sorted(with_delta)
     assert [row.data.tags["verdict"] for row in rows].count("baseline") == 2
-    of_worst = delta_columns(report)["small-28", "one-step", 0.15, "practical"]
+    of_worst = delta_columns(report)["small-28", "one-step", 0.15, 1, "practical"]
     assert worst.metrics["delta/accuracy"] == float(of_worst["delta/accuracy"]) < 0
     assert (
         worst.metrics["delta/accuracy_ci_low"]

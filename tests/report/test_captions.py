@@ -27,7 +27,7 @@ def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
     places = [findings.index(f"{title} ---") for title in titles]
     assert places == sorted(places)
     for dataset in ("one-step", "multi-step", "algebra"):
-        assert f"15 % practical on small-28, {dataset}: -0." in findings
+        assert f"15% practical on small-28, {dataset}: -0." in findings
     assert "3 of 27 accuracy deltas are resolved" in words((made_up / "report/caption_heat_map.rst").read_text())
     assert "Only one seed" not in findings
 
@@ -95,7 +95,7 @@ def test_models_with_layer_dropout_are_those_whose_cards_say_so(card):
 
 def test_missing_runs_are_listed(made_up, tmp_path):
     shutil.copytree(made_up / "results", tmp_path / "results")
-    run = "train/model~small-28/dataset~algebra/skip_ratio~0.1/mitigation~retrace/seed~1"
+    run = "train/model~small-28/dataset~algebra/skip_ratio~0.1/border~1/mitigation~retrace/seed~1"
     shutil.rmtree(tmp_path / "results" / run)
     sources = collect(synthetic.study(models=1), tmp_path / "results")
     texts = render(sources, build.make_tables(sources))

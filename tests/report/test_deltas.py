@@ -12,7 +12,8 @@ from tests import synthetic
 
 
 def test_overall_is_the_unweighted_mean_over_benchmarks():
-    run = {"product": "train", "model": "m", "dataset": "d", "skip_ratio": 0.1, "mitigation": "base", "seed": 0}
+    run = {"product": "train", "model": "m", "dataset": "d", "skip_ratio": 0.1, "border": 1, "mitigation": "base"}
+    run |= {"seed": 0}
     table = pd.DataFrame(
         [run | {"benchmark": b, "accuracy": a, "n": n} for b, a, n in (("x", 0.5, 100), ("y", 0.9, 10))]
     )

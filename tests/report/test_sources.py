@@ -11,7 +11,7 @@ import pytest
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
 from nested_reft.report import build
-from nested_reft.report.sources import collect
+from nested_reft.report.sources import collect, instance_label, read_sources
 from tests import synthetic
 from tests.conftest import run
 
@@ -24,16 +24,18 @@ def test_a_report_without_its_sources_is_one_sentence(tmp_path):
 def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
     shutil.copytree(made_up / "results", tmp_path / "results")
     cell = "model~small-28/dataset~algebra"
-    shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.1/mitigation~retrace")  # both seeds failed
-    (tmp_path / f"results/evaluate/train/{cell}/skip_ratio~0.05/mitigation~base/seed~1/records.parquet").unlink()
+    shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.1/border~1/mitigation~retrace")  # both seeds failed
+    (
+        tmp_path / f"results/evaluate/train/{cell}/skip_ratio~0.05/border~1/mitigation~base/seed~1/records.parquet"
+    ).unlink()
     shutil.rmtree(tmp_path / "results/evaluate/sft")
     build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
     missing = read_json(tmp_path / "report/provenance.json")["missing"]
     assert sum(path.startswith("sft/") for path in missing) == 6
     assert [path.removeprefix(f"train/{cell}/") for path in missing if path.startswith("train/")] == [
-        "skip_ratio~0.1/mitigation~retrace/seed~0",
-        "skip_ratio~0.05/mitigation~base/seed~1",
-        "skip_ratio~0.1/mitigation~retrace/seed~1",
+        "skip_ratio~0.1/border~1/mitigation~retrace/seed~0",
+        "skip_ratio~0.05/border~1/mitigation~base/seed~1",
+        "skip_ratio~0.1/border~1/mitigation~retrace/seed~1",
     ]
     table = pd.read_csv(tmp_path / "report/deltas.csv")
     table = table[(table["dataset"] == "algebra") & (table["metric"] == "accuracy")].set_index(
@@ -42,7 +44,7 @@ def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
     assert table.loc[(0.1, "retrace"), "verdict"] == "missing" and np.isnan(table.loc[(0.1, "retrace"), "p"])
     assert table.loc[(0.05, "base"), "seeds"] == 1 and not np.isnan(table.loc[(0.05, "base"), "p"])
     findings = (tmp_path / "report/findings.rst").read_text()
-    assert f"train/{cell}/skip_ratio~0.1/mitigation~retrace/seed~0" in findings
+    assert f"train/{cell}/skip_ratio~0.1/border~1/mitigation~retrace/seed~0" in findings
     assert "60 runs, of which 57 are here" in findings
     assert "missing" in (tmp_path / "report/heat_map.svg").read_text()
     shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.0")  # without a baseline a cell has no delta
@@ -68,7 +70,7 @@ def set_schema_version(path: Path, version: int) -> None:
 def test_files_of_another_schema_version_are_refused_in_one_sentence(file, tmp_path):
     study = synthetic.study(seeds=1, models=1, datasets=1)
     synthetic.write(study, tmp_path / "results")
-    run_folder = "model~small-28/dataset~one-step/skip_ratio~0.1/mitigation~retrace/seed~0"
+    run_folder = "model~small-28/dataset~one-step/skip_ratio~0.1/border~1/mitigation~retrace/seed~0"
     path = tmp_path / "results" / file.format(run=run_folder)
     set_schema_version(path, 99)
     out = tmp_path / "report"
@@ -84,3 +86,59 @@ def test_a_report_of_another_schema_version_is_refused_in_one_sentence(made_up, 
     finished = run("nested-reft", "analyse", "--from", str(tmp_path / "report"), "--out", str(tmp_path / "out"))
     assert finished.returncode == 2 and "provenance.json is 99" in finished.stderr
     assert finished.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def without_border(report: Path) -> None:
+    """Change a report's sources to those of a version whose border was the key `nesting.border`."""
+    config = read_json(report / "config.json")
+    config["nesting"]["border"] = config["grid"].pop("border")[0]
+    write_json(report / "config.json", config)
+    for name in ("results.csv", "steps.csv"):
+        pd.read_csv(report / name).drop(columns="border").to_csv(report / name, index=False)
+    scores = pd.read_parquet(report / "problem_scores.parquet")
+    scores.drop(columns="border").to_parquet(report / "problem_scores.parquet", index=False)
+
+
+def test_a_report_from_before_the_axis_border_is_rebuilt(made_up, tmp_path):
+    shutil.copytree(made_up / "report", tmp_path / "old")
+    without_border(tmp_path / "old")
+    old, new = read_sources(tmp_path / "old"), read_sources(made_up / "report")
+    assert old.config == new.config
+    for name in ("results", "problem_scores", "steps"):
+        one, other = getattr(old, name), getattr(new, name)
+        pd.testing.assert_frame_equal(one[list(other)], other, check_dtype=False)
+    build.rebuild(tmp_path / "old", tmp_path / "out")
+    for name in ("deltas.csv", "mcnemar.csv", "findings.rst", "heat_map.svg"):
+        assert (tmp_path / "out" / name).read_text() == (made_up / "report" / name).read_text(), name
+
+
+def test_a_study_of_several_borders_names_the_border_of_each_instance(tmp_path):
+    study = synthetic.study(seeds=1, models=1, datasets=1, borders=2)
+    synthetic.write(study, tmp_path / "results", effect=-1.5)
+    build.report(study, tmp_path / "results", tmp_path / "report")
+    report = tmp_path / "report"
+    deltas = pd.read_csv(report / "deltas.csv")
+    assert len(deltas[deltas["metric"] == "accuracy"]) == 3 * 2 * 3
+    assert (deltas["seeds"] == 1).all()
+    assert pd.read_csv(report / "table2.csv").loc[0, "worst_instance"] in (
+        "15% border 1 practical",
+        "15% border 2 practical",
+    )
+    findings = (report / "findings.rst").read_text()
+    assert "- Borders: 1, 2" in findings and "- 15% border 2 practical on small-28, one-step" in findings
+    assert "the study has 19 runs, of which 19 are here" in " ".join(findings.split())
+    for figure in ("heat_map", "off_policy", "speed_up", "reward", "frontier", "figure_one-step"):
+        assert "border 2 retrace" in (report / f"{figure}.svg").read_text(), figure
+
+
+@pytest.mark.parametrize(
+    ("instance", "borders", "expected"),
+    [
+        ({"skip_ratio": 0.0, "border": 0, "mitigation": "base"}, [1, 2], "baseline"),
+        ({"skip_ratio": 0.1, "border": 1, "mitigation": "retrace"}, [1], "10% retrace"),
+        ({"skip_ratio": 0.1, "border": 2, "mitigation": "retrace"}, [1, 2], "10% border 2 retrace"),
+        ({"border": 2, "mitigation": "retrace"}, [1, 2], "border 2 retrace"),
+    ],
+)
+def test_the_name_of_an_instance(instance, borders, expected):
+    assert instance_label(instance, {"border": borders}) == expected

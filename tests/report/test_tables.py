@@ -16,6 +16,7 @@ def test_table_2_names_its_instances_and_leaves_out_a_mean_that_a_missing_datase
             "model": "m",
             "dataset": dataset,
             "skip_ratio": 0.1,
+            "border": 1,
             "mitigation": mitigation,
             "absolute_delta": delta,
             "ci_low": delta - 0.01,

@@ -27,7 +27,7 @@ SMALL = Training(
 
 def train_run(out, data, skip_ratio, mitigation, settings=SMALL):
     """Train one run as the stage does; return its folder."""
-    run = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, mitigation=mitigation, seed=0)
+    run = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, border=1, mitigation=mitigation, seed=0)
     record = StageRecord(out, "train", run.model_dump(), settings.model_dump(), {}, None, "test")
     training.train(settings, Nesting(), Prompt(), run, TINY, data, record)
     return out

@@ -72,6 +72,7 @@ wildcard_constraints:
     model="[^/]+",
     dataset="[^/]+",
     skip_ratio="[^/]+",
+    border=r"\d+",
     mitigation="[^/]+",
     seed=r"\d+",
     product="|".join(map(re.escape, PRODUCTS)),

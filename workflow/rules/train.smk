@@ -64,7 +64,7 @@ rule train:
         out=subpath(output.run, parent=True),
     message:
         "Training {wildcards.model} on {wildcards.dataset}: skip ratio {wildcards.skip_ratio},"
-        " {wildcards.mitigation}, seed {wildcards.seed}"
+        " border {wildcards.border}, {wildcards.mitigation}, seed {wildcards.seed}"
     shell:
         "nested-reft train"
         " --settings {params.settings:q}"

@@ -10,16 +10,15 @@ from matplotlib.figure import Figure
 from nested_reft.report.figures.common import (
     Tables,
     cell_panels,
+    curves,
     errors,
     legend,
     mark_missing,
     panels,
-    per_mitigation,
     percent,
-    points,
     styled,
 )
-from nested_reft.report.sources import CELL, INSTANCE, Sources
+from nested_reft.report.sources import CELL, INSTANCE, Sources, grid_of, instance_label
 from nested_reft.report.style import BASELINE
 
 TITLES = {"accuracy": "Accuracy", "token_speed_tok_s": "Token speed", "train_runtime_s": "Run time"}
@@ -37,16 +36,16 @@ def draw_metric(axis: Any, rows: pd.DataFrame) -> None:
         mark_missing(axis)
         return
     axis.axhline(rows["baseline"].mean(), color=BASELINE, linestyle="--", linewidth=1, label="baseline")
-    for mitigation, offset, mitigation_rows in per_mitigation(rows, 0.07 * step):
+    for label, marks, offset, curve in curves(rows, 0.07 * step):
         axis.errorbar(
-            mitigation_rows["skip_ratio"] + offset,
-            mitigation_rows["instance"],
-            yerr=errors(mitigation_rows, "absolute_delta", "ci_low", "ci_high"),
+            curve["skip_ratio"] + offset,
+            curve["instance"],
+            yerr=errors(curve, "absolute_delta", "ci_low", "ci_high"),
             linewidth=1.2,
             elinewidth=0.7,
             capsize=2,
-            label=mitigation,
-            **points(mitigation),
+            label=label,
+            **marks,
         )
 
 
@@ -70,7 +69,7 @@ def dataset_figure(sources: Sources, tables: Tables, dataset: str) -> Figure:
         for axis, metric in zip(column, UNITS, strict=True):
             draw_metric(axis, model_deltas[model_deltas["metric"] == metric])
         absent = model_deltas[(model_deltas["metric"] == "accuracy") & model_deltas["instance"].isna()]
-        names = [f"{percent(ratio)} {name}" for ratio, name in absent[INSTANCE].values]
+        names = [instance_label(instance, grid_of(deltas)) for instance in absent[INSTANCE].to_dict("records")]
         note = f"\nmissing: {', '.join(names)}" if 0 < len(names) < 4 else ""
         column[0].set_title(f"{model}, {dataset}{note}")
         column[-1].set_xlabel("skip ratio (share of layers skipped in roll-outs)")
@@ -103,17 +102,18 @@ def frontier(sources: Sources, tables: Tables) -> Figure:
         axis.axhline(0, color=BASELINE, linewidth=0.6)
         axis.axvline(0, color=BASELINE, linewidth=0.6)
         axis.plot(0, 0, color=BASELINE, marker="*", markersize=8, linestyle="", label="baseline")
-        for (mitigation, skip_ratio), instance in rows.groupby(["mitigation", "skip_ratio"], sort=False):
-            axis.errorbar(
-                instance["relative_delta_speed"],
-                instance["absolute_delta"],
-                xerr=errors(instance, *(f"{name}_speed" for name in relative)),
-                yerr=errors(instance, "absolute_delta", "ci_low", "ci_high"),
-                linestyle="",
-                elinewidth=0.5,
-                label=mitigation if skip_ratio == ratios[-1] else None,
-                **points(str(mitigation)) | {"markersize": sizes[skip_ratio]},
-            )
+        for label, marks, _, curve in curves(rows):
+            for skip_ratio, instance in curve.groupby("skip_ratio", sort=False):
+                axis.errorbar(
+                    instance["relative_delta_speed"],
+                    instance["absolute_delta"],
+                    xerr=errors(instance, *(f"{name}_speed" for name in relative)),
+                    yerr=errors(instance, "absolute_delta", "ci_low", "ci_high"),
+                    linestyle="",
+                    elinewidth=0.5,
+                    label=label if skip_ratio == ratios[-1] else None,
+                    **marks | {"markersize": sizes[skip_ratio]},
+                )
         measured = rows[["relative_delta_speed", "absolute_delta"]].dropna().itertuples(index=False)
         front = pareto_front([(0.0, 0.0), *(tuple(point) for point in measured)])
         style = {"color": BASELINE, "linestyle": ":", "linewidth": 1}
@@ -151,9 +151,9 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
         text = "missing" if np.isnan(value) else f"{value:+.1f}{'*' if resolved[row, column] else ''}"
         color = "white" if abs(value) > 0.7 * limit else "black"
         axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
-    labels = [f"{percent(ratio)} {name}" for ratio, name in instances]
+    labels = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid_of(deltas)) for values in instances]
     axis.set_xticks(range(len(instances)), labels, rotation=45, ha="right")
     axis.set_yticks(range(len(cells)), [f"{model}, {dataset}" for model, dataset in cells])
-    axis.set_xlabel("skip ratio and mitigation")
+    axis.set_xlabel("instance")
     figure.colorbar(image, ax=axis, label="accuracy delta, points")
     return figure

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nested_reft.mitigation import MITIGATIONS
-from nested_reft.report.sources import Sources
+from nested_reft.report.sources import INSTANCE, Sources, grid_of, instance_label
 from nested_reft.report.style import BASELINE, PALETTE, STYLE
 
 # A function that draws a figure from the sources and the tables of a report. It returns the reason, as a sentence,
@@ -21,6 +21,10 @@ Draw = Callable[[Sources, Tables], Figure | str]
 # A mitigation has the same color and marker in every figure; a new one takes the next.
 COLORS = dict(zip(MITIGATIONS, PALETTE, strict=False))
 MARKERS = dict(zip(MITIGATIONS, "os^DvPX", strict=False))
+# The axes that a curve over the skip ratios has one value of, and its markers and its line by the index of its border.
+CURVE = [axis for axis in INSTANCE if axis != "skip_ratio"]
+FILLS = ["full", "none", "left", "right", "top", "bottom"]
+LINES = ["-", "--", ":", "-."]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Figure | str)
@@ -99,7 +103,13 @@ def points(mitigation: str) -> dict[str, Any]:
     return {"color": COLORS[mitigation], "marker": MARKERS[mitigation], "markersize": 4}
 
 
-def per_mitigation(rows: pd.DataFrame, shift: float) -> Iterator[tuple[str, float, pd.DataFrame]]:
-    """Yield (mitigation, offset on the x axis, its rows): points are shifted so that their bars stay visible."""
-    for index, (mitigation, mitigation_rows) in enumerate(rows.groupby("mitigation", sort=False)):
-        yield str(mitigation), shift * (index - 1), mitigation_rows
+def curves(rows: pd.DataFrame, shift: float = 0.0) -> Iterator[tuple[str, dict[str, Any], float, pd.DataFrame]]:
+    """Yield (label, style, offset on the x axis, rows) of each curve: a mitigation, perhaps at one of several borders.
+
+    Points are shifted so that their bars stay visible.
+    """
+    grid = grid_of(rows)
+    for index, (values, curve) in enumerate(rows[rows["skip_ratio"] > 0].groupby(CURVE, sort=False)):
+        axes = dict(zip(CURVE, values, strict=True))
+        fill = {"fillstyle": FILLS[grid["border"].index(axes["border"]) % len(FILLS)]}
+        yield instance_label(axes, grid), points(str(axes["mitigation"])) | fill, shift * (index - 1), curve

@@ -7,11 +7,10 @@ from nested_reft.report.deltas import trained_runs
 from nested_reft.report.figures.common import (
     Tables,
     cell_panels,
+    curves,
     errors,
     legend,
     mark_missing,
-    per_mitigation,
-    points,
     styled,
 )
 from nested_reft.report.sources import PHASES, Sources
@@ -33,16 +32,16 @@ def speed_up(sources: Sources, tables: Tables) -> Figure:
             ("bound_with_lm_head", "with output projection", "--"),
         ):
             axis.plot(bounds.index, bounds[name], color=BASELINE, linewidth=1, linestyle=line, label=label)
-        for mitigation, offset, mitigation_rows in per_mitigation(rows, 0.1):
+        for label, marks, offset, curve in curves(rows, 0.1):
             axis.errorbar(
-                mitigation_rows["num_skipped"] + offset,
-                mitigation_rows["sampling_speed_up"],
-                yerr=errors(mitigation_rows, "sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high"),
+                curve["num_skipped"] + offset,
+                curve["sampling_speed_up"],
+                yerr=errors(curve, "sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high"),
                 linestyle="",
                 elinewidth=0.7,
                 capsize=2,
-                label=mitigation,
-                **points(mitigation),
+                label=label,
+                **marks,
             )
         if rows["sampling_speed_up"].isna().all():
             mark_missing(axis)
