@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 # Clamp at exp(20): an infinite weight times a zero gradient would be NaN.
 LARGEST_LOG_RATIO = 20.0
 
+# The centers of the bins in which the weights of tokens are counted, 2^-4 to 2^4 in steps of 2^(1/4). A bin reaches
+# from one center halfway to the next on a logarithmic scale; the first and the last hold all weights beyond them.
+BINS_PER_OCTAVE, OCTAVES = 4, 4
+WEIGHT_BINS = [
+    2 ** (step / BINS_PER_OCTAVE) for step in range(-BINS_PER_OCTAVE * OCTAVES, BINS_PER_OCTAVE * OCTAVES + 1)
+]
+
 
 def importance_ratio(per_token_logps: Tensor, sampling_per_token_logps: Tensor, mask: Tensor, level: str) -> Tensor:
     """Return the ratio r (B, T), detached from the graph.
@@ -98,6 +105,14 @@ def scale_gradient(per_token_logps: Tensor, weight: Tensor) -> Tensor:
     """
     constant = per_token_logps.detach()
     return constant + weight * (per_token_logps - constant)
+
+
+def weight_counts(weights: Tensor) -> list[int]:
+    """Return how many of the token weights (tokens,) are in each of the bins around `WEIGHT_BINS`."""
+    limit = BINS_PER_OCTAVE * OCTAVES
+    steps = (weights.double().log2() * BINS_PER_OCTAVE).round().clamp(-limit, limit)
+    counts: list[int] = (steps.long() + limit).bincount(minlength=len(WEIGHT_BINS)).tolist()
+    return counts
 
 
 def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dict[str, float]:

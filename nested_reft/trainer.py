@@ -41,6 +41,7 @@ from nested_reft.mitigation import (
     off_policy_metrics,
     scale_gradient,
     token_weights,
+    weight_counts,
 )
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
@@ -98,6 +99,7 @@ class NestedRollouts(_TRLTrainer):
         self.generated_tokens = 0
         self.seconds: dict[str, float] = defaultdict(float)  # by phase
         self._off_policy: list[tuple[torch.Tensor, ...]] = []  # (log r, r, h(r)) of each micro-batch
+        self.token_weight_counts = list[int]()  # of the last complete optimizer step
         # The inputs of the current micro-batch, while its loss is computed.
         self._loss_inputs: dict[str, Any] | None = None
 
@@ -224,6 +226,7 @@ class NestedRollouts(_TRLTrainer):
         """Return the metrics of the current optimizer step, and begin the next."""
         metrics: dict[str, float] = {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
         log_ratio, ratio, weights = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
+        self.token_weight_counts = weight_counts(weights)
         if len(ratio) > 0:  # mask_truncated_completions can mask all tokens
             metrics |= off_policy_metrics(log_ratio, ratio, weights)
         if self.generated_tokens:
@@ -234,9 +237,10 @@ class NestedRollouts(_TRLTrainer):
         self.generated_tokens = 0
         return metrics
 
-    def generation_record(self) -> dict[str, Any]:
-        """Return the facts of the current generation batch that TRL's log cannot hold, since they are not numbers."""
+    def step_record(self) -> dict[str, Any]:
+        """Return the facts of a step and of its generation batch that TRL's log cannot hold: they are not numbers."""
         return {
+            "sampling/token_weight_counts": self.token_weight_counts,
             "nesting/skipped_layers": self.skipped_layers,
             "nesting/sampled_at_step": self.sampled_at_step,
             "data/prompts_sha256": self.prompts_sha256,

@@ -8,6 +8,7 @@ import pandas as pd
 from nested_reft.config.layout import TRAIN, products
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
+from nested_reft.mitigation import WEIGHT_BINS
 from nested_reft.records.files import write_json, write_rows, write_versioned_json
 from nested_reft.report.sources import PHASES
 from nested_reft.stages.evaluate import evaluation_metrics, write_records
@@ -59,9 +60,22 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         correct = 0.4 * rng.normal(size=len(problems)) + shift > difficulty
         records = pd.DataFrame(problems, columns=["benchmark", "problem_id"])
         records = records.assign(sample=0, correct=correct, how="number", length=20, truncated=False)
+        asked = [f"What is $x$ if $x+{index}={2 * index}$?" for index in records["problem_id"]]
+        given = records["problem_id"] + np.where(correct, 0, 1)
+        records = records.assign(
+            problem=asked,
+            answer=[[str(index)] for index in records["problem_id"]],
+            completion=[f"x={x}. \\boxed{{{x}}}" for x in given],
+        )
         (results / "evaluate" / path).mkdir(parents=True)
         write_records(records, results / "evaluate" / path)
         write_versioned_json(results / "evaluate" / path / "metrics.json", evaluation_metrics(records))
+    for path, product in products(config):
+        if product["product"] == "sft":
+            losses = 0.5 * np.exp(-np.arange(30) / 10) + 0.1 + 0.01 * rng.normal(size=30)
+            (results / path).mkdir(parents=True)
+            rows = [{"step": step + 1, "time": 1767225600.0 + step, "loss": loss} for step, loss in enumerate(losses)]
+            write_rows(results / path / "metrics.jsonl", rows)
     for run in expand_grid(config):
         folder = results / TRAIN.format(**run.model_dump())
         folder.mkdir(parents=True)
@@ -80,6 +94,12 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
                     "sampling/kl": 0.002 + 4 * run.skip_ratio**1.5 * noise[step],
                     "sampling/acceptance_rate": 1 - run.skip_ratio * noise[step] / 2,
                     "sampling/ess": 1 - run.skip_ratio * noise[step],
+                    "sampling/k3_kl": 0.002 + 3.8 * run.skip_ratio**1.5 * noise[step],
+                    "entropy": 0.3 - 0.2 * step / steps + 0.02 * noise[step],
+                    "perf/step_s": (generate + 33.0) / steps * (1 + 0.05 * noise[step]),
+                    "perf/generate_s": generate / steps,
+                    "nesting/skipped_layers": sorted(rng.choice(range(1, 27), size=k, replace=False).tolist()),
+                    "sampling/token_weight_counts": token_weight_counts(run.skip_ratio, run.mitigation),
                     "perf/generated_tok_s": speed,
                 }
                 for step in range(steps)
@@ -99,6 +119,13 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
             "settings": {},
         }
         write_versioned_json(folder / "run.json", identity | facts | times | {"provenance": PROVENANCE})
+
+
+def token_weight_counts(skip_ratio: float, mitigation: str) -> list[int]:
+    """Return counts of weights around 1, which spread with the skip ratio; `practical` has the weight 1 alone."""
+    spread = 1e-3 if mitigation == "practical" else 0.1 + 8 * skip_ratio
+    centers = np.linspace(-16, 16, len(WEIGHT_BINS))
+    return np.round(1000 * np.exp(-((centers / spread) ** 2) / 2)).astype(int).tolist()
 
 
 def write_json_at(path: Path, content: dict) -> None:

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from nested_reft.config.sections import Nesting
-from nested_reft.mitigation import MITIGATIONS, importance_ratio, off_policy_metrics, scale_gradient, token_weights
+from nested_reft.mitigation import (
+    MITIGATIONS,
+    WEIGHT_BINS,
+    importance_ratio,
+    off_policy_metrics,
+    scale_gradient,
+    token_weights,
+    weight_counts,
+)
 
 RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
 
@@ -80,3 +88,9 @@ def test_metrics_on_an_enumerated_vocabulary():
     assert metrics["sampling/ess"] == pytest.approx(1 / ((pi / mu) ** 2 * mu).sum().item())
     assert metrics["sampling/frac_modified_importance_sampling_ratio"] == 0.75
     assert metrics["sampling/importance_sampling_ratio/max"] == 1.0
+
+
+def test_every_weight_is_counted_in_the_bin_around_it():
+    weights = torch.tensor([1.0, 1.05, 0.95, 2.0, 1e9, 0.0])
+    counts = dict(zip(WEIGHT_BINS, weight_counts(weights), strict=True))
+    assert {center: count for center, count in counts.items() if count} == {1.0: 3, 2.0: 1, 16.0: 1, 1 / 16: 1}

@@ -256,7 +256,10 @@ def test_reports_are_complete_and_tidy(smoke_study):
     assert table["accuracy"].between(0, 1).all() and (table["ci_low"] <= table["accuracy"]).all()
     assert (reports / "table1.md").read_text().split("\n")[2].split("|")[1].strip() == "tiny-28"
     figures = ["figure_mixed", *layout.FIGURES]
-    assert {path.stem for path in reports.glob("*.csv")} == {*layout.TABLES, "results", "steps"}
+    assert {path.stem for path in reports.glob("*.csv")} == {
+        *layout.TABLES,
+        *(name[:-4] for name in (*layout.SOURCES, *layout.DETAILS) if name.endswith(".csv")),
+    }
     assert {path.stem for path in reports.glob("*.png")} == set(figures)
     assert {path.stem for path in reports.glob("caption_*.rst")} == {f"caption_{name}" for name in layout.CAPTIONS}
     for name in figures:

@@ -27,12 +27,15 @@ EVALUATE = "evaluate/{product}"
 
 # Below the report: the sources, from which everything else is made, then the tables and figures.
 SOURCES = ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json")
+# More sources, which reports of earlier versions lack.
+DETAILS = ("sft_steps.csv", "token_weights.csv", "sampled_answers.csv")
 TABLES = (
     "table1",
     "table2",
     "table2_paper",
     "strategy_counts",
     "stages",
+    "answers",
     "deltas",
     "mcnemar",
     "efficiency",

@@ -13,6 +13,7 @@ from nested_reft.report.figures import figures_of_study
 from nested_reft.report.paper import config_table, paper_table2
 from nested_reft.report.sources import Sources, collect, read_sources, write_sources
 from nested_reft.report.tables import (
+    answers_table,
     efficiency_table,
     provenance_table,
     stages_table,
@@ -32,6 +33,7 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
         "table2_paper": paper_table2(),
         "strategy_counts": strategy_counts(accuracy),
         "stages": stages_table(sources),
+        "answers": answers_table(sources),
         "deltas": deltas,
         "mcnemar": mcnemar_table(sources),
         "efficiency": efficiency_table(deltas, trained_runs(sources)),

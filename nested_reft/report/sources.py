@@ -1,4 +1,4 @@
-"""The five source files of a report: collected from the files of the stages, written, and read again.
+"""The source files of a report: collected from the files of the stages, written, and read again.
 
     results.csv             a row per product (evaluated model) and benchmark
     problem_scores.parquet  a row per product and problem
@@ -6,10 +6,13 @@
     config.json             the study's configuration
     provenance.json         code, packages and hardware of the runs, and the missing products
 
+The module `details` describes three more.
+
 Every table, figure and caption is a function of these files, so a report can be rebuilt from its folder alone.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -21,6 +24,7 @@ from nested_reft.config.layout import PRETRAINED, SOURCES, products
 from nested_reft.config.study import BASELINE, INSTANCE, RUN, Study
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json, write_versioned_json
+from nested_reft.report.details import Details, collect_details, read_details, write_details
 from nested_reft.report.statistics import effective_n, wilson_interval
 
 CELL = ["model", "dataset"]
@@ -30,6 +34,8 @@ PHASES = {"generate_s": "generate", "score_s": "score", "fwd_bwd_s": "forward, b
 SPEEDS = ["token_speed_tok_s", "generated_tok_s", "train_runtime_s"]
 MODEL_SIZES = ["num_layers", "num_skipped", "layer_parameters", "lm_head_parameters"]
 OFF_POLICY = ["sampling/kl", "sampling/acceptance_rate", "sampling/ess"]
+# Columns of steps.csv that reports of earlier versions lack.
+LATER_STEPS = ["sampling/k3_kl", "entropy", "seconds", "generated_tokens", "skipped_layers"]
 
 RESULTS = ["product", *RUN, *MODEL_SIZES, "benchmark", "n", "accuracy", "ci_low", "ci_high", "truncated"]
 RESULTS += ["mean_length", "mean_reward", *SPEEDS, *PHASES]
@@ -48,6 +54,7 @@ class Sources(NamedTuple):
     steps: pd.DataFrame
     config: dict[str, Any]
     provenance: dict[str, Any]
+    details: Details
 
 
 def problem_scores(records: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +86,13 @@ def read_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any], pd.Data
     columns |= {name: totals[name] for name in ("mean_reward", "token_speed_tok_s", "train_runtime_s", *PHASES)}
     # The median, because the first steps of a run are slower than the others.
     columns["generated_tok_s"] = steps["perf/generated_tok_s"].median()
-    return record, columns, steps.reindex(columns=["step", "reward", *OFF_POLICY])
+    generated = steps["perf/generated_tok_s"] * steps.get("perf/generate_s", math.nan)
+    steps = steps.assign(
+        seconds=steps.get("perf/step_s"),
+        generated_tokens=generated.round(),
+        skipped_layers=[" ".join(map(str, layers)) for layers in steps["nesting/skipped_layers"]],
+    )
+    return record, columns, steps.reindex(columns=["step", "reward", *OFF_POLICY, *LATER_STEPS])
 
 
 def collect(study: Study, results: Path) -> Sources:
@@ -118,9 +131,10 @@ def collect(study: Study, results: Path) -> Sources:
         pd.concat(scores, ignore_index=True)[PROBLEM_SCORES].astype(
             {"seed": "Int64", "border": "Int64", "skip_ratio": float, "num_correct": "int32", "samples": "int32"}
         ),
-        pd.concat(curves, ignore_index=True)[[*RUN, "step", "reward", *OFF_POLICY]],
+        pd.concat(curves, ignore_index=True)[[*RUN, "step", "reward", *OFF_POLICY, *LATER_STEPS]],
         study.model_dump(exclude={"tracking", "jobs"}),
         provenance(study, results, records) | {"missing": missing},
+        collect_details(study, results),
     )
 
 
@@ -146,7 +160,7 @@ def provenance(study: Study, results: Path, records: list[dict[str, Any]]) -> di
 
 
 def write_sources(sources: Sources, folder: Path) -> None:
-    """Write the five source files of a report."""
+    """Write the source files of a report."""
     folder.mkdir(parents=True, exist_ok=True)
     sources.results.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     sources.steps.to_csv(folder / "steps.csv", index=False, float_format="%.6g")
@@ -156,6 +170,7 @@ def write_sources(sources: Sources, folder: Path) -> None:
     )
     write_json(folder / "config.json", sources.config)
     write_versioned_json(folder / "provenance.json", sources.provenance)
+    write_details(sources.details, folder)
 
 
 def read_sources(folder: Path) -> Sources:
@@ -172,9 +187,10 @@ def read_sources(folder: Path) -> Sources:
     sources = Sources(
         pd.read_csv(folder / "results.csv"),
         pd.read_parquet(folder / "problem_scores.parquet").astype(dict.fromkeys(NAME_COLUMNS, object)),
-        pd.read_csv(folder / "steps.csv"),
+        pd.read_csv(folder / "steps.csv", dtype={"skipped_layers": str}),
         read_json(folder / "config.json"),
         read_versioned_json(folder / "provenance.json"),
+        read_details(folder),
     )
     if "border" not in sources.config["grid"]:
         add_border(sources)

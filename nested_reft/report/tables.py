@@ -155,6 +155,21 @@ def stages_table(sources: Sources) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
+ANSWERING = {"sft": "SFT model", "baseline": "baseline", "instance": "instance"}
+
+
+def answers_table(sources: Sources) -> pd.DataFrame:
+    """Return twenty problems, and what the SFT model, the baseline and one instance of the same cell answer."""
+    given = sources.details.sampled_answers
+    columns = [*CELL, "benchmark", "problem", "answer"]
+    judged = [column for name in ANSWERING.values() for column in (name, f"{name} is right")]
+    table = given.rename(
+        columns={f"{name}_correct": f"{shown} is right" for name, shown in ANSWERING.items()} | ANSWERING
+    ).reindex(columns=[*columns, *judged])
+    right = [column for column in judged if column.endswith("is right")]
+    return table.assign(**{column: table[column].map({True: "yes", False: "no"}) for column in right})
+
+
 def efficiency_table(deltas: pd.DataFrame, per_run: pd.DataFrame) -> pd.DataFrame:
     """Return what each instance gains in speed, the largest possible gain, and the accuracy delta that it costs.
 

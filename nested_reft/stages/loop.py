@@ -75,7 +75,7 @@ class StepRecorder(TrainerCallback):
         row["perf/optimizer_s"] = self.update_s
         row["perf/peak_memory_gib"] = peak_memory_gib()
         if isinstance(self.trainer, NestedRollouts):
-            row |= self.trainer.generation_record()
+            row |= self.trainer.step_record()
             row["num_tokens"] = state.num_input_tokens_seen  # TRL's log has no `num_tokens` in a step without sampling
             row["perf/total_tok_s"] = (row["num_tokens"] - self.num_tokens) / row["perf/step_s"]
             self.num_tokens = row["num_tokens"]

@@ -9,16 +9,17 @@ import pandas as pd
 import pytest
 import yaml
 
+from nested_reft.config import layout
 from nested_reft.report import build
 from tests import synthetic
 from tests.conftest import ROOT
 
 
 def test_the_report_alone_rebuilds_itself_without_torch_in_20_seconds(made_up, tmp_path):
-    """The five sources are copied, and nothing else; the tables come out the same, byte for byte."""
+    """The sources are copied, and nothing else; the tables come out the same, byte for byte."""
     report = tmp_path / "copy"
     report.mkdir()
-    for name in ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json"):
+    for name in (*layout.SOURCES, *layout.DETAILS):
         shutil.copy(made_up / "report" / name, report)
     program = (
         "import sys; sys.argv = ['nested-reft', 'analyse', '--from', sys.argv[1]]\n"
@@ -57,8 +58,7 @@ def test_the_committed_reports_are_what_their_sources_give(name, tmp_path):
     committed = ROOT / "docs/reports" / name
     build.rebuild(committed, tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
-    sources = {"results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json"}
-    assert made | sources == {path.name for path in committed.iterdir()}
+    assert made == {path.name for path in committed.iterdir()} - {*layout.SOURCES, *layout.DETAILS}
     for path in tmp_path.glob("*.csv"):
         # the last digits are those of the machine's linear algebra
         pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(committed / path.name), rtol=1e-5)

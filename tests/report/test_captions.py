@@ -2,15 +2,19 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+from nested_reft.config import layout
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report import build
 from nested_reft.report.captions import layer_dropout_note, render
 from nested_reft.report.sources import Sources, collect, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
+
+SOURCES = {"results", "steps", *(Path(name).stem for name in layout.DETAILS)}
 
 
 def words(text: str) -> str:
@@ -51,7 +55,7 @@ def test_nothing_resolved_is_said_in_words(tmp_path):
 
 def test_every_table_and_figure_has_a_caption(made_up):
     report = made_up / "report"
-    stems = {path.stem for path in [*report.glob("*.csv"), *report.glob("*.svg")]} - {"results", "steps"}
+    stems = {path.stem for path in [*report.glob("*.csv"), *report.glob("*.svg")]} - SOURCES
     stems = {"figure" if stem.startswith("figure_") else stem for stem in stems}
     assert stems == {path.stem.removeprefix("caption_") for path in report.glob("caption_*.rst")}
 

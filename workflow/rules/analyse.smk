@@ -27,7 +27,9 @@ rule analyse:
         # The stage takes seconds, so it reruns when its code changes: the report and all modules it imports.
         code=source_files("report"),
     output:
-        sources=expand(f"{REPORTS}/{{source}}", source=layout.SOURCES),
+        sources=expand(
+            f"{REPORTS}/{{source}}", source=[*layout.SOURCES, *layout.DETAILS]
+        ),
         findings=f"{REPORTS}/findings.rst",
         captions=expand(f"{REPORTS}/caption_{{name}}.rst", name=layout.CAPTIONS),
         table1=shown("table1.csv", "1 Setup", "Table 1: layers skipped"),

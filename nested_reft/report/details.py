@@ -1,0 +1,127 @@
+"""Three more source files of a report: SFT losses, token weights and sampled answers.
+
+    sft_steps.csv        a row per SFT model and optimizer step: its loss
+    token_weights.csv    a row per run and bin: the number of sampled tokens whose weight h(r) is in the bin
+    sampled_answers.csv  a row per cell and problem: the completions of three models, shortened
+
+Reports of earlier versions lack these files. Figures that need them are then left out.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nested_reft.config.layout import products
+from nested_reft.config.study import Study
+from nested_reft.mitigation import WEIGHT_BINS
+from nested_reft.records.files import read_rows
+
+SFT_STEPS = ["model", "dataset", "seed", "step", "loss"]
+NUM_ANSWERS = 20  # in one report, spread over its cells
+SHOWN_LENGTH = 200  # characters of a completion
+
+
+class Details(NamedTuple):
+    """The three tables; a table is empty where the study has no such data."""
+
+    sft_steps: pd.DataFrame
+    token_weights: pd.DataFrame
+    sampled_answers: pd.DataFrame
+
+
+def sft_steps(study: Study, results: Path) -> Iterator[pd.DataFrame]:
+    """Yield the loss of every SFT model by step."""
+    for path, product in products(study):
+        file = results / path / "metrics.jsonl"
+        if product["product"] == "sft" and file.exists():
+            losses = pd.DataFrame(read_rows(file))[["step", "loss"]]
+            yield losses.assign(**{axis: product[axis] for axis in ("model", "dataset", "seed")})[SFT_STEPS]
+
+
+def token_weights(study: Study, results: Path) -> Iterator[pd.DataFrame]:
+    """Yield the number of tokens in each bin of weights of every run, summed over its steps."""
+    for path, product in products(study):
+        file = results / path / "metrics.jsonl"
+        if product["product"] != "train" or not file.exists():
+            continue
+        counts = [
+            row["sampling/token_weight_counts"] for row in read_rows(file) if "sampling/token_weight_counts" in row
+        ]
+        if counts:
+            axes = {axis: value for axis, value in product.items() if axis != "product"}
+            yield pd.DataFrame({**axes, "weight": WEIGHT_BINS, "tokens": np.sum(counts, axis=0)})
+
+
+def shortened(completion: str) -> str:
+    """Return a completion in one line; of a long one its end, which holds the answer."""
+    line = " ".join(completion.split())
+    return line if len(line) <= SHOWN_LENGTH else f"… {line[-SHOWN_LENGTH:]}"
+
+
+def answers_of(folder: Path, name: str) -> pd.DataFrame:
+    """Return the first completion of each problem, and whether it is right, as columns of the given name."""
+    records = pd.read_parquet(folder / "records.parquet")
+    first = records[records["sample"] == 0].set_index(["benchmark", "problem_id"])
+    return pd.DataFrame({name: first["completion"].map(shortened), f"{name}_correct": first["correct"]})
+
+
+def sampled_answers(study: Study, results: Path) -> Iterator[pd.DataFrame]:
+    """Yield for each cell what its SFT model, its baseline and its last instance answer to the same problems.
+
+    The models are those of the first seed. The problems are spaced evenly over all benchmarks.
+    """
+    trained: dict[tuple[str, str], dict[str, Path]] = {}  # cell -> name of a column -> folder of the evaluation
+    for path, product in products(study):
+        if product["product"] == "pretrained" or product["seed"] != study.grid.seed[0]:
+            continue
+        skips_layers = product["product"] == "train" and product["skip_ratio"] > 0
+        name = "instance" if skips_layers else {"sft": "sft", "train": "baseline"}[product["product"]]
+        cell = trained.setdefault((product["model"], product["dataset"]), {})
+        cell[name] = results / "evaluate" / path
+    for (model, dataset), folders in trained.items():
+        if not all((folder / "records.parquet").exists() for folder in folders.values()):
+            continue
+        problems = pd.read_parquet(folders["baseline"] / "records.parquet")
+        if "problem" not in problems:
+            continue
+        problems = problems[problems["sample"] == 0].set_index(["benchmark", "problem_id"])[["problem", "answer"]]
+        number = min(len(problems), -(-NUM_ANSWERS // len(trained)))
+        chosen = problems.iloc[np.linspace(0, len(problems) - 1, number).round().astype(int)]
+        given = chosen.assign(answer=chosen["answer"].map(lambda right: ", ".join(map(str, right))))
+        for name in ("sft", "baseline", "instance"):
+            given = given.join(answers_of(folders[name], name))
+        yield given.reset_index().assign(model=model, dataset=dataset)
+
+
+ANSWERS = ["model", "dataset", "benchmark", "problem_id", "problem", "answer"]
+ANSWERS += [f"{name}{suffix}" for name in ("sft", "baseline", "instance") for suffix in ("", "_correct")]
+
+
+def table(frames: Iterator[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """Return the frames as one table, which has these columns even if there is no frame."""
+    return pd.concat([pd.DataFrame(columns=columns), *frames], ignore_index=True)[columns]
+
+
+def collect_details(study: Study, results: Path) -> Details:
+    """Read the losses, weights and answers of a study from the files that the stages wrote."""
+    axes = ["model", "dataset", *(axis for axis in study.grid.model_dump() if axis not in ("model", "dataset"))]
+    return Details(
+        table(sft_steps(study, results), SFT_STEPS),
+        table(token_weights(study, results), [*axes, "weight", "tokens"]),
+        table(sampled_answers(study, results), ANSWERS),
+    )
+
+
+def write_details(details: Details, folder: Path) -> None:
+    """Write the three files."""
+    for name, rows in details._asdict().items():
+        rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+
+
+def read_details(folder: Path) -> Details:
+    """Read what `write_details` wrote; a file that an older report lacks gives an empty table."""
+    files = {name: folder / f"{name}.csv" for name in Details._fields}
+    return Details(**{name: pd.read_csv(file) if file.exists() else pd.DataFrame() for name, file in files.items()})
