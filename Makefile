@@ -67,6 +67,10 @@ docs: setup  ## build the documentation site in site/
 setup: $(VENV)/ready  ## install the package and the pins of requirements.lock in .venv
 
 $(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+		echo "Error: PYTHON=$(PYTHON) is not Python 3.11 or later; name one that is, as in: make setup PYTHON=python3.11" >&2; \
+		exit 2; }
+	@echo "Setting up $(VENV): installing the packages of requirements.lock takes some minutes on the first call."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

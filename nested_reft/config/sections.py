@@ -212,6 +212,12 @@ class Grid(Section):
     )
     seed: list[Seed] = key([0], "The seeds. Each seed adds a complete grid of runs.", min_length=1)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def one_value_is_a_list(cls, value: Any) -> Any:
+        """Accept a single value, as in `grid.seed=3`, as the list of that value."""
+        return [value] if isinstance(value, int | float | str) else value
+
     @model_validator(mode="after")
     def values_are_distinct(self) -> "Grid":
         """Refuse a repeated value, which would give the same run twice."""
@@ -326,10 +332,16 @@ class Training(Optimization):
         ge=1,
         le=1,
     )
-    top_k: int = key(0, "Fixed at 0, which means no top-k filter, for the same reason as `top_p`.", "TRL", ge=0, le=0)
+    top_k: int = key(
+        0,
+        "Fixed at 0, no top-k filter: with one, the log-probabilities would not be those of the behavior policy.",
+        "TRL",
+        ge=0,
+        le=0,
+    )
     beta: float = key(
         0.0,
-        "The weight of the KL penalty. It is fixed at 0 as in the paper, so that training needs no reference model.",
+        "Fixed at 0, the weight of the KL penalty in the paper, so that training needs no reference model.",
         "paper",
         ge=0,
         le=0,

@@ -22,7 +22,7 @@ MISTAKES = {
     "unknown key": (
         "training.learning_rat",
         1e-4,
-        "`training.learning_rat` is not known; did you mean `learning_rate`",
+        "`training.learning_rat` is not known; did you mean `training.learning_rate`",
     ),
     "text for a number": ("training.learning_rate", "fast", "`training.learning_rate` is 'fast'"),
     "infinite": ("training.learning_rate", float("inf"), "`training.learning_rate` is inf"),
@@ -53,7 +53,9 @@ MISTAKES = {
         ["retrac"],
         "`grid.mitigation.0` is 'retrac', but it should be 'base', ",
     ),
-    "filtered sampling": ("training.top_p", 0.9, "`training.top_p` is 0.9"),
+    "filtered sampling": ("training.top_p", 0.9, "`training.top_p` is 0.9, but it is fixed at 1: with nucleus"),
+    "KL penalty": ("training.beta", 0.04, "`training.beta` is 0.04, but it is fixed at 0, the weight of the KL"),
+    "text as a seed": ("grid.seed", ["zero"], "`grid.seed.0` is 'zero', but it should be a valid integer"),
     "unknown template": (
         "prompt.template",
         "qwen",
@@ -65,8 +67,9 @@ MISTAKES = {
         "`training.sampler` is 'vllm', but it should be 'generate', 'engine'",
     ),
     "batch does not divide": ("training.per_device_train_batch_size", 7, "7 does not divide"),
-    "name of no folder": ("study", "a/b", "`study` is 'a/b'"),
-    "number for a section": ("training", 3, "`training` is 3"),
+    "name of no folder": ("study", "a/b", "`study` is 'a/b', but a name consists of the letters A-Z and a-z, digits"),
+    "name with accents": ("models", {"modèle β": {"path": "x/y"}}, "`models.modèle β` is 'modèle β', but a name"),
+    "number for a section": ("training", 3, "`training` is 3, but it should be a mapping with keys of its own"),
     "password": ("tracking.uri", "https://me:hush@host", "`tracking.uri` must not hold a password"),
     "missing section": ("benchmarks", ..., "`benchmarks` is missing"),
 }
