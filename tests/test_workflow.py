@@ -197,6 +197,33 @@ def test_a_changed_key_reruns_what_depends_on_it_and_nothing_else(smoke_study, c
     assert jobs(planned.stdout + planned.stderr) == expected
 
 
+def test_a_reward_that_cannot_be_imported_stops_a_study_before_any_job(tmp_path, configured):
+    study = configured(training__reward_funcs=["own.py:short"])
+    finished = snakemake(tmp_path, "--configfile", study)
+    assert (
+        finished.returncode == 2 and "training.reward_funcs has own.py:short, whose import failed" in finished.stderr
+    )
+    assert "Traceback" not in finished.stderr and not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+def test_a_changed_reward_function_reruns_the_trainings_and_what_depends_on_them(tmp_path, configured):
+    own = tmp_path / "own.py"
+    own.write_text("def short(completions, **kwargs):\n    return [-len(text) for text in completions]\n")
+    study = configured(training__reward_funcs=["own.py:short"], grid__mitigation=["base"])
+    finished = snakemake(tmp_path, "--configfile", study)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (record, *_) = [read_json(path) for path in tmp_path.glob(f"{TRAINS}/**/run.json")]
+    assert record["inputs"]["own.py:short"]["path"] == str(own)
+    assert "rewards/short/mean" in read_rows(next(tmp_path.glob(f"{TRAINS}/**/metrics.jsonl")))[0]
+    own.touch()  # the same content
+    planned = snakemake(tmp_path, "-n", "--configfile", study)
+    assert "Nothing to be done" in planned.stdout + planned.stderr
+    own.write_text(own.read_text().replace("-len", "len"))
+    planned = snakemake(tmp_path, "-n", "--configfile", study)
+    assert jobs(planned.stdout + planned.stderr) == {"train": 2, "evaluate": 2, "analyse": 1}
+
+
 def test_runs_differ_only_in_what_their_instance_says(smoke_study):
     records = [read_json(path) for path in sorted(smoke_study.glob(f"{TRAINS}/**/run.json"))]
     assert len(records) == 4

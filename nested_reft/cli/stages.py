@@ -58,9 +58,10 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
     """Train one run of the grid from its SFT warm-up: GRPO with roll-outs from the nested model."""
     parsed = read_settings(stage_settings.TrainStage, settings)
     apply_resource_limits()
+    from nested_reft.grading.rewards import reward_files
     from nested_reft.stages import train
 
-    inputs = {"model": model, "data": data}
+    inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
     with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
         train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
 

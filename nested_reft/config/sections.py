@@ -356,6 +356,17 @@ class Training(Optimization):
         unit="micro-batches",
         gt=0,
     )
+    reward_funcs: Annotated[list[str], Field(min_length=1)] | None = key(
+        None,
+        "The reward functions, whose weighted sum is the reward: `correctness` (1 for a right answer, else 0), "
+        "`first_answer_correctness` (the same for the first answer of a completion, without the text after it), or "
+        "your own as `path/to/file.py:function` or `package.module:function`, with the signature of TRL. null takes "
+        "`first_answer_correctness` with `fixed_length`, and else `correctness`.",
+        "paper",
+    )
+    reward_weights: list[float] | None = key(
+        None, "The weight of each function in `reward_funcs`. null weights each with 1.", "TRL"
+    )
     scale_rewards: Literal["group", "batch", "none"] = key(
         "group", "The set of rewards whose standard deviation normalizes the advantage of GRPO.", "TRL"
     )
@@ -390,6 +401,16 @@ class Training(Optimization):
             raise ValueError(
                 f"has sampling_dtype {self.sampling_dtype} with sampler generate, which samples from the "
                 "weights themselves; set sampling_dtype to null, or sampler to engine or engine-compiled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def rewards_have_weights(self) -> "Training":
+        """Refuse weights that do not belong to one reward function each."""
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs or []):
+            raise ValueError(
+                f"has {len(self.reward_weights)} reward_weights for {len(self.reward_funcs or [])} reward_funcs; "
+                "give one weight for each function"
             )
         return self
 

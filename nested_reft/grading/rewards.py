@@ -1,13 +1,20 @@
-"""Reward functions with the signature that TRL expects."""
+"""Reward functions with the signature that TRL expects: those of this package, and the import of a user's own."""
 
+import importlib
+import importlib.util
+import inspect
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from nested_reft.errors import UserError
 from nested_reft.grading.extract import until_first_answer
 from nested_reft.grading.grade import grade
 
 # A completion as TRL passes it: plain text, or the messages of its chat format.
 Completion = str | list[dict[str, str]]
+Reward = Callable[..., list[float]]
 
 
 def correctness(
@@ -42,3 +49,62 @@ def first_answer_correctness(completions: list[Completion], answer: list[str], *
 def text_of(completion: Completion) -> str:
     """Return the text of a completion; in the chat format, the text of the last message."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+# The names that the config key `training.reward_funcs` accepts beside a user's own functions.
+REWARDS: dict[str, Reward] = {"correctness": correctness, "first_answer_correctness": first_answer_correctness}
+
+
+def load_reward(name: str) -> Reward:
+    """Return the reward function of this name. The import of a user's own function runs the code of its module.
+
+    Args:
+        name: a key of `REWARDS`, `package.module:function`, or `path/to/file.py:function`.
+
+    Raises:
+        UserError: the function cannot be imported, or does not have the signature that TRL calls.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    place, _, function_name = name.rpartition(":")
+    if not place:
+        raise UserError(
+            f"training.reward_funcs has {name!r}, which is not a reward; choose one of {', '.join(REWARDS)}, or give "
+            "your own as path/to/file.py:function or package.module:function"
+        )
+    try:
+        module = import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(
+            f"training.reward_funcs has {name}, whose import failed ({reason}); correct the path or the code"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not inspect.isfunction(function):
+        raise UserError(f"training.reward_funcs has {name}, but {place} has no function {function_name!r}; correct it")
+    parameters = inspect.signature(function).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise UserError(
+            f"training.reward_funcs has {name}, which does not accept all columns that TRL passes; "
+            "end its parameters with **kwargs"
+        )
+    return function
+
+
+def import_file(path: Path) -> ModuleType:
+    """Return the Python file as a module, without adding it to the modules that other code can import."""
+    spec = importlib.util.spec_from_file_location(path.stem, path.expanduser())
+    assert spec is not None and spec.loader is not None  # the name of the file ends in .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reward_files(names: list[str]) -> dict[str, Path]:
+    """Return name -> the file with its code, for those reward functions that are not part of this package.
+
+    Raises:
+        UserError: a function cannot be imported.
+    """
+    own = {name: inspect.unwrap(load_reward(name)) for name in names if name not in REWARDS}
+    return {name: Path(function.__code__.co_filename) for name, function in own.items()}

@@ -14,7 +14,7 @@ from nested_reft.config.sections import Nesting, Prompt, Training
 from nested_reft.config.study import Run, check_skip_ratios
 from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import NestingError, UserError
-from nested_reft.grading.rewards import correctness, first_answer_correctness
+from nested_reft.grading.rewards import Reward, correctness, first_answer_correctness, load_reward
 from nested_reft.model.layers import parameter_counts
 from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_rows, write_rows
@@ -22,6 +22,13 @@ from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
 from nested_reft.stages.loop import check_bf16, run_trainer, shared_arguments
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
+
+
+def reward_functions(settings: Training) -> list[Reward]:
+    """Return the functions whose weighted sum is the reward of a completion."""
+    if settings.reward_funcs is None:
+        return [first_answer_correctness if settings.fixed_length else correctness]
+    return [load_reward(name) for name in settings.reward_funcs]
 
 
 def build_trainer(
@@ -51,13 +58,14 @@ def build_trainer(
         "epsilon_high": None,
         "num_iterations": settings.num_iterations,
         "steps_per_generation": settings.steps_per_generation or settings.gradient_accumulation_steps,
+        "reward_weights": settings.reward_weights,
         "mask_truncated_completions": False,
         "disable_dropout": True,
         "shuffle_dataset": True,
         "use_vllm": False,
     }
     trainer_arguments: dict[str, Any] = {
-        "reward_funcs": first_answer_correctness if settings.fixed_length else correctness,
+        "reward_funcs": reward_functions(settings),
         "train_dataset": Dataset.from_list(rows),
         "processing_class": tokenizer,
         "skip_ratio": run.skip_ratio,
@@ -93,8 +101,11 @@ def train(
             does not support `training.bf16`.
     """
     check_bf16(settings, "training")
+    # TRL passes all columns but the prompt to the reward functions.
     rows = [
-        {"prompt": format_prompt(row["problem"], prompt.template), "answer": row["answer"]} for row in read_rows(data)
+        {"prompt": format_prompt(row["problem"], prompt.template)}
+        | {column: row[column] for column in ("problem", "solution", "answer")}
+        for row in read_rows(data)
     ]
     if len(rows) < settings.prompts_per_generation:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The how-to pages, followed: a model, a training set, a benchmark, a mitigation and a prompt template are added."""
+"""The how-to pages, followed: models, data, a mitigation, a prompt template and a reward are added."""
 
 import json
 import shutil
@@ -9,7 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.sections import Training
+from nested_reft.grading.rewards import REWARDS
 from nested_reft.records.files import read_rows
+from nested_reft.stages.train import reward_functions
 from tests.conftest import ROOT, TINY, snakemake
 from tests.docs.test_docs import blocks
 
@@ -110,3 +114,13 @@ from nested_reft.config.sections import Prompt
 assert parse_settings(Prompt, yaml.safe_load({part!r})["prompt"]).template == "plain"
 """
     run_program(program, tmp_path)
+
+
+def test_a_reward_is_a_function_in_a_file(tmp_path, monkeypatch):
+    (function,), (part,) = code_of("reward", "python"), code_of("reward", "yaml")
+    (tmp_path / "my_rewards.py").write_text(function)
+    monkeypatch.chdir(tmp_path)
+    training = parse_settings(Training, yaml.safe_load(part)["training"])
+    own, correctness = reward_functions(training)
+    assert own(completions=["\\boxed{12}"], answer=["12"], prompts=["?"])[0] > 1.0
+    assert correctness is REWARDS["correctness"]

@@ -2,9 +2,10 @@
 
 import pytest
 
+from nested_reft.errors import UserError
 from nested_reft.grading import algebra
 from nested_reft.grading.extract import boxed
-from nested_reft.grading.rewards import correctness, first_answer_correctness
+from nested_reft.grading.rewards import REWARDS, correctness, first_answer_correctness, load_reward, reward_files
 
 
 def test_no_reward_comes_from_after_the_natural_end():
@@ -38,3 +39,52 @@ def test_both_rewards_accept_text_and_chat(reward, expected):
     texts = [r"\boxed{5} \boxed{6}", r"\boxed{6} \boxed{5}"]
     assert reward(completions=texts, answer=["5", "5"]) == expected
     assert reward(completions=[as_chat(text) for text in texts], answer=["5", "5"], prompts=["?", "?"]) == expected
+
+
+OWN = """
+import functools
+
+def short(completions, **kwargs):
+    return [1 / len(completion) for completion in completions]
+
+@functools.wraps(short)
+def wrapped(*args, **kwargs):
+    return short(*args, **kwargs)
+
+def narrow(completions, answer):
+    return [0.0]
+
+number = 3
+"""
+
+
+def test_rewards_are_found_by_name_and_by_file_and_by_module(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    assert all(load_reward(name) is function for name, function in REWARDS.items())
+    names = [f"{tmp_path}/own.py:short", f"{tmp_path}/own.py:wrapped", "correctness"]
+    assert load_reward(names[0])(completions=["ab"], prompts=[""]) == [0.5]
+    assert reward_files(names) == dict.fromkeys(names[:2], tmp_path / "own.py")
+    monkeypatch.chdir(tmp_path)  # a path is relative to the working directory
+    assert load_reward("own.py:short")(completions=["a"]) == [1.0]
+    assert load_reward("nested_reft.grading.rewards:correctness") is correctness
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("correctnes", "has 'correctnes', which is not a reward; choose one of correctness, first_answer_correctness"),
+        ("missing.py:short", "import failed (FileNotFoundError: "),
+        ("no_such_package.rewards:short", "import failed (ModuleNotFoundError: No module named 'no_such_package')"),
+        ("broken.py:short", "import failed (SyntaxError: "),
+        ("own.py:long", "but own.py has no function 'long'"),
+        ("own.py:number", "but own.py has no function 'number'"),
+        ("own.py:narrow", "end its parameters with **kwargs"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_one_sentence(name, words, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def short(:\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_reward(name)
+    assert words in str(error.value) and "\n" not in str(error.value)

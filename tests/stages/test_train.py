@@ -98,6 +98,19 @@ def test_too_few_problems_are_one_sentence(tmp_path, data):
         train_run(tmp_path / "run", data, 0.15, "base")
 
 
+def test_an_own_reward_is_weighted_and_logged_under_its_name(tmp_path, data):
+    (tmp_path / "own.py").write_text(
+        "def columns(prompts, completions, problem, solution, answer, **kwargs):\n"
+        "    assert all(question in prompt for question, prompt in zip(problem, prompts))\n"
+        "    return [float(len(solution[0]) > len(answer[0]))] * len(completions)\n"
+    )
+    own = {"reward_funcs": [f"{tmp_path}/own.py:columns", "correctness"], "reward_weights": [0.5, 2.0], "max_steps": 1}
+    folder = train_run(tmp_path / "run", data, 0.15, "retrace", SMALL.model_copy(update=own))
+    (row,) = read_rows(folder / "metrics.jsonl")
+    assert row["rewards/columns/mean"] == 1.0
+    assert row["reward"] == pytest.approx(0.5 + 2.0 * row["rewards/correctness/mean"])
+
+
 REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_per_generation": 2, "save_steps": 2})
 
 

@@ -31,6 +31,11 @@ def runs_jobs():
 
 try:
     STUDY = parse_settings(Study, config)
+    REWARD_FILES = {}
+    if STUDY.training.reward_funcs:
+        from nested_reft.grading.rewards import reward_files
+
+        REWARD_FILES = reward_files(STUDY.training.reward_funcs)
     if runs_jobs():
         lock_study(Path.cwd(), STUDY.study)
 except UserError as error:

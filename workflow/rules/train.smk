@@ -45,6 +45,8 @@ rule train:
     input:
         model=f"{RESULTS}/{layout.SFT}/model",
         data=f"{RESULTS}/{layout.DATASET}",
+        # A training reruns when the code of the user's reward function changes.
+        rewards=list(REWARD_FILES.values()),
         tracking=ancient(rules.tracking_store.output.store),
     output:
         model=directory(f"{RESULTS}/{layout.TRAIN}/model"),
