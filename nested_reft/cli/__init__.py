@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import bench, inspect, maintain, stages, start, store
+from nested_reft.cli import bench, inspect, maintain, stages, start, status, store
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
 
@@ -34,6 +34,7 @@ MAINTENANCE = "Maintenance"
 # The commands by group and name, in the order in which they are used. An empty group is `nested-reft` itself.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "init", start.init, WHOLE_STUDY),
+    ("", "status", status.status, WHOLE_STUDY),
     ("prepare", "model", stages.prepare_model, STAGES),
     ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),
     ("prepare", "dataset", stages.prepare_dataset, STAGES),

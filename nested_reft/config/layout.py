@@ -9,9 +9,12 @@ from typing import Any
 
 from nested_reft.config.study import RUN, Study, expand_grid
 
-# The folder of a study's products, and the folder of its report. Both are relative to the working directory.
+# The folders of a study, relative to the working directory: its products, its report, the logs of its jobs, and the
+# tables with the run time and the memory of each job, which Snakemake writes.
 RESULTS = "results/{study}"
 REPORTS = "reports/{study}"
+LOGS = "logs/{study}"
+TIMES = "benchmarks/{study}"
 
 # Below the results: the prepared data.
 BENCHMARKS = "data/benchmarks.jsonl"

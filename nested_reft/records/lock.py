@@ -36,6 +36,28 @@ def write_holder(descriptor: int) -> None:
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of this file. The lock file is not created, and it does not change."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def study_lock(directory: Path, study: str) -> Path:
+    """Return the lock file of a study that runs in a working directory."""
+    return directory / ".snakemake" / "nested-reft" / f"{study}.lock"
+
+
 def lock_study(directory: Path, study: str) -> None:
     """Lock a study in the working directory for this process, and remove the lock files that a killed Snakemake left.
 
@@ -47,7 +69,7 @@ def lock_study(directory: Path, study: str) -> None:
         UserError: another process runs the study.
     """
     folder = directory / ".snakemake"
-    descriptor = open_lock(folder / "nested-reft" / f"{study}.lock")
+    descriptor = open_lock(study_lock(directory, study))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

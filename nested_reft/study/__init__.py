@@ -1,1 +1,1 @@
-"""What is done with a whole study: start one from a model and data of one's own."""
+"""What is done with a whole study: to start one, to check it, and to see how far it is."""

@@ -16,6 +16,7 @@ from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.records.lock import lock_study
 from nested_reft.records.source_code import source_files
+from nested_reft.study.status import write_started
 
 # With these options Snakemake runs no job, or the user asks for no lock. They are allowed while a study runs.
 READING = ["--lint", "--report", "--summary", "-S", "--detailed-summary", "-D", "--dag"]
@@ -38,6 +39,7 @@ try:
         REWARD_FILES = reward_files(STUDY.training.reward_funcs)
     if runs_jobs():
         lock_study(Path.cwd(), STUDY.study)
+        write_started(Path.cwd(), STUDY)
 except UserError as error:
     # An uncaught exception would print a traceback, and a mistake of the user needs only one sentence.
     print(f"Error: {error}", file=sys.stderr)
@@ -51,9 +53,8 @@ os.environ.update(
 RESULTS = layout.RESULTS.format(study=STUDY.study)
 REPORTS = layout.REPORTS.format(study=STUDY.study)
 CONFIG_FILE = (workflow.overwrite_configfiles or ["config/config.yaml"])[0]
-LOGS = f"logs/{STUDY.study}"
-# Snakemake writes a table with the run time and the memory of each job here.
-TIMES = f"benchmarks/{STUDY.study}"
+LOGS = layout.LOGS.format(study=STUDY.study)
+TIMES = layout.TIMES.format(study=STUDY.study)
 
 # All models that are evaluated: path below the results -> axes.
 PRODUCTS = dict(layout.products(STUDY))

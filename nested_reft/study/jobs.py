@@ -1,0 +1,171 @@
+"""One job of a study: its name, its files, and what they say about it.
+
+A job is a warm-up (`sft`), a training (`train`) or an evaluation (`evaluate`). It is named by its path below the
+results, such as `train/model~M/dataset~D/skip_ratio~X/mitigation~H/seed~S`. Its log and the table of its run time have
+the same path below their own folders.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nested_reft.config import layout
+from nested_reft.config.study import Study
+from nested_reft.records.files import read_json, read_rows
+from nested_reft.records.job_logs import NO_MESSAGE, last_sentence
+from nested_reft.records.lock import is_locked
+from nested_reft.records.progress import STEPS_OF_A_MEAN, Progress, last_progress
+
+# The exception of a job that was interrupted by Ctrl-C.
+INTERRUPTION = "KeyboardInterrupt"
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+
+
+class Folders(NamedTuple):
+    """Where a study has its files."""
+
+    results: Path
+    logs: Path
+    times: Path
+    reports: Path
+
+    @classmethod
+    def of(cls, directory: Path, study: str) -> "Folders":
+        """Return the folders of a study that runs in a working directory."""
+        templates = (layout.RESULTS, layout.LOGS, layout.TIMES, layout.REPORTS)
+        return cls(*(directory / template.format(study=study) for template in templates))
+
+
+class Job(NamedTuple):
+    """A job and its state. Times are in seconds, moments in seconds since 1970.
+
+    Attributes:
+        path: the path of the job below the results.
+        state: `stopped` is a job that was interrupted, and that the next start of the study continues.
+        started: the moment at which a running job started.
+        ended: the moment at which a finished job ended, or None if it is unknown.
+        seconds: how long a finished job took, or None if it is unknown.
+        progress: how far a running or stopped job is, or None if its log does not say so.
+        sentence: why a job failed.
+    """
+
+    path: str
+    state: State
+    started: float | None = None
+    ended: float | None = None
+    seconds: float | None = None
+    progress: Progress | None = None
+    sentence: str = ""
+
+    @property
+    def stage(self) -> str:
+        """`sft`, `train` or `evaluate`."""
+        return self.path.partition("/")[0]
+
+
+def job_paths(study: Study) -> list[str]:
+    """Return the paths of all jobs of a study: warm-ups and trainings, then evaluations."""
+    products = dict(layout.products(study))
+    made = [path for path, axes in products.items() if axes["product"] != "pretrained"]
+    return [*made, *(layout.EVALUATE.format(product=path) for path in products)]
+
+
+def axes_of(path: str) -> dict[str, str]:
+    """Return the axes in a path: `sft/model~M/seed~0` -> {model: M, seed: 0}."""
+    return dict(part.split("~", 1) for part in path.split("/") if "~" in part)
+
+
+def cell_name(path: str) -> str:
+    """Return the name of the cell of a job, `model dataset`, or only the model of a pretrained one."""
+    axes = axes_of(path)
+    return " ".join(axes[axis] for axis in ("model", "dataset") if axis in axes)
+
+
+def run_name(path: str) -> str:
+    """Return the name of a job within its cell, such as `retrace 15% s0`, `baseline s0`, `sft s0` or `pretrained`."""
+    axes = axes_of(path)
+    parts = []
+    if "skip_ratio" not in axes:
+        parts.append("sft" if "sft/" in path else "pretrained")
+    elif float(axes["skip_ratio"]) == 0:
+        parts.append("baseline")
+    else:
+        parts.append(f"{axes['mitigation']} {100 * float(axes['skip_ratio']):g}%")
+    parts += [f"border {axes['border']}"] if "border" in axes else []
+    parts += [f"s{axes['seed']}"] if "seed" in axes else []
+    return " ".join(parts)
+
+
+def job_name(path: str) -> str:
+    """Return the whole name of a job: its stage, its cell, and its name within the cell."""
+    stage = path.partition("/")[0]
+    name = run_name(path)
+    return f"{stage} {cell_name(path)} {name.removeprefix('sft ') if stage == 'sft' else name}"
+
+
+def read_job(folders: Folders, path: str, study_started: float | None) -> Job:
+    """Return the state of a job.
+
+    Args:
+        folders: the folders of the study.
+        path: the path of the job.
+        study_started: the moment at which the Snakemake that runs the study was started, or None if none runs.
+    """
+    result, log = folders.results / path, folders.logs / f"{path}.log"
+    if (result / "run.json").exists():
+        return Job(path, "done", **read_times(folders.times / f"{path}.tsv"))
+    if is_locked(result / ".lock"):
+        return Job(path, "running", started=(result / ".lock").stat().st_mtime, progress=last_progress(log))
+    if not log.exists():
+        return Job(path, "waiting")
+    changed = log.stat().st_mtime
+    if study_started is not None and changed < study_started:  # Snakemake starts the job again
+        return Job(path, "waiting", progress=last_progress(log))
+    if study_started is not None and log.stat().st_size == 0:  # the job still imports its libraries
+        return Job(path, "running", started=changed)
+    sentence = last_sentence(log)
+    if sentence == INTERRUPTION or (sentence == NO_MESSAGE and study_started is None):
+        return Job(path, "stopped", progress=last_progress(log))
+    return Job(path, "failed", sentence=sentence)
+
+
+def read_times(table: Path) -> dict[str, float]:
+    """Return `ended` and `seconds` of a job from the table that Snakemake wrote after it, or nothing without one."""
+    if not table.exists():
+        return {}
+    seconds = float(table.read_text().splitlines()[1].split("\t")[0])
+    return {"ended": table.stat().st_mtime, "seconds": seconds}
+
+
+def result_of(folders: Folders, path: str) -> str:
+    """Return the result of a finished job in words: how the reward or the loss changed, or the accuracy."""
+    folder = folders.results / path
+    if path.startswith("evaluate/"):
+        return f"accuracy {read_json(folder / 'metrics.json')['eval/overall/pass_at_1']:.3f}"
+    metric = "loss" if path.startswith("sft/") else "reward"
+    values = [row[metric] for row in read_rows(folder / "metrics.jsonl") if metric in row]
+    count = min(STEPS_OF_A_MEAN, (len(values) + 1) // 2)
+    return f"{metric} {mean(values[:count]):.2f} -> {mean(values[-count:]):.2f}"
+
+
+def pace_of(folders: Folders, job: Job) -> str:
+    """Return how far a running job is in words, with the reward and the token speed of its last steps."""
+    if job.progress is None:
+        return "starting"
+    parts = [f"{job.progress.unit} {job.progress.done}/{job.progress.total}"]
+    rows = last_rows(folders.results / job.path / "checkpoints/metrics.jsonl")
+    if rewards := [row["reward"] for row in rows if "reward" in row]:
+        parts.append(f"reward {mean(rewards):.2f}")
+    if speeds := [row["perf/total_tok_s"] for row in rows if "perf/total_tok_s" in row]:
+        parts.append(f"{mean(speeds):.0f} tok/s")
+    return ", ".join(parts)
+
+
+def last_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the metrics of the last steps of a running job, or nothing before its first step."""
+    return read_rows(path, torn_end=True)[-STEPS_OF_A_MEAN:] if path.exists() else []
+
+
+def mean(values: list[float]) -> float:
+    """Return the mean."""
+    return sum(values) / len(values)

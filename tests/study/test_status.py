@@ -1,0 +1,290 @@
+"""The status of a study, read from a made-up folder tree."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from nested_reft.cli import app
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.study import Study
+from nested_reft.errors import UserError
+from nested_reft.records.job_logs import NO_MESSAGE
+from nested_reft.records.lock import study_lock
+from nested_reft.study.jobs import Folders, job_name, job_paths, read_job
+from nested_reft.study.status import last_started, read_status, write_started
+from nested_reft.study.status_text import render
+from tests.conftest import ROOT
+
+SETTINGS = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+SMOKE = parse_settings(Study, SETTINGS)
+CELL = "model~tiny-28/dataset~mixed"
+TRAIN = f"train/{CELL}/skip_ratio~0.15/mitigation~retrace/seed~0"
+NOW = 1_800_000_000.0
+STEP = "2026-11-27 06:59:25 INFO step 12/40: reward 0.438, KL 0.03, acceptance 0.98, 0.93 s/step, about 26 s left\n"
+
+
+class Tree:
+    """The files of a smoke study in a folder."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.folders = Folders.of(directory, "smoke")
+
+    def log(self, path, text, at=NOW):
+        file = self.folders.logs / f"{path}.log"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        os.utime(file, (at, at))
+
+    def finish(self, path, seconds=30.0, at=NOW, **metrics):
+        folder, table = self.folders.results / path, self.folders.times / f"{path}.tsv"
+        for parent in (folder, table.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text("{}")
+        metrics = {"eval/overall/pass_at_1": 0.9125} | metrics
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        rows = [{"step": step, "loss": 1 / step, "reward": step / 100} for step in range(1, 41)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        table.write_text(f"s\th:m:s\n{seconds}\t0:00:30\n")
+        os.utime(table, (at, at))
+        self.log(path, STEP, at)
+
+    def begin(self, path, log=STEP, at=NOW):
+        """Write what a job writes until it has made some steps."""
+        folder = self.folders.results / path / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{"step": step, "reward": 0.4 + step % 2 / 10, "perf/total_tok_s": 200.0} for step in range(1, 13)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 13, "rew')
+        (folder.parent / ".lock").write_text("process 1 on here")
+        os.utime(folder.parent / ".lock", (at, at))
+        self.log(path, log, at)
+
+    @contextmanager
+    def locked(self, file, at=NOW):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as lock:
+            os.utime(file, (at, at))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def runs(self, since=NOW):
+        return self.locked(study_lock(self.directory, "smoke"), since)
+
+    def status(self, now=NOW):
+        return read_status(self.directory, "smoke", job_paths(SMOKE), now)
+
+
+@pytest.fixture()
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+def test_the_jobs_of_a_study_are_those_of_the_workflow():
+    paths = job_paths(SMOKE)
+    assert len(paths) == len(set(paths)) == 1 + 3 + 5
+    assert [job_name(path) for path in paths] == [
+        "sft tiny-28 mixed s0",
+        "train tiny-28 mixed baseline s0",
+        "train tiny-28 mixed base 15% s0",
+        "train tiny-28 mixed retrace 15% s0",
+        "evaluate tiny-28 pretrained",
+        "evaluate tiny-28 mixed sft s0",
+        "evaluate tiny-28 mixed baseline s0",
+        "evaluate tiny-28 mixed base 15% s0",
+        "evaluate tiny-28 mixed retrace 15% s0",
+    ]
+
+
+def test_an_unusual_ratio_and_border_are_in_the_name():
+    assert job_name("train/model~m/dataset~d/skip_ratio~0.125/border~2/mitigation~is/seed~3").endswith(
+        "m d is 12.5% border 2 s3"
+    )
+
+
+def test_before_the_start_every_job_waits(tree):
+    status = tree.status()
+    assert {job.state for job in status.jobs} == {"waiting"}
+    text = render(status, NOW)
+    assert text.startswith("smoke: not started, 9 jobs\n")
+    assert "--configfile" in text.splitlines()[-1]
+
+
+def test_a_running_study(tree):
+    tree.finish("evaluate/pretrained/model~tiny-28", seconds=10, at=NOW + 10)
+    tree.finish(f"sft/{CELL}/seed~0", seconds=20, at=NOW + 30)
+    tree.begin(TRAIN, at=NOW + 30)
+    with tree.runs(), tree.locked(tree.folders.results / TRAIN / ".lock", NOW + 30):
+        status = tree.status(NOW + 60)
+    states = {job_name(job.path): job.state for job in status.jobs}
+    assert states["train tiny-28 mixed retrace 15% s0"] == "running"
+    assert states["evaluate tiny-28 mixed retrace 15% s0"] == "waiting"
+    # 30 s for 12 of 40 steps are 100 s for a training; 70 s are left of one, two follow, and four evaluations of 10 s.
+    assert status.seconds_left == pytest.approx(70 + 200 + 40)
+    text = render(status, NOW + 60)
+    headline = "smoke: runs for 60 s, 2 of 9 jobs done, 1 running; about 5 min left"
+    assert text.splitlines()[0] == headline
+    table = [re.split(r"  +", line.strip()) for line in text.splitlines()]
+    assert ["sft s0", "loss 0.29 -> 0.03", "waiting"] in table
+    assert ["retrace 15% s0", "step 12/40, reward 0.45, 200 tok/s", "waiting"] in table
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_job_that_imports_its_libraries_is_running(tree):
+    tree.log(TRAIN, "", at=NOW + 5)
+    with tree.runs():
+        job = read_job(tree.folders, TRAIN, NOW)
+        assert (job.state, job.started) == ("running", NOW + 5)
+        assert "retrace 15% s0  starting " in render(tree.status(NOW + 9), NOW + 9)
+    assert read_job(tree.folders, TRAIN, None).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    "end", ["\nAborted!\n", "Traceback (most recent call last):\n  File\nKeyboardInterrupt\n", ""], ids=str.split
+)
+def test_after_ctrl_c_a_job_is_stopped_and_waits_for_its_turn_after_the_next_start(tree, end):
+    tree.begin(TRAIN, log=STEP + end)
+    status = tree.status()
+    (job,) = [job for job in status.jobs if job.path == TRAIN]
+    assert job.state == "stopped"
+    text = render(status, NOW)
+    assert text.startswith("smoke: does not run, 0 of 9 jobs done, 1 stopped; time left not known yet\n")
+    assert "  retrace 15% s0  stopped at step 12/40" in text
+    assert text.endswith("again to go on; finished jobs are kept.")
+    with tree.runs(since=NOW + 100):
+        assert read_job(tree.folders, TRAIN, NOW + 100).state == "waiting"
+
+
+def test_a_failed_job_is_shown_with_its_sentence_and_its_log(tree):
+    tree.begin(TRAIN, log=STEP + "Error: the model has no tokenizer\n", at=NOW + 1)
+    for started in (NOW, None):  # while the study goes on, and later
+        job = read_job(tree.folders, TRAIN, started)
+        assert (job.state, job.sentence) == ("failed", "the model has no tokenizer")
+    lines = render(tree.status(), NOW).splitlines()
+    assert "1 failed" in lines[0]
+    start = lines.index("failed:")
+    assert lines[start + 1 : start + 3] == [
+        "  train tiny-28 mixed retrace 15% s0: the model has no tokenizer",
+        f"    {tree.folders.logs}/{TRAIN}.log",
+    ]
+
+
+def test_a_job_that_was_killed_while_the_study_goes_on_has_failed(tree):
+    tree.begin(TRAIN, at=NOW + 1)
+    job = read_job(tree.folders, TRAIN, NOW)
+    assert (job.state, job.sentence) == ("failed", NO_MESSAGE)
+
+
+def test_a_complete_study(tree):
+    for path in job_paths(SMOKE):
+        tree.finish(path)
+    assert render(tree.status(), NOW).startswith("smoke: does not run, 9 of 9 jobs done; about 0 s left")
+    tree.folders.reports.mkdir(parents=True)
+    (tree.folders.reports / "findings.rst").touch()
+    text = render(tree.status(), NOW)
+    assert text.startswith("smoke: complete, 9 jobs\n")
+    assert "  retrace 15% s0  reward 0.06 -> 0.35  accuracy 0.912" in text
+    assert text.endswith(f"report: {tree.folders.reports}/")
+
+
+@pytest.fixture()
+def large():
+    """Return a study with 6,000 trainings."""
+    changes = {
+        "skip_ratio": [0.05, 0.1, 0.15],
+        "mitigation": ["base", "practical", "retrace"],
+        "seed": list(range(600)),
+    }
+    return parse_settings(Study, SETTINGS | {"grid": SETTINGS["grid"] | changes})
+
+
+def test_a_large_study_is_counted_by_cell_and_reads_few_files(tree, large, monkeypatch):
+    paths = job_paths(large)
+    assert len(paths) == 600 * (1 + 10 + 1 + 10) + 1
+    for path in [path for path in paths if path.endswith("seed~0")]:
+        tree.finish(path)
+    opened = []
+    original = os.open
+
+    def counted(path, *arguments, **options):
+        opened.append(path)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", counted)
+    read = []
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: read.append(path) or read_text(path))
+    status = read_status(tree.directory, "smoke", paths, NOW)
+    text = render(status, NOW)
+    assert len(opened) <= len(paths) + 1  # a lock per job, and that of the study
+    assert len(read) == status.count("done") == 22
+    assert len(text.splitlines()) < 12
+    assert "tiny-28 mixed  1/600  10/6000  11/6600" in text
+
+
+def test_failures_of_a_large_study_are_listed_up_to_ten(tree, large):
+    paths = [path for path in job_paths(large) if path.startswith("train")]
+    for path in paths[:12]:
+        tree.log(path, "Error: no\n")
+    with tree.locked(tree.folders.results / paths[20] / ".lock"):
+        tree.log(paths[20], STEP)
+        text = render(read_status(tree.directory, "smoke", paths, NOW), NOW)
+    assert text.count(": no\n") == 10
+    assert "\n  and 2 more\n" in text
+    assert f"\nrunning:\n  {job_name(paths[20])}: step 12/40\n" in text
+    assert "5988/" not in text and "0/6000, 1 running, 12 failed" in text
+
+
+def test_without_a_file_the_study_that_was_started_last_is_shown(tmp_path, monkeypatch):
+    write_started(tmp_path, SMOKE)
+    other = SMOKE.model_copy(update={"study": "other"})
+    write_started(tmp_path, other)
+    later = time.time() + 10
+    os.utime(tmp_path / ".snakemake/nested-reft/other.json", (later, later))
+    assert last_started(tmp_path) == ("other", job_paths(other))
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["status"])
+    assert shown.exit_code == 0 and shown.stdout.startswith("other: not started, 9 jobs\n")
+    named = CliRunner().invoke(app, ["status", str(ROOT / "config/smoke.yaml")])
+    assert named.exit_code == 0 and named.stdout.startswith("smoke: not started, 9 jobs\n")
+
+
+def test_a_folder_in_which_nothing_was_started_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no study was started in .*; give the file of a study"):
+        last_started(tmp_path)
+
+
+def test_watch_shows_the_status_until_the_study_is_complete(tree, monkeypatch):
+    write_started(tree.directory, SMOKE)
+    monkeypatch.chdir(tree.directory)
+
+    def finish_instead(seconds):
+        for path in job_paths(SMOKE):
+            tree.finish(path)
+        tree.folders.reports.mkdir(parents=True)
+        (tree.folders.reports / "findings.rst").touch()
+
+    monkeypatch.setattr(time, "sleep", finish_instead)
+    shown = CliRunner().invoke(app, ["status", "--watch"])
+    assert shown.exit_code == 0
+    assert [line for line in shown.stdout.splitlines() if line.startswith("smoke:")] == [
+        "smoke: not started, 9 jobs",
+        "smoke: complete, 9 jobs",
+    ]
+
+
+def test_the_status_of_the_finished_smoke_study(smoke_study, tmp_path):
+    shutil.copytree(smoke_study, tmp_path / "study")
+    name, paths = last_started(tmp_path / "study")
+    assert (name, len(paths)) == ("smoke", 1 + 4 + 6)
+    status = read_status(tmp_path / "study", name, paths, time.time())
+    assert status.is_complete and all(job.seconds for job in status.jobs)
+    assert render(status, time.time()).startswith("smoke: complete, 11 jobs\n")
