@@ -9,6 +9,7 @@ import typer
 import yaml
 
 SECONDS_BETWEEN_VIEWS = 5.0
+CLEAR_SCREEN = "\033[H\033[2J"
 
 
 def status(
@@ -39,7 +40,7 @@ def status(
         now = time.time()
         found = read_status(here, name, paths, now)
         if watch and sys.stdout.isatty():
-            typer.clear()
+            typer.echo(CLEAR_SCREEN, nl=False)
         typer.echo(render(found, now))
         if not watch or found.is_complete:
             return

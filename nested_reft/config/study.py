@@ -1,7 +1,7 @@
 """A study: its sections, its grid of runs, and the checks across sections."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import field_validator, model_validator
@@ -34,6 +34,23 @@ BASELINE: dict[str, Any] = {"skip_ratio": 0.0, "border": 0, "mitigation": "base"
 INSTANCE = list(BASELINE)
 # The axes that identify a run, in the same order.
 RUN = ["model", "dataset", *INSTANCE, "seed"]
+
+
+def instance_label(instance: Mapping[Any, Any], grid: Mapping[str, Collection[Any]]) -> str:
+    """Return the name of an instance: `10% retrace`, or `10% border 2 retrace` in a study of several borders.
+
+    Args:
+        instance: axis -> value. Without the axis `skip_ratio`, the name is that of a curve over the skip ratios.
+        grid: axis -> the values in the study; `report.sources.grid_of` gives them for a table.
+    """
+    if instance.get("skip_ratio") == BASELINE["skip_ratio"]:
+        return "baseline"
+    words: dict[str, Callable[[Any], str]] = {
+        "skip_ratio": lambda ratio: f"{100 * ratio:g}%",
+        "border": lambda border: f"border {border}" if len(grid["border"]) > 1 else "",
+        "mitigation": str,
+    }
+    return " ".join(filter(None, (words[axis](instance[axis]) for axis in INSTANCE if axis in instance)))
 
 
 class Study(Section):

@@ -14,7 +14,6 @@ Every table, figure and caption is a function of these files, so a report can be
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import pandas as pd
 
 from nested_reft.config.layout import PRETRAINED, SOURCES, products
 from nested_reft.config.study import BASELINE, INSTANCE, RUN, Study
+from nested_reft.config.study import instance_label as instance_label
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json, write_versioned_json
 from nested_reft.report.details import Details, collect_details, read_details, write_details
@@ -204,23 +204,6 @@ def add_border(sources: Sources) -> None:
     for table in (sources.results, sources.problem_scores, sources.steps):
         of_skipping = table["skip_ratio"].map({0.0: BASELINE["border"]}).fillna(border)
         table["border"] = of_skipping.where(table["skip_ratio"].notna()).astype("Int64")
-
-
-def instance_label(instance: Mapping[Any, Any], grid: Mapping[str, Collection[Any]]) -> str:
-    """Return the name of an instance: `10% retrace`, or `10% border 2 retrace` in a study of several borders.
-
-    Args:
-        instance: axis -> value. Without the axis `skip_ratio`, the name is that of a curve over the skip ratios.
-        grid: axis -> the values in the study; `grid_of` gives them for a table.
-    """
-    if instance.get("skip_ratio") == BASELINE["skip_ratio"]:
-        return "baseline"
-    words: dict[str, Callable[[Any], str]] = {
-        "skip_ratio": lambda ratio: f"{100 * ratio:g}%",
-        "border": lambda border: f"border {border}" if len(grid["border"]) > 1 else "",
-        "mitigation": str,
-    }
-    return " ".join(filter(None, (words[axis](instance[axis]) for axis in INSTANCE if axis in instance)))
 
 
 def grid_of(table: pd.DataFrame) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import layout
-from nested_reft.config.study import Study
+from nested_reft.config.study import Study, instance_label
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.job_logs import NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
@@ -17,6 +17,9 @@ from nested_reft.records.progress import STEPS_OF_A_MEAN, Progress, last_progres
 
 # The exception of a job that was interrupted by Ctrl-C.
 INTERRUPTION = "KeyboardInterrupt"
+
+# Names show the border only if it is another one.
+DEFAULT_BORDER = 1
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 
@@ -82,18 +85,14 @@ def cell_name(path: str) -> str:
 
 
 def run_name(path: str) -> str:
-    """Return the name of a job within its cell, such as `retrace 15% s0`, `baseline s0`, `sft s0` or `pretrained`."""
+    """Return the name of a job within its cell, such as `15% retrace s0`, `baseline s0`, `sft s0` or `pretrained`."""
     axes = axes_of(path)
-    parts = []
-    if "skip_ratio" not in axes:
-        parts.append("sft" if "sft/" in path else "pretrained")
-    elif float(axes["skip_ratio"]) == 0:
-        parts.append("baseline")
+    if "skip_ratio" in axes:
+        instance = axes | {"skip_ratio": float(axes["skip_ratio"]), "border": int(axes["border"])}
+        name = instance_label(instance, {"border": {DEFAULT_BORDER, instance["border"]}})
     else:
-        parts.append(f"{axes['mitigation']} {100 * float(axes['skip_ratio']):g}%")
-    parts += [f"border {axes['border']}"] if "border" in axes else []
-    parts += [f"s{axes['seed']}"] if "seed" in axes else []
-    return " ".join(parts)
+        name = "sft" if "sft/" in path else "pretrained"
+    return f"{name} s{axes['seed']}" if "seed" in axes else name
 
 
 def job_name(path: str) -> str:
@@ -113,7 +112,8 @@ def read_job(folders: Folders, path: str, study_started: float | None) -> Job:
     """
     result, log = folders.results / path, folders.logs / f"{path}.log"
     if (result / "run.json").exists():
-        return Job(path, "done", **read_times(folders.times / f"{path}.tsv"))
+        ended, seconds = read_times(folders.times / f"{path}.tsv")
+        return Job(path, "done", ended=ended, seconds=seconds)
     if is_locked(result / ".lock"):
         return Job(path, "running", started=(result / ".lock").stat().st_mtime, progress=last_progress(log))
     if not log.exists():
@@ -129,12 +129,11 @@ def read_job(folders: Folders, path: str, study_started: float | None) -> Job:
     return Job(path, "failed", sentence=sentence)
 
 
-def read_times(table: Path) -> dict[str, float]:
-    """Return `ended` and `seconds` of a job from the table that Snakemake wrote after it, or nothing without one."""
-    if not table.exists():
-        return {}
-    seconds = float(table.read_text().splitlines()[1].split("\t")[0])
-    return {"ended": table.stat().st_mtime, "seconds": seconds}
+def read_times(table: Path) -> tuple[float | None, float | None]:
+    """Return when a job ended and how long it took, from the table that Snakemake wrote after it."""
+    if not table.exists():  # the job was run by hand
+        return None, None
+    return table.stat().st_mtime, float(table.read_text().splitlines()[1].split("\t")[0])
 
 
 def result_of(folders: Folders, path: str) -> str:

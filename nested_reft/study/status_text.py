@@ -7,8 +7,10 @@ from nested_reft.records.progress import duration
 from nested_reft.study.jobs import Job, cell_name, job_name, pace_of, result_of, run_name
 from nested_reft.study.status import Status
 
-# A study with more jobs is shown as counts per cell. Of the running and of the failed jobs, so many are listed.
-MOST_JOBS, MOST_LISTED = 60, 10
+# A study with more jobs is shown as counts per cell.
+MOST_JOBS = 60
+# The largest number of running and of failed jobs that are listed.
+MOST_LISTED = 10
 
 
 def render(status: Status, now: float) -> str:
@@ -81,7 +83,7 @@ def in_words(status: Status, job: Job) -> str:
 def cell_table(status: Status) -> list[str]:
     """Return a row per cell, with the number of finished jobs of each stage."""
     stages = ("sft", "train", "evaluate")
-    rows = [("cell", *stages)]
+    rows: list[tuple[str, ...]] = [("cell", *stages)]
     for cell, found in groupby(
         sorted(status.jobs, key=lambda job: cell_name(job.path)), lambda job: cell_name(job.path)
     ):

@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 SETTINGS = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
 SMOKE = parse_settings(Study, SETTINGS)
 CELL = "model~tiny-28/dataset~mixed"
-TRAIN = f"train/{CELL}/skip_ratio~0.15/mitigation~retrace/seed~0"
+TRAIN = f"train/{CELL}/skip_ratio~0.15/border~1/mitigation~retrace/seed~0"
 NOW = 1_800_000_000.0
 STEP = "2026-11-27 06:59:25 INFO step 12/40: reward 0.438, KL 0.03, acceptance 0.98, 0.93 s/step, about 26 s left\n"
 
@@ -94,19 +94,19 @@ def test_the_jobs_of_a_study_are_those_of_the_workflow():
     assert [job_name(path) for path in paths] == [
         "sft tiny-28 mixed s0",
         "train tiny-28 mixed baseline s0",
-        "train tiny-28 mixed base 15% s0",
-        "train tiny-28 mixed retrace 15% s0",
+        "train tiny-28 mixed 15% base s0",
+        "train tiny-28 mixed 15% retrace s0",
         "evaluate tiny-28 pretrained",
         "evaluate tiny-28 mixed sft s0",
         "evaluate tiny-28 mixed baseline s0",
-        "evaluate tiny-28 mixed base 15% s0",
-        "evaluate tiny-28 mixed retrace 15% s0",
+        "evaluate tiny-28 mixed 15% base s0",
+        "evaluate tiny-28 mixed 15% retrace s0",
     ]
 
 
 def test_an_unusual_ratio_and_border_are_in_the_name():
     assert job_name("train/model~m/dataset~d/skip_ratio~0.125/border~2/mitigation~is/seed~3").endswith(
-        "m d is 12.5% border 2 s3"
+        "m d 12.5% border 2 is s3"
     )
 
 
@@ -125,8 +125,8 @@ def test_a_running_study(tree):
     with tree.runs(), tree.locked(tree.folders.results / TRAIN / ".lock", NOW + 30):
         status = tree.status(NOW + 60)
     states = {job_name(job.path): job.state for job in status.jobs}
-    assert states["train tiny-28 mixed retrace 15% s0"] == "running"
-    assert states["evaluate tiny-28 mixed retrace 15% s0"] == "waiting"
+    assert states["train tiny-28 mixed 15% retrace s0"] == "running"
+    assert states["evaluate tiny-28 mixed 15% retrace s0"] == "waiting"
     # 30 s for 12 of 40 steps are 100 s for a training; 70 s are left of one, two follow, and four evaluations of 10 s.
     assert status.seconds_left == pytest.approx(70 + 200 + 40)
     text = render(status, NOW + 60)
@@ -134,7 +134,7 @@ def test_a_running_study(tree):
     assert text.splitlines()[0] == headline
     table = [re.split(r"  +", line.strip()) for line in text.splitlines()]
     assert ["sft s0", "loss 0.29 -> 0.03", "waiting"] in table
-    assert ["retrace 15% s0", "step 12/40, reward 0.45, 200 tok/s", "waiting"] in table
+    assert ["15% retrace s0", "step 12/40, reward 0.45, 200 tok/s", "waiting"] in table
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -143,7 +143,7 @@ def test_a_job_that_imports_its_libraries_is_running(tree):
     with tree.runs():
         job = read_job(tree.folders, TRAIN, NOW)
         assert (job.state, job.started) == ("running", NOW + 5)
-        assert "retrace 15% s0  starting " in render(tree.status(NOW + 9), NOW + 9)
+        assert "15% retrace s0  starting " in render(tree.status(NOW + 9), NOW + 9)
     assert read_job(tree.folders, TRAIN, None).state == "stopped"
 
 
@@ -157,7 +157,7 @@ def test_after_ctrl_c_a_job_is_stopped_and_waits_for_its_turn_after_the_next_sta
     assert job.state == "stopped"
     text = render(status, NOW)
     assert text.startswith("smoke: does not run, 0 of 9 jobs done, 1 stopped; time left not known yet\n")
-    assert "  retrace 15% s0  stopped at step 12/40" in text
+    assert "  15% retrace s0  stopped at step 12/40" in text
     assert text.endswith("again to go on; finished jobs are kept.")
     with tree.runs(since=NOW + 100):
         assert read_job(tree.folders, TRAIN, NOW + 100).state == "waiting"
@@ -172,7 +172,7 @@ def test_a_failed_job_is_shown_with_its_sentence_and_its_log(tree):
     assert "1 failed" in lines[0]
     start = lines.index("failed:")
     assert lines[start + 1 : start + 3] == [
-        "  train tiny-28 mixed retrace 15% s0: the model has no tokenizer",
+        "  train tiny-28 mixed 15% retrace s0: the model has no tokenizer",
         f"    {tree.folders.logs}/{TRAIN}.log",
     ]
 
@@ -191,7 +191,7 @@ def test_a_complete_study(tree):
     (tree.folders.reports / "findings.rst").touch()
     text = render(tree.status(), NOW)
     assert text.startswith("smoke: complete, 9 jobs\n")
-    assert "  retrace 15% s0  reward 0.06 -> 0.35  accuracy 0.912" in text
+    assert "  15% retrace s0  reward 0.06 -> 0.35  accuracy 0.912" in text
     assert text.endswith(f"report: {tree.folders.reports}/")
 
 
