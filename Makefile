@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 CONFIG ?= config/config.yaml
+# `make ui PORT=5001 OPEN=1` chooses the port and opens the browser.
+PORT ?= 5000
+OPEN ?=
 # More options for pytest, as in `make test PYTEST="--cov --durations=20"`.
 PYTEST ?=
 # Pages that people write; the others are generated.
@@ -23,8 +26,8 @@ study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
 report: setup  ## build report.html, self-contained, from a finished study
 	$(BIN)/snakemake --configfile $(CONFIG) --report report.html --report-stylesheet workflow/report.css
 
-ui: setup  ## browse all runs of the default store in MLflow, on this machine only
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
+ui: setup  ## browse the runs in MLflow, on this machine only: PORT=5001, OPEN=1 opens the browser
+	$(BIN)/nested-reft ui $(CONFIG) --port $(PORT) $(if $(OPEN),--open)
 
 test: setup  ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(PYTEST)

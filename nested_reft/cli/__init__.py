@@ -51,6 +51,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "grade", bench.bench_grade, INSPECTION),
     ("bench", "figure", bench.bench_figure, INSPECTION),
     ("", "tracking-store", store.tracking_store, MAINTENANCE),
+    ("", "ui", store.ui, MAINTENANCE),
     ("", "track", store.track, MAINTENANCE),
     ("", "schema", maintain.schema, MAINTENANCE),
     ("", "pretrain", maintain.pretrain, MAINTENANCE),

@@ -129,6 +129,6 @@ def analyse(
     build.report(parsed, results, out)
     if tracking:
         from nested_reft.records.files import read_json
-        from nested_reft.records.mlflow_mirror import mirror_report
+        from nested_reft.records.mlflow_report import mirror_report
 
         mirror_report(out, results, parsed.study, read_json(tracking)["uri"])

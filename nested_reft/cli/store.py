@@ -1,11 +1,17 @@
-"""The commands for the MLflow store: `tracking-store` and `track`."""
+"""The commands for the MLflow store: `tracking-store`, `track` and `ui`."""
 
+import os
+import signal
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from nested_reft.cli.options import Out
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 
 
@@ -33,9 +39,60 @@ def track(
     """Rebuild the MLflow store from the files of the results, and from the reports if they exist."""
     if not results.is_dir():
         raise UserError(f"results folder {str(results)!r} does not exist; give the folder of a study")
-    from nested_reft.records.mlflow_mirror import rebuild_store
+    from nested_reft.records.mlflow_mirror import store_problem
+    from nested_reft.records.mlflow_report import rebuild_store
+
+    if problem := store_problem(uri):
+        raise UserError(problem)
 
     records, accepted = rebuild_store(results, reports, uri)
     typer.echo(f"{accepted} of {records} runs are in {uri}")
     if accepted < records:
         raise typer.Exit(1)
+
+
+def store_of(config: Path | None) -> str:
+    """Return the address of the store: that of the environment, else that of the study, else the default.
+
+    Raises:
+        UserError: the study has no store.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if config is None:
+        return "sqlite:///results/mlflow.db"
+    uri = parse_settings(Study, yaml.safe_load(config.read_text())).tracking.uri
+    if uri is None:
+        raise UserError(f"tracking.uri is null in {config}, so the study has no MLflow store; name a store there")
+    return uri
+
+
+def ui(
+    config: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="YAML file of the study whose store is shown.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the runs of the newest study.")] = False,
+) -> None:
+    """Serve MLflow's UI on this machine, and print the address of each study's runs, the newest study first."""
+    from nested_reft.records import mlflow_ui
+
+    uri = store_of(config)
+    mlflow_ui.check_store(uri)
+    if uri.startswith("http"):  # a server shows this store already
+        addresses, server = mlflow_ui.study_addresses(uri, uri), None
+    else:
+        mlflow_ui.check_port(port)
+        addresses = mlflow_ui.study_addresses(uri, f"http://127.0.0.1:{port}")
+        server = mlflow_ui.serve(uri, port)
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    for study, address in addresses.items():
+        typer.echo(f"Runs of {study}: {address}")
+    if open_browser and addresses:
+        webbrowser.open(next(iter(addresses.values())))
+    if server:
+        typer.echo("MLflow runs until Ctrl-C.")
+        try:
+            raise typer.Exit(server.wait())
+        except KeyboardInterrupt:  # the server has received it, too
+            server.wait()

@@ -1,17 +1,17 @@
 """MLflow as a mirror of the records: a stage sends its metrics as it runs, or `nested-reft track` sends its files."""
 
+import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nested_reft.config.study import RUN
-from nested_reft.records.files import read_rows, read_versioned_json
-from nested_reft.records.mlflow_views import INSTANCE_OF_CELL, delta_columns, experiment_tags
+from nested_reft.records.mlflow_views import curve_names, description, experiment_tags, result_names, run_name
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_SENDS = 10.0
 # The time for which the end of a stage repeats failed sends, for example while the database is locked.
 SECONDS_AT_THE_END = 60.0
-# The axes of a run of the grid, in the order in which the name of its MLflow run has them.
-AXES = ("product", *RUN)
+# Columns and number of the completions that an evaluation shows in MLflow; records.parquet has all of them.
+COMPLETION_COLUMNS = ["benchmark", "problem", "completion", "answer", "extracted", "correct"]
+NUM_COMPLETIONS = 50
 # MLflow's limits on one request, and on the length of a parameter.
 PARAMS_PER_BATCH, METRICS_PER_BATCH, PARAM_LENGTH = 100, 1000, 6000
 # The kinds of addresses that MLflow opens and that several jobs can share.
@@ -32,12 +33,23 @@ def mlflow_timestamp(moment: str) -> int:
     return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-def final_row(record: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> dict[str, Any]:
-    """Return the result of a stage as one more row, after the rows of its steps.
+def final_row(record: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return the result of a stage as one more row. MLflow shows a metric of step 0 as a number and not as a curve.
 
     The row has the time at which the stage ended, so that MLflow ignores it when it is sent a second time.
     """
-    return {"step": step, "time": mlflow_timestamp(record["finished"]) / 1000, **metrics}
+    return {"step": 0, "time": mlflow_timestamp(record["finished"]) / 1000, **result_names(metrics)}
+
+
+def sampled_completions(records: Path) -> str:
+    """Return some rows of records.parquet, at equal distances, as a table in the JSON format of MLflow."""
+    import numpy as np
+    import pandas as pd
+
+    rows = pd.read_parquet(records, columns=COMPLETION_COLUMNS)
+    chosen = np.linspace(0, len(rows) - 1, min(NUM_COMPLETIONS, len(rows))).astype(int)
+    table = rows.iloc[chosen].assign(answer=rows["answer"].map(lambda answers: " or ".join(map(str, answers))))
+    return table.to_json(orient="split", index=False)
 
 
 def without_secrets(text: str) -> str:
@@ -104,11 +116,10 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
     """
     from mlflow.exceptions import MlflowException
 
-    database = uri.removeprefix("sqlite:///")
     artifacts = None
-    if database != uri:
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
-        artifacts = (Path(database).absolute().parent / "mlartifacts" / study).as_uri()
+    if folder := local_artifacts(uri):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        artifacts = f"mlflow-artifacts:/{study}"
     client = connect(uri)
     experiment = client.get_experiment_by_name(study)
     if experiment is not None:
@@ -117,6 +128,25 @@ def open_store(uri: str, study: str) -> tuple[Any, str]:
         return client, client.create_experiment(study, artifact_location=artifacts, tags=experiment_tags())
     except MlflowException:  # another process has created it since
         return client, client.get_experiment_by_name(study).experiment_id
+
+
+def local_artifacts(uri: str) -> Path | None:
+    """Return the folder beside a SQLite store that has the artifacts of its runs, or None for another kind of store.
+
+    The store itself holds addresses relative to this folder (`mlflow-artifacts:/...`), so that both can be moved.
+    """
+    database = uri.removeprefix("sqlite:///")
+    return None if database == uri else Path(database).absolute().parent / "mlartifacts"
+
+
+def save_artifact(client: Any, run: str, file: Path, folder: str | None = None) -> None:
+    """Copy a file to the artifacts of an MLflow run."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    address = client.get_run(run).info.artifact_uri
+    if local := local_artifacts(client.tracking_uri):
+        address = address.replace("mlflow-artifacts:", local.as_uri(), 1)
+    get_artifact_repository(address, tracking_uri=client.tracking_uri).log_artifact(str(file), folder)
 
 
 def find_run(client: Any, experiment: str, uid: str) -> Any:
@@ -172,7 +202,7 @@ class MLflowMirror:
             tags |= {name: self.record[name] for name in ("study", "stage", "uid")}
             tags["git_commit"] = self.record["provenance"]["git_commit"]
             tags["mlflow.parentRunId"] = parent
-            name = " ".join([self.record["stage"], *(str(axes[axis]) for axis in AXES if axis in axes)])
+            name = run_name(self.record["stage"], axes)
             started = mlflow_timestamp(self.record["started"])
             self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
         params = [Param(name, value[:PARAM_LENGTH]) for name, value in flatten(self.record["settings"]).items()]
@@ -190,7 +220,7 @@ class MLflowMirror:
             metrics = [
                 Metric(name, float(value), int(row["time"] * 1000), row["step"])
                 for row in self.waiting
-                for name, value in row.items()
+                for name, value in curve_names(row).items()
                 if name not in ("step", "time") and isinstance(value, int | float)
             ]
             for start in range(0, len(metrics), METRICS_PER_BATCH):
@@ -211,101 +241,42 @@ class MLflowMirror:
         if time.monotonic() > self.next_attempt:
             self.try_to_send()
 
-    def try_to_close(self) -> bool:
-        """Try to mark the MLflow run as finished; return whether that succeeded."""
+    def try_to_close(self, metrics: Mapping[str, float], folder: Path) -> bool:
+        """Try to describe the MLflow run and to mark it as finished; return whether that succeeded."""
         try:
+            self.client.set_tag(self.run_id, "mlflow.note.content", description(self.record, metrics))
+            if (folder / "records.parquet").exists():
+                self.save_completions(folder / "records.parquet")
             self.client.set_terminated(self.run_id, "FINISHED", mlflow_timestamp(self.record["finished"]))
         except Exception as error:
             log.warning("MLflow did not close the run; it is closed later: %s", without_secrets(str(error)))
             return False
         return True
 
-    def finish(self, row: dict[str, Any]) -> bool:
-        """Send the waiting rows and the final row; return whether all is sent.
+    def save_completions(self, records: Path) -> None:
+        """Add a table of sampled completions to the artifacts of the MLflow run."""
+        with tempfile.TemporaryDirectory() as temporary:
+            file = Path(temporary) / "completions.json"
+            file.write_text(sampled_completions(records))
+            save_artifact(self.client, self.run_id, file)
+        tables = json.dumps([{"path": file.name, "type": "table"}])
+        self.client.set_tag(self.run_id, "mlflow.loggedArtifacts", tables)
+
+    def finish(self, metrics: Mapping[str, float], folder: Path) -> bool:
+        """Send the waiting rows and the result of the stage; return whether all is sent.
 
         Failed attempts, for example while the database is locked, are repeated for `SECONDS_AT_THE_END`.
+
+        Args:
+            metrics: the content of metrics.json.
+            folder: the folder of the product.
         """
-        self.waiting.append(row)
+        self.waiting.append(final_row(self.record, metrics))
         deadline, pause = time.monotonic() + SECONDS_AT_THE_END, 0.25
-        while not (self.try_to_send() and self.try_to_close()):
+        while not (self.try_to_send() and self.try_to_close(metrics, folder)):
             if time.monotonic() + pause > deadline:
                 log.warning("MLflow lacks metrics of %s; `nested-reft track` sends them", self.record["uid"])
                 return False
             time.sleep(pause)
             pause *= 2
         return True
-
-
-def rebuild_store(results: Path, reports: Path, uri: str) -> tuple[int, int]:
-    """Send every finished record under `results`, and the reports, to the store.
-
-    Sending a record twice changes nothing: MLflow runs are found by their `uid`, and MLflow ignores a metric that it
-    already has.
-
-    Returns:
-        The number of records, and how many of them the store has accepted.
-
-    Raises:
-        UserError: if a record is in a layout that this code does not read; nothing is sent then.
-    """
-    folders = [path.parent for path in sorted(results.rglob("run.json"))]
-    contents = [[read_versioned_json(folder / name) for name in ("run.json", "metrics.json")] for folder in folders]
-    accepted, studies = 0, set()
-    for folder, (record, metrics) in zip(folders, contents, strict=True):
-        studies.add(record["study"])
-        mirror = MLflowMirror(record, uri)
-        steps = folder / "metrics.jsonl"
-        mirror.waiting = read_rows(steps) if steps.exists() else []
-        accepted += mirror.finish(final_row(record, metrics, len(mirror.waiting)))
-    for study in sorted(studies):
-        if (reports / study / "deltas.csv").exists():
-            mirror_report(reports / study, results, study, uri)
-    return len(folders), accepted
-
-
-def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> None:
-    """Add a finished study's results to its MLflow runs; a failure of MLflow is logged and never raised.
-
-    The study's parent run gets the tables, the figures and the text of the findings. Each training run gets the
-    accuracies of its evaluation and the deltas of its instance over all seeds, as columns to sort and filter by:
-    `delta/accuracy` with its interval and p, the relative deltas of speed, and the tag `verdict`.
-    """
-    if uri is None:
-        return
-    try:
-        client, experiment, parent = open_study(uri, study)
-        mirror_tables(client, parent, report)
-        mirror_deltas(client, experiment, report, results)
-    except Exception as error:
-        log.warning("MLflow did not accept the report; run analyse again: %s", without_secrets(str(error)))
-
-
-def mirror_tables(client: Any, parent: str, report: Path) -> None:
-    """Add the files of a report to the study's parent run, and mark it as finished."""
-    folders = {".csv": "tables", ".md": "tables", ".tex": "tables", ".svg": "figures", ".png": "figures"}
-    for file in sorted(report.iterdir()):
-        client.log_artifact(parent, str(file), folders.get(file.suffix, "sources"))
-    client.set_tag(parent, "mlflow.note.content", (report / "findings.rst").read_text())
-    client.set_terminated(parent, "FINISHED")
-
-
-def mirror_deltas(client: Any, experiment: str, report: Path, results: Path) -> None:
-    """Add accuracies and deltas to the MLflow runs of the trainings whose records are under `results`."""
-    from mlflow.entities import Metric, RunTag
-
-    deltas = delta_columns(report)
-    trainings = client.search_runs([experiment], "tags.stage = 'train'", max_results=50_000)
-    run_ids = {training.data.tags["uid"]: training.info.run_id for training in trainings}
-    for path in sorted(results.rglob("train/model~*/**/run.json")):
-        record = read_versioned_json(path)
-        if record["uid"] not in run_ids:  # of another study or stage, or never sent; `nested-reft track` sends it
-            continue
-        axes = record["run"]
-        values = dict(deltas.get(tuple(axes[axis] for axis in INSTANCE_OF_CELL), {}))
-        verdict = values.pop("verdict", "baseline" if axes["skip_ratio"] == 0 else "no baseline")
-        root = next(folder for folder in path.parents if folder.name == "train").parent
-        evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
-        values |= read_versioned_json(evaluation) if evaluation.exists() else {}
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, 0) for name, value in values.items() if value != ""]
-        client.log_batch(run_ids[record["uid"]], metrics=metrics, tags=[RunTag("verdict", verdict)])

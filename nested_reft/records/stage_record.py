@@ -16,7 +16,7 @@ from nested_reft.records.files import (
     write_rows,
     write_versioned_json,
 )
-from nested_reft.records.mlflow_mirror import MLflowMirror, final_row
+from nested_reft.records.mlflow_mirror import MLflowMirror
 from nested_reft.records.provenance import collect_provenance
 
 
@@ -105,5 +105,5 @@ class StageRecord:
         write_versioned_json(self.out / "metrics.json", metrics)
         write_versioned_json(self.out / "run.json", self.content)
         if self.mirror:
-            self.mirror.finish(final_row(self.content, metrics, len(self.rows)))
+            self.mirror.finish(metrics, self.out)
         discard(self.checkpoints)

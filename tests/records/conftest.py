@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from nested_reft.records.mlflow_mirror import open_store, rebuild_store
+from nested_reft.records.mlflow_mirror import open_store
+from nested_reft.records.mlflow_report import rebuild_store
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report import build
 from tests import synthetic
 
 STEPS = 30
+# The reward curve that `run_stage` records: (step, reward).
+EXPECTED = [(step, step / STEPS) for step in range(1, STEPS + 1)]
 
 
 def record_in(folder: Path, name: str, uri: str | None, settings: dict | None = None) -> StageRecord:
@@ -34,7 +37,7 @@ def history(uri: str) -> dict[str, dict]:
             "tags": run.data.tags,
             "params": run.data.params,
             "status": run.info.status,
-            "reward": [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "reward")],
+            "reward": [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "Reward/reward")],
         }
         for run in client.search_runs([experiment], "tags.stage != 'study'")
     }
