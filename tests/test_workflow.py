@@ -19,6 +19,7 @@ import yaml
 from nested_reft.config import layout
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import RUN, Study, expand_grid
+from nested_reft.config.templates import TEMPLATES
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.records.mlflow_views import result_names
@@ -196,6 +197,14 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
 def test_a_changed_key_reruns_what_depends_on_it_and_nothing_else(smoke_study, configured, change, expected):
     planned = snakemake(smoke_study, "-n", "--configfile", configured(**change))
     assert jobs(planned.stdout + planned.stderr) == expected
+
+
+def test_a_prompt_template_is_compared_by_its_text(smoke_study, configured, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(TEMPLATES["qwen-math"] + "So ")
+    study = configured(prompt__template=str(mine))
+    planned = snakemake(smoke_study, "-n", "--configfile", study)
+    assert jobs(planned.stdout + planned.stderr) == {"sft": 1, "train": 4, "evaluate": 6, "analyse": 1}
 
 
 def test_a_reward_that_cannot_be_imported_stops_a_study_before_any_job(tmp_path, configured):

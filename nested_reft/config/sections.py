@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from nested_reft.config.templates import TEMPLATES
+from nested_reft.config.templates import TEMPLATES, read_template
 from nested_reft.embedded.problems import DATASETS
 from nested_reft.mitigation import MITIGATIONS
 
@@ -39,7 +48,8 @@ Seed = Annotated[int, Field(ge=0)]
 SkipRatio = Annotated[float, Field(gt=0, lt=1)]
 Border = Annotated[int, Field(ge=1)]
 Mitigation = Annotated[str, KeyOf(MITIGATIONS)]
-Template = Annotated[str, KeyOf(TEMPLATES)]
+TEMPLATE_SCHEMA = {"anyOf": [{"enum": list(TEMPLATES)}, {"type": "string"}]}
+Template = Annotated[str, AfterValidator(read_template), WithJsonSchema(TEMPLATE_SCHEMA)]
 Dtype = Literal["float32", "bfloat16"]
 Sampler = Literal["generate", "engine", "engine-compiled"]
 
@@ -231,7 +241,12 @@ class Grid(Section):
 class Prompt(Section):
     """The prompt, which is the same in SFT, training and evaluation."""
 
-    template: Template = key("qwen-math", "The name of the prompt template.", "paper")
+    template: Template = key(
+        "qwen-math",
+        "The prompt template: a name, the path of a text file, or the text itself. `{problem}` in a text is the place "
+        "of the problem.",
+        "paper",
+    )
 
 
 class Nesting(Section):

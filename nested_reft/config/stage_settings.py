@@ -86,6 +86,8 @@ class DiagnosisSettings(Section):
     batch_size: int = key(16, "Sequences that are sampled and scored at once.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0)
     sampler: Sampler = key("engine", "Sampler of the completions, as in training.")
-    template: Template = key("qwen-math", f"Prompt template: {', '.join(TEMPLATES)}.")
+    template: Template = key(
+        "qwen-math", f"Prompt template: {', '.join(TEMPLATES)}, or the path of a text file with {{problem}}."
+    )
     dtype: Dtype = key("float32", "Data type of the weights.")
     seed: Seed = key(0, "Seed of the skipped layers and of the samples.")

@@ -7,7 +7,7 @@ from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from tests.config.studies import changed, load
-from tests.conftest import ROOT, snakemake
+from tests.conftest import ROOT, TINY, snakemake
 
 
 def test_order_and_spelling_of_numbers_do_not_matter():
@@ -59,8 +59,12 @@ MISTAKES = {
     "unknown template": (
         "prompt.template",
         "qwen",
-        "`prompt.template` is 'qwen', but it should be 'qwen-math', 'r1' or",
+        "`prompt.template` is 'qwen', which is neither a template nor a file; choose one of qwen-math",
     ),
+    "folder for a template": ("prompt.template", str(ROOT), "which is neither a template nor a file"),
+    "long text without a place": ("prompt.template", 300 * "a", "which is neither a template nor a file"),
+    "template without a place": ("prompt.template", str(ROOT / "LICENSE"), "does not hold {problem}"),
+    "binary template": ("prompt.template", str(TINY / "model.safetensors"), "which is not text in UTF-8"),
     "unknown sampler": (
         "training.sampler",
         "vllm",

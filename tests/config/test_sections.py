@@ -16,6 +16,15 @@ def test_every_name_of_a_registry_is_accepted():
         assert parse_settings(Prompt, {"template": name}).template == name
 
 
+def test_the_settings_hold_the_text_of_a_template_and_not_its_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("{problem}\n")
+    monkeypatch.chdir(tmp_path)
+    prompt = parse_settings(Prompt, {"template": "mine.txt"})
+    assert prompt.template == "{problem}\n"
+    (tmp_path / "mine.txt").unlink()  # a stage gets the text and does not read the file
+    assert parse_settings(Prompt, prompt.model_dump()) == prompt
+
+
 def test_sizes_of_a_generation_batch():
     training = Training(prompts_per_step=16, num_generations=8, per_device_train_batch_size=8, steps_per_generation=32)
     assert training.gradient_accumulation_steps == 16

@@ -12,7 +12,10 @@ from tests.data.rows import math, write_lines
 HOSTILE = r"Let {problem} be $\frac{1}{2}$, {0} and {x!r:>9}; what is {{problem}} %s \boxed{}?"
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+OWN = "Set {a, b} of {problem}; answer in \\boxed{}. {{"
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, OWN])
 def test_braces_of_a_problem_survive_every_template(template):
     around = format_prompt("@", template).split("@")
     assert len(around) == 2

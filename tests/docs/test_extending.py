@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from nested_reft.config.parse import parse_settings
-from nested_reft.config.sections import Training
+from nested_reft.config.sections import Prompt, Training
+from nested_reft.data.prompts import format_prompt
 from nested_reft.grading.rewards import REWARDS
 from nested_reft.records.files import read_rows
 from nested_reft.stages.train import reward_functions
@@ -103,17 +104,12 @@ report(study, Path("results"), Path("report"))
     assert "square_root" in (tmp_path / "report/figure_one-step.svg").read_text()
 
 
-def test_a_prompt_template_is_a_text_in_a_table(tmp_path):
-    (function,), (part,) = code_of("prompt", "python"), code_of("prompt", "yaml")
-    program = f"""{function}
-import yaml
-
-from nested_reft.config.parse import parse_settings
-from nested_reft.config.sections import Prompt
-
-assert parse_settings(Prompt, yaml.safe_load({part!r})["prompt"]).template == "plain"
-"""
-    run_program(program, tmp_path)
+def test_a_prompt_template_is_a_file(tmp_path, monkeypatch):
+    (text,), (part,) = code_of("prompt", "text"), code_of("prompt", "yaml")
+    (tmp_path / "my_prompt.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    template = parse_settings(Prompt, yaml.safe_load(part)["prompt"]).template
+    assert format_prompt("1 + 1?", template).startswith("Problem: 1 + 1?\nEnd your solution with \\boxed{answer}.")
 
 
 def test_a_reward_is_a_function_in_a_file(tmp_path, monkeypatch):
