@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
-CONFIG ?= config/config.yaml
+# The YAML file of a study. Without it, `make study` runs the embedded study, and `make report` shows the study run last.
+CONFIG ?=
 # `make ui PORT=5001 OPEN=1` chooses the port and opens the browser.
 PORT ?= 5000
 OPEN ?=
@@ -21,13 +22,13 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
 
 study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
-	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
+	$(BIN)/snakemake --cores $(CORES) --configfile $(or $(CONFIG),config/config.yaml)
 
-report: setup  ## build report.html, self-contained, from a finished study
-	$(BIN)/snakemake --configfile $(CONFIG) --report report.html --report-stylesheet workflow/report.css
+report: setup  ## write report.html, one file, of the study run last, or of CONFIG=config/paper.yaml
+	$(BIN)/nested-reft report $(CONFIG)
 
 ui: setup  ## browse the runs in MLflow, on this machine only: PORT=5001, OPEN=1 opens the browser
-	$(BIN)/nested-reft ui $(CONFIG) --port $(PORT) $(if $(OPEN),--open)
+	$(BIN)/nested-reft ui $(or $(CONFIG),config/config.yaml) --port $(PORT) $(if $(OPEN),--open)
 
 test: setup  ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(PYTEST)

@@ -2,7 +2,8 @@
 #
 #   snakemake --cores all                                     run the embedded study: CPU, no network
 #   snakemake --cores all --configfile config/paper.yaml      run the study of arXiv 2508.10123
-#   snakemake --report report.html                            build the HTML report of a finished study
+#   snakemake --report all.html --report-stylesheet workflow/report.css
+#                                                             Snakemake's own report: also run times and the rules
 #
 # Each product has a path that names its place in the grid:
 #   results/<study>/data/                                     training sets, benchmarks

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import bench, inspect, maintain, stages, start, status, store
+from nested_reft.cli import bench, inspect, maintain, report, stages, start, status, store
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
 
@@ -35,6 +35,7 @@ MAINTENANCE = "Maintenance"
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "init", start.init, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
+    ("", "report", report.report, WHOLE_STUDY),
     ("prepare", "model", stages.prepare_model, STAGES),
     ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),
     ("prepare", "dataset", stages.prepare_dataset, STAGES),

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from nested_reft.config import parse, sections
+from nested_reft.config.study_file import read_mapping
 from nested_reft.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Settings = Annotated[str, typer.Option(help="Settings of the stage as JSON, or `-` to read them from standard input.")]
+Settings = Annotated[
+    str, typer.Option(help="Settings of the stage: JSON, a YAML file, or `-` to read standard input.")
+]
 Out = Annotated[Path, typer.Option(help="File or folder to write.")]
 
 
@@ -73,11 +76,13 @@ def read_settings(section: type[sections.Section], settings: str) -> Any:
 
     Args:
         section: the section of the configuration that they must form.
-        settings: JSON, or `-` to read JSON or YAML from standard input.
+        settings: a YAML file, JSON, or `-` to read JSON or YAML from standard input.
 
     Raises:
         UserError: the text cannot be parsed, or a setting is wrong.
     """
+    if settings.endswith((".yaml", ".yml")):
+        return parse.parse_settings(section, read_mapping(Path(settings)))
     try:  # JSON comes first, because YAML reads some numbers of JSON as text
         text = sys.stdin.read() if settings == "-" else settings
         loaded = json.loads(text)
@@ -87,7 +92,9 @@ def read_settings(section: type[sections.Section], settings: str) -> Any:
         except yaml.YAMLError:
             loaded = None
         if not isinstance(loaded, dict):
-            raise UserError(f"--settings is not JSON ({error}); quote it for the shell or pass `-`") from None
+            raise UserError(
+                f"--settings is not JSON ({error}); quote it for the shell, or give a .yaml file"
+            ) from None
     return parse.parse_settings(section, loaded)
 
 

@@ -17,7 +17,7 @@ from nested_reft.cli.options import (
     open_record,
     read_settings,
 )
-from nested_reft.config import sections, stage_settings, study
+from nested_reft.config import layout, sections, stage_settings, study
 from nested_reft.errors import UserError
 
 
@@ -97,7 +97,7 @@ def evaluate(
 
 def analyse(
     settings: Annotated[
-        str | None, typer.Option(help="The study as JSON, or `-` to read JSON or YAML from standard input.")
+        str | None, typer.Option(help="The study: JSON, a YAML file, or `-` to read standard input.")
     ] = None,
     results: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the study's results.")
@@ -117,7 +117,8 @@ def analyse(
             raise UserError("--from reads only the report; leave --settings, --results and --tracking out")
         from nested_reft.report import build
 
-        build.rebuild(report, out or report)
+        sources = build.rebuild(report, out or report)
+        typer.echo(f"{out or report}: {build.summary(sources)}")
         return
     if settings is None or results is None or out is None:
         raise UserError(
@@ -126,7 +127,8 @@ def analyse(
     parsed = read_settings(study.Study, settings)
     from nested_reft.report import build
 
-    build.report(parsed, results, out)
+    sources = build.report(parsed, results, out, Path(layout.LOGS.format(study=parsed.study)))
+    typer.echo(f"{out}: {build.summary(sources)}")
     if tracking:
         from nested_reft.records.files import read_json
         from nested_reft.records.mlflow_report import mirror_report

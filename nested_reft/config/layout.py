@@ -46,6 +46,7 @@ TABLES = (
     "provenance",
 )
 FIGURES = ("frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward")
+PAGE = "report.html"
 DATASET_FIGURE = "figure_{dataset}"
 CAPTIONS = (*TABLES, *FIGURES, "figure")
 

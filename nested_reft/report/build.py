@@ -1,13 +1,17 @@
 """Writing a report: from the sources to the tables, and from the tables to captions and figures."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nested_reft.config.layout import PAGE
 from nested_reft.config.study import Study
-from nested_reft.report import captions, style
+from nested_reft.report import captions, page, style
+from nested_reft.report.contents import contents
 from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
 from nested_reft.report.paper import config_table, paper_table2
@@ -48,45 +52,85 @@ def draw_figures(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> Iterat
         yield name, draw(sources, tables)
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, Markdown and LaTeX (with the rules of the package booktabs)."""
+def write_table(name: str, title: str, table: pd.DataFrame, out: Path) -> None:
+    """Write a table as CSV, Markdown, LaTeX (with the rules of the package booktabs) and HTML."""
+    path = out / name
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     shown = table.astype(object).where(table.notna(), "")
     path.with_suffix(".md").write_text(shown.to_markdown(index=False, floatfmt=".4f") + "\n")
     path.with_suffix(".tex").write_text(table.to_latex(index=False, escape=True, na_rep="", float_format="%.4f"))
+    path.with_suffix(".html").write_text(page.table_document(name, title, table))
 
 
-def rebuild(folder: Path, out: Path) -> None:
-    """Make every table, caption and figure of a report from its source files.
+def write_report(sources: Sources, out: Path) -> None:
+    """Write every table, caption and figure of a report, and the page that shows them all.
+
+    Args:
+        sources: the sources of the report.
+        out: the folder to write to.
+    """
+    tables = make_tables(sources)
+    facts = captions.report_facts(sources, tables)
+    titles = {name: title for _, name, title in contents(sources.config["grid"]["dataset"])}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        write_table(name, titles[name], table, out)
+    for name, text in captions.render(facts).items():
+        (out / f"{name}.rst").write_text(text)
+    note, images = captions.layer_dropout_note(sources.config), {}
+    for name, figure in draw_figures(sources, tables):
+        if isinstance(figure, str):  # an older report lacks what the figure shows
+            images[name] = figure
+            continue
+        style.save(figure, out / name, note)
+        images[name] = (out / f"{name}.svg").read_text()
+    (out / PAGE).write_text(page.page(sources, tables, images, facts))
+
+
+def write_page(sources: Sources, file: Path) -> None:
+    """Write the page of a report alone. It holds all tables, captions and figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(sources, Path(folder))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(folder) / PAGE, file)
+
+
+def summary(sources: Sources) -> str:
+    """Return in one sentence which study a report is about, and what is missing."""
+    missing = sources.provenance["missing"]
+    runs = sum(path.startswith("train/") for path in missing)
+    if not missing:
+        return f"the report of study {sources.config['study']!r}; nothing is missing"
+    others = f", and {len(missing) - runs} evaluations of other models" if len(missing) > runs else ""
+    return f"the report of study {sources.config['study']!r}, in which {runs} runs are missing{others}; it lists them"
+
+
+def rebuild(folder: Path, out: Path) -> Sources:
+    """Make every table, caption and figure of a report, and its page, from its source files.
 
     Args:
         folder: the report that holds `results.csv` and the other sources.
         out: where to write; may be the same folder.
 
+    Returns:
+        The sources.
+
     Raises:
         UserError: if a source file is missing, or if the report has another schema version.
     """
     sources = read_sources(folder)
-    tables = make_tables(sources)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        write_table(table, out / name)
-    for name, text in captions.render(sources, tables).items():
-        (out / name).write_text(text)
-    note = captions.layer_dropout_note(sources.config)
-    for name, figure in draw_figures(sources, tables):
-        if isinstance(figure, str):
-            continue  # an older report lacks what the figure shows
-        style.save(figure, out / name, note)
+    write_report(sources, out)
+    return sources
 
 
-def report(study: Study, results: Path, out: Path) -> None:
-    """Write the sources of a report, and from them every table, caption and figure.
+def report(study: Study, results: Path, out: Path, logs: Path | None = None) -> Sources:
+    """Write the sources of a report, and from them everything else; return the sources.
 
     Args:
         study: the configuration.
         results: the folder that the stages wrote into.
         out: the folder of the report.
+        logs: the folder of the logs of the jobs, which say why a run is missing.
     """
-    write_sources(collect(study, results), out)
-    rebuild(out, out)
+    write_sources(collect(study, results, logs), out)
+    return rebuild(out, out)

@@ -5,6 +5,7 @@ computes the facts that the templates state, from the tables of the same study. 
 `snakemake --report` shows each next to its file, and the findings as the first page.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nested_reft.config.study import instances
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
+from nested_reft.report.answer import answer_facts
 from nested_reft.report.sources import RUN, Sources, instance_label
 
 
@@ -25,6 +27,22 @@ def signed(value: float) -> str:
 def percent(share: float) -> str:
     """Return a share as a percentage."""
     return f"{100 * share:g} %"
+
+
+def signed_percent(share: float) -> str:
+    """Return a relative change as a percentage with its sign."""
+    return f"{round(100 * share, 1) + 0:+.1f} %"  # + 0 turns -0 into 0
+
+
+def range_of(values: Mapping[str, float]) -> str:
+    """Return the lowest and the highest accuracy as `0.900 to 0.920`, or the only one."""
+    lowest, highest = f"{values['lowest']:.3f}", f"{values['highest']:.3f}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def literal(text: str) -> str:
+    """Return a text that reStructuredText shows unchanged, such as a message of a log."""
+    return re.sub(r"([\\*`|_<>\[\]])", r"\\\1", text)
 
 
 def plural(number: int, noun: str) -> str:
@@ -42,13 +60,14 @@ def instance(row: Mapping[Any, Any], grid: Mapping[str, Any]) -> str:
     return f"{instance_label(row, grid)} on {row['model']}, {row['dataset']}"
 
 
+FILTERS = (signed, percent, signed_percent, range_of, literal, plural, interval, instance, instance_label)
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "captions"),
     undefined=StrictUndefined,  # a name that no fact has is an error and not an empty string
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {f.__name__: f for f in (signed, percent, plural, interval, instance)}
+TEMPLATES.filters |= {f.__name__: f for f in FILTERS}
 
 
 def layer_dropout_models(config: Mapping[str, Any]) -> list[str]:
@@ -78,7 +97,9 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "num_planned": len(grid["model"]) * len(grid["dataset"]) * seeds * (1 + num_instances),
         "num_present": len(trained.drop_duplicates(RUN)),
         "num_runs": sources.provenance["runs"],
+        "num_products": len(sources.results.drop_duplicates(["product", *RUN])) + len(sources.provenance["missing"]),
         "missing": sources.provenance["missing"],
+        "failures": sources.provenance.get("failures", {}),  # not in reports of versions before 0.2
         "max_steps": config["training"]["max_steps"],
         "num_samples": config["evaluation"]["num_samples"],
         "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),
@@ -89,62 +110,35 @@ def study_facts(sources: Sources) -> dict[str, Any]:
     }
 
 
-def delta_facts(deltas: pd.DataFrame) -> dict[str, Any]:
-    """Return which accuracy deltas are resolved, and the range and the precision of the others."""
-    accuracy = deltas[deltas["metric"] == "accuracy"]
-    resolved = accuracy[accuracy["verdict"] == "resolved"].sort_values("absolute_delta")
-    others = accuracy[accuracy["verdict"] == "not resolved"]
+def table_facts(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the rows that captions quote, and the range of the token speeds."""
+    counts, deltas = tables["strategy_counts"], tables["deltas"]
     speed = 100 * deltas.loc[deltas["metric"] == "token_speed_tok_s", "relative_delta"]
-    num_tested = len(resolved) + len(others)
-    unresolved = {
-        "number": len(others),
-        "lowest": others["absolute_delta"].min(),
-        "highest": others["absolute_delta"].max(),
-        "half_width": ((others["ci_high"] - others["ci_low"]) / 2).median(),
-    }
     return {
-        "num_tested": num_tested,
-        "resolved": resolved.to_dict("records"),
-        "num_resolved_lower": int((resolved["absolute_delta"] < 0).sum()),
-        "num_resolved_higher": int((resolved["absolute_delta"] > 0).sum()),
-        "unresolved": unresolved if len(others) else None,
-        "verdicts": f"{len(resolved)} of {num_tested} accuracy deltas are resolved",
+        "tables": tables,
+        "num_cells": int(counts["cells"].max()),
+        "counts_are_by_chance": bool(counts[["best_p", "worst_p"]].min().min() >= 0.05),
         "token_speeds": f"Token speeds change by {speed.min():+.1f} % to {speed.max():+.1f} %",
     }
 
 
-def table_facts(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the rows that captions quote, and the range of the sampling speed-ups."""
-    counts, efficiency = tables["strategy_counts"], tables["efficiency"]
-    measured = efficiency.dropna(subset="sampling_speed_up")
-    speed_up = {
-        "lowest": measured["sampling_speed_up"].min(),
-        "median": measured["sampling_speed_up"].median(),
-        "highest": measured["sampling_speed_up"].max(),
-        "bound": efficiency["bound"].max(),
-        "bound_with_lm_head": efficiency["bound_with_lm_head"].max(),
-    }
-    return {
-        "tables": tables,
-        "extremes": tables["table2"].dropna(subset="best_by_chance").to_dict("records"),
-        "counts": counts.to_dict("records"),
-        "num_cells": int(counts["cells"].max()),
-        "counts_are_by_chance": bool(counts[["best_p", "worst_p"]].min().min() >= 0.05),
-        "stages": tables["stages"].dropna(subset="accuracy").to_dict("records"),
-        "speed_up": speed_up if len(measured) else None,
-    }
+def report_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return everything that a template may state, from the sources and the tables of a report."""
+    answer = answer_facts(sources, tables)
+    verdicts = f"{len(answer['resolved'])} of {answer['num_tested']} accuracy deltas are resolved"
+    return study_facts(sources) | table_facts(tables) | answer | {"verdicts": verdicts}
 
 
-def render(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """Return file name -> text: `findings.rst`, and `caption_<name>.rst` for each table and figure.
+def text(template: str, facts: Mapping[str, Any]) -> str:
+    """Return the text of one template, as reStructuredText."""
+    return TEMPLATES.get_template(f"{template}.rst.j2").render(facts).strip() + "\n"
+
+
+def render(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return name -> text: `findings`, and `caption_<name>` for each table and figure.
 
     Args:
-        sources: the sources of the report.
-        tables: the tables of the report, by name.
+        facts: what `report_facts` returns.
     """
-    facts = study_facts(sources) | delta_facts(tables["deltas"]) | table_facts(tables)
-    return {
-        name.removesuffix(".j2"): TEMPLATES.get_template(name).render(facts).strip() + "\n"
-        for name in TEMPLATES.list_templates()
-        if not name.startswith("_")  # parts that others include
-    }
+    names = [name.removesuffix(".rst.j2") for name in TEMPLATES.list_templates()]
+    return {name: text(name, facts) for name in names if not name.startswith("_")}  # others include the parts `_...`

@@ -109,7 +109,7 @@ def delta_table(sources: Sources) -> pd.DataFrame:
     problem_scores = sources.problem_scores.query("product == 'train'")
     rows: list[dict[str, Any]] = []
     for model, dataset in product(grid["model"], grid["dataset"]):
-        num_layers = sources.provenance["models"][model]["num_layers"]
+        shape = sources.provenance["models"].get(model)  # None as long as `prepare model` has not run
         cell_runs = runs[(runs["model"] == model) & (runs["dataset"] == dataset)]
         cell_problems = problem_scores[(problem_scores["model"] == model) & (problem_scores["dataset"] == dataset)]
         deltas = cell_deltas(cell_runs, cell_problems, grid_instances, grid["seed"], confidence)
@@ -121,7 +121,7 @@ def delta_table(sources: Sources) -> pd.DataFrame:
                         "model": model,
                         "dataset": dataset,
                         **instance,
-                        "num_skipped": num_skipped(num_layers, instance["skip_ratio"]),
+                        "num_skipped": num_skipped(shape["num_layers"], instance["skip_ratio"]) if shape else None,
                         "metric": metric,
                         "seeds": delta.seeds,
                         "covers": covers(metric, delta),

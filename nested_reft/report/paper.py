@@ -25,7 +25,7 @@ def paper_table2() -> pd.DataFrame:
         for dataset, extremes in datasets.items()
         for delta in extremes
     )
-    return table2(deltas)[[*CELL, "best_delta", "worst_delta"]]
+    return table2(deltas)[[*CELL, "best_delta", "best_paper_form", "worst_delta", "worst_paper_form"]]
 
 
 def config_table(config: Mapping[str, Any]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from nested_reft.config.study import BASELINE, INSTANCE, RUN, Study
 from nested_reft.config.study import instance_label as instance_label
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json, write_versioned_json
+from nested_reft.records.job_logs import last_sentence
 from nested_reft.report.details import Details, collect_details, read_details, write_details
 from nested_reft.report.statistics import effective_n, wilson_interval
 
@@ -95,12 +96,19 @@ def read_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any], pd.Data
     return record, columns, steps.reindex(columns=["step", "reward", *OFF_POLICY, *LATER_STEPS])
 
 
-def collect(study: Study, results: Path) -> Sources:
+def job_log(path: str, results: Path, logs: Path) -> Path:
+    """Return the log of the job that should have made a product, or evaluated it if the product itself exists."""
+    is_made = (results / path / "metrics.json").exists() or (results / path / "model.json").exists()
+    return logs / "evaluate" / f"{path}.log" if is_made else logs / f"{path}.log"
+
+
+def collect(study: Study, results: Path, logs: Path | None = None) -> Sources:
     """Read the files that the stages wrote. Products without files are listed in `provenance` and left out.
 
     Args:
         study: the configuration.
         results: the folder that the stages wrote into.
+        logs: the folder of the logs of the jobs, which say why a product is missing.
 
     Raises:
         UserError: if no trained model of the study was evaluated, or if a file has another schema version.
@@ -124,6 +132,8 @@ def collect(study: Study, results: Path) -> Sources:
         raise UserError(
             f"{results} holds no evaluated run of study {study.study!r}; run the study first, or correct --results"
         )
+    jobs = {path: job_log(path, results, logs) for path in missing} if logs else {}
+    failures = {path: last_sentence(log) for path, log in jobs.items() if log.exists()}
     table = pd.DataFrame(rows)
     pass_at = sorted((name for name in map(str, table) if name.startswith("pass_at_")), key=lambda name: int(name[8:]))
     return Sources(
@@ -133,7 +143,7 @@ def collect(study: Study, results: Path) -> Sources:
         ),
         pd.concat(curves, ignore_index=True)[[*RUN, "step", "reward", *OFF_POLICY, *LATER_STEPS]],
         study.model_dump(exclude={"tracking", "jobs"}),
-        provenance(study, results, records) | {"missing": missing},
+        provenance(study, results, records) | {"missing": missing, "failures": failures},
         collect_details(study, results),
     )
 
@@ -145,7 +155,8 @@ def provenance(study: Study, results: Path, records: list[dict[str, Any]]) -> di
     def distinct(name: str) -> list[Any]:
         return [json.loads(text) for text in sorted({json.dumps(made[name], sort_keys=True) for made in made_with})]
 
-    shapes = {model: read_json(results / PRETRAINED.format(model=model) / "model.json") for model in study.grid.model}
+    notes = {model: results / PRETRAINED.format(model=model) / "model.json" for model in study.grid.model}
+    shapes = {model: read_json(note) for model, note in notes.items() if note.exists()}
     return {
         "models": {model: {name: shape[name] for name in ("num_layers", "width")} for model, shape in shapes.items()},
         "runs": len(records),
@@ -182,7 +193,7 @@ def read_sources(folder: Path) -> Sources:
     for name in SOURCES:
         if not (folder / name).exists():
             raise UserError(
-                f"{folder} has no {name}, which a report is rebuilt from; give --from the folder of a whole report"
+                f"{folder} has no {name}, which a report is rebuilt from; give the folder of a whole report"
             )
     sources = Sources(
         pd.read_csv(folder / "results.csv"),

@@ -37,8 +37,8 @@ def round_toward_zero(value: float, decimals: int = 3) -> float:
     return math.floor(round(abs(value) * 10**decimals, 6)) / 10**decimals
 
 
-MEAN = "magnitude of the mean"
-EXTREME = ["instance", "delta", "ci_low", "ci_high", "verdict"]
+MEAN = "mean over datasets"
+EXTREME = ["instance", "delta", "paper_form", "ci_low", "ci_high", "verdict"]
 TABLE_2 = [*CELL, *(f"{which}_{what}" for which in ("best", "worst") for what in EXTREME), "best_by_chance"]
 
 
@@ -63,10 +63,11 @@ def best_and_worst(deltas: pd.DataFrame) -> dict[str, Any]:
 
 
 def table2(deltas: pd.DataFrame) -> pd.DataFrame:
-    """Return Table 2: the best and the worst accuracy delta of each cell, and the magnitude of their mean per model.
+    """Return Table 2: the best and the worst accuracy delta of each cell, and their mean per model.
 
-    `best_by_chance` is the best delta to expect if no instance differed from the baseline; the worst to expect is
-    its negative. A model has no mean where one of its datasets is missing.
+    The paper prints the magnitude of a mean, cut off after three decimals: `best_paper_form` and `worst_paper_form`
+    are beside the mean itself. `best_by_chance` is the best delta to expect if no instance differed from the baseline;
+    the worst to expect is its negative. A model has no mean where one of its datasets is missing.
 
     Args:
         deltas: a row per instance with the columns model, dataset, absolute_delta and, where they are known,
@@ -80,8 +81,9 @@ def table2(deltas: pd.DataFrame) -> pd.DataFrame:
         ]
         mean: dict[str, Any] = {"model": model, "dataset": MEAN}
         if all("best_delta" in cell for cell in cells):
-            for which in ("best_delta", "worst_delta"):
-                mean[which] = round_toward_zero(float(np.mean([cell[which] for cell in cells])))
+            for which in ("best", "worst"):
+                mean[f"{which}_delta"] = float(np.mean([cell[f"{which}_delta"] for cell in cells]))
+                mean[f"{which}_paper_form"] = round_toward_zero(mean[f"{which}_delta"])
         rows += [*cells, mean]
     # As objects, because `write_table` rounds columns of floats.
     return pd.DataFrame(rows).reindex(columns=TABLE_2).astype(object)

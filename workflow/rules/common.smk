@@ -16,6 +16,7 @@ from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.records.lock import lock_study
 from nested_reft.records.source_code import source_files
+from nested_reft.report.contents import SECTIONS, contents
 from nested_reft.study.status import write_started
 
 # With these options Snakemake runs no job, or the user asks for no lock. They are allowed while a study runs.
@@ -52,7 +53,6 @@ os.environ.update(
 
 RESULTS = layout.RESULTS.format(study=STUDY.study)
 REPORTS = layout.REPORTS.format(study=STUDY.study)
-CONFIG_FILE = (workflow.overwrite_configfiles or ["config/config.yaml"])[0]
 LOGS = layout.LOGS.format(study=STUDY.study)
 TIMES = layout.TIMES.format(study=STUDY.study)
 
@@ -64,7 +64,7 @@ FIGURES = [
 ]
 
 
-# The first page of the HTML report.
+# The first page of Snakemake's report.
 report: os.path.abspath(f"{REPORTS}/findings.rst")
 
 
@@ -129,11 +129,16 @@ def get_model(wildcards):
     return f"{RESULTS}/{wildcards.product}/{'model.json' if pretrained else 'model'}"
 
 
-def shown(file, category, what, caption=None):
-    """Return a file that the HTML report shows. `analyse` writes its caption, which states numbers of this study."""
-    caption = os.path.abspath(f"{REPORTS}/caption_{caption or Path(file).stem}.rst")
+def shown(place, section, name, title):
+    """Return a table or a figure that Snakemake's report shows. The place in the order is in its label, because
+    Snakemake sorts labels. `analyse` writes the caption, which states numbers of this study.
+    """
+    caption = "figure" if name.startswith("figure_") else name
     return report(
-        f"{REPORTS}/{file}", caption=caption, category=category, labels={"what": what}
+        f"{REPORTS}/{name}.{'html' if name in layout.TABLES else 'svg'}",
+        caption=os.path.abspath(f"{REPORTS}/caption_{caption}.rst"),
+        category=f"{list(SECTIONS).index(section) + 1} {section}",
+        labels={"what": f"{place:02} {title}"},
     )
 
 
@@ -143,6 +148,6 @@ def summary():
         f"\nThe study '{STUDY.study}' is complete.\n"
         f"  tables and figures   {REPORTS}/\n"
         f"  results              {RESULTS}/\n"
-        f"  HTML report          make report CONFIG={os.path.relpath(CONFIG_FILE, workflow.basedir)}\n"
+        f"  HTML report          {REPORTS}/{layout.PAGE}\n"
         f"  MLflow               make ui\n"
     )

@@ -1,0 +1,50 @@
+"""What a report shows, in the order of its importance: section -> name of a table or a figure -> title.
+
+The page of a report and Snakemake's report follow this order. `{dataset}` stands for each training set of a study.
+"""
+
+from collections.abc import Iterator
+
+from nested_reft.config.layout import DATASET_FIGURE
+
+SECTIONS: dict[str, dict[str, str]] = {
+    "Findings": {
+        "heat_map": "Accuracy deltas of the whole grid",
+        "table2": "Table 2: the best and the worst delta",
+        "table2_paper": "Table 2 of the paper itself",
+        "frontier": "Accuracy against speed",
+        "strategy_counts": "Which mitigation holds the best and the worst instance",
+    },
+    "Speed": {
+        "speed_up": "Sampling speed-up against its bounds",
+        "time_split": "Where the time of a run goes",
+        "efficiency": "Speed and accuracy of each instance",
+    },
+    "Training": {
+        "off_policy": "How off-policy the samples were",
+        "reward": "Reward over the steps",
+        "stages": "Accuracy after each stage",
+    },
+    "Details": {
+        DATASET_FIGURE: "Accuracy, token speed and run time: {dataset}",
+        "deltas": "All deltas",
+        "mcnemar": "McNemar's exact tests",
+    },
+    "Setup and provenance": {
+        "table1": "Table 1: layers skipped",
+        "config": "Keys that differ from the paper's values",
+        "provenance": "Code, versions and hardware",
+    },
+}
+
+
+def contents(datasets: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (section, name, title) for every table and figure of a report.
+
+    Args:
+        datasets: the training sets of the study; some figures exist once for each.
+    """
+    for section, titles in SECTIONS.items():
+        for name, title in titles.items():
+            for dataset in datasets if "{dataset}" in name else datasets[:1]:
+                yield section, name.format(dataset=dataset), title.format(dataset=dataset)

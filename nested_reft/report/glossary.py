@@ -1,0 +1,34 @@
+"""The words that a reader of a report may have to look up. The page links each of them to its explanation."""
+
+GLOSSARY = {
+    "cell": "One (model, training set). All comparisons are made within a cell.",
+    "baseline": "The training of a cell that skips no layers: stock GRPO. Every instance is compared with it.",
+    "instance": "One (skip ratio, mitigation) within a cell, over all its seeds.",
+    "skip ratio": "The share of all layers that is skipped while the completions of a training step are sampled.",
+    "mitigation": "How the gradient of a token is weighted because a nested model, and not the trained model, sampled "
+    "it: base, practical, retrace, is or tis.",
+    "base": "A mitigation: the importance ratio within the clipped loss. The baseline is something else: it skips no "
+    "layers.",
+    "practical": "A mitigation: no correction, as if the trained model had sampled the completions.",
+    "retrace": "A mitigation: the importance ratio of a token, cut off at 1, weights its gradient.",
+    "delta": "The metric of an instance minus that of its baseline. A relative delta is divided by the baseline's "
+    "metric.",
+    "resolved": "A delta is resolved when its p after Holm's correction is below 1 - confidence, which is 0.05 by "
+    "default. A delta that is not resolved may be zero, or too small for this study.",
+    "Holm's correction": "A correction of p for the number of tests, here for the instances of a cell. Without it, "
+    "one of 20 deltas would seem to differ from zero by chance alone.",
+    "KL": "Kullback-Leibler divergence, in nats per token: how far the model that sampled is from the model that is "
+    "trained. It is 0 if they are the same.",
+    "acceptance rate": "The mean of min(1, importance ratio) over the sampled tokens. It is 1 if the model that "
+    "sampled and the model that is trained are the same.",
+    "effective sample size": "The share of the sampled tokens that would carry as much information if all had the "
+    "same weight.",
+    "off-policy": "A sample is off-policy if it was not drawn from the model that is trained. A nested model, with "
+    "some layers skipped, draws such samples.",
+    "token speed": "All tokens of a training, prompts included, per second of its optimizer steps.",
+    "by chance": "What the best (or worst) of several instances would show on average if none differed from the "
+    "baseline.",
+    "layer dropout": "Pretraining in which random layers are skipped. It makes a model robust to skipped layers.",
+    "McNemar's exact test": "A test of two models on the same problems, from the numbers of problems that only one of "
+    "them solves.",
+}

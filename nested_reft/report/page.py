@@ -1,0 +1,199 @@
+"""The page of a report: one HTML file with the answer, every table and every figure, which needs no network.
+
+The page is a function of the sources, the tables, the figures and the facts that the captions state. Its HTML is in
+the templates of the folder `templates`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import pandas as pd
+from docutils.core import publish_parts
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from nested_reft.report.captions import text
+from nested_reft.report.contents import contents
+from nested_reft.report.glossary import GLOSSARY
+from nested_reft.report.sources import Sources
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+# Columns that the page leaves out so that a table can be read at once. The CSV of the table has them.
+LEFT_OUT = {
+    "deltas": ["num_skipped", "covers", "relative_ci_low", "relative_ci_high", "standard_error"],
+    "efficiency": ["num_skipped", "seeds", "bound_with_lm_head"],
+    "stages": ["interval"],
+}
+HEADINGS = {
+    "p_holm": "p (Holm)",
+    "token_speed_tok_s": "tokens/s",
+    "token_speed_tok_s_relative_delta": "tokens/s, change",
+    "train_runtime_s": "run time, s",
+    "train_runtime_s_relative_delta": "run time, change",
+}
+
+# ---- texts --------------------------------------------------------------------------------------------
+
+TERMS = {term.lower(): f"term-{re.sub(r'[^a-z]+', '-', term.lower())}" for term in GLOSSARY}
+LONGEST_FIRST = "|".join(re.escape(term) for term in sorted(TERMS, key=len, reverse=True))
+# A piece of code or a tag, which are left unchanged, or a term of the glossary.
+TERM = re.compile(rf'<span class="pre">.*?</span>|<[^>]*>|\b({LONGEST_FIRST})s?\b', re.IGNORECASE)
+
+
+def link_terms(markup: str) -> str:
+    """Link the first occurrence of each term of the glossary to its explanation."""
+    linked = set()
+
+    def link(match: re.Match[str]) -> str:
+        term = (match[1] or "").lower()
+        if not term or term in linked:
+            return match[0]
+        linked.add(term)
+        return f'<a class="term" href="#{TERMS[term]}">{match[0]}</a>'
+
+    return TERM.sub(link, markup)
+
+
+def html(text: str) -> Markup:
+    """Return reStructuredText as HTML, with links to the glossary."""
+    settings = {"doctitle_xform": False, "raw_enabled": False, "file_insertion_enabled": False}
+    return Markup(link_terms(publish_parts(text, writer="html5", settings_overrides=settings)["body"]))
+
+
+def date(time: str) -> str:
+    """Return the day of an ISO 8601 time, as in `24 November 2026`."""
+    return f"{datetime.fromisoformat(time):%-d %B %Y}"
+
+
+# ---- tables -------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A cell of a table: its text, and the value by which its column is sorted."""
+
+    text: str
+    order: str
+    is_number: bool
+
+
+def rounded(column: str, value: Any) -> str:
+    """Return a value as a table shows it: shares as percentages, deltas with a sign, three significant digits."""
+    if pd.isna(value):
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if column == "skip_ratio":
+        return f"{100 * value:g} %"
+    sign = "+" if "delta" in column else ""
+    if "relative" in column:
+        return f"{100 * value:{sign}.1f} %"
+    if column == "p" or column.startswith("p_") or column.endswith("_p"):
+        return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    decimals = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+    return f"{value:{sign}.{decimals}f}"
+
+
+def table_columns(table: pd.DataFrame) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield (heading, cells) of every column; the two ends of an interval share a column."""
+    estimate = ""  # the column that an interval belongs to
+    for column in table:
+        name = str(column)
+        if name.endswith("ci_high"):
+            continue
+        values, heading = table[column], HEADINGS.get(name, name.replace("_", " "))
+        texts = [rounded(name, value) for value in values]
+        if name.endswith("ci_low"):
+            heading = name.removesuffix("ci_low").replace("_", " ") + "interval"
+            ends = zip(values, table[f"{name.removesuffix('low')}high"], strict=True)
+            texts = [
+                "" if pd.isna(low) else f"[{rounded(estimate, low)}, {rounded(estimate, high)}]" for low, high in ends
+            ]
+        elif not name.endswith("paper_form"):
+            estimate = name
+        orders = ["" if pd.isna(value) else str(value) for value in values]
+        yield (
+            heading,
+            [
+                Cell(text, order, not (isinstance(value, str) or pd.isna(value)))
+                for text, order, value in zip(texts, orders, values, strict=True)
+            ],
+        )
+
+
+def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
+    """Return what the template of a table needs: its headings, its rows of cells, and its whole content as CSV."""
+    shown = table.drop(columns=LEFT_OUT.get(name, []))
+    if name == "deltas":  # the accuracies of all cells come before their speeds
+        shown = shown.sort_values("metric", key=lambda metric: metric != "accuracy", kind="stable")
+    columns = list(table_columns(shown))
+    csv = table.to_csv(index=False, float_format="%.6g")
+    return {
+        "name": name,
+        "headings": [(heading, any(cell.is_number for cell in cells)) for heading, cells in columns],
+        "rows": list(zip(*(cells for _, cells in columns), strict=True)),
+        "csv": f"data:text/csv;charset=utf-8,{quote(csv)}",
+    }
+
+
+def table_document(name: str, title: str, table: pd.DataFrame) -> str:
+    """Return one table as an HTML document of its own, which Snakemake's report shows in place."""
+    return TEMPLATES.get_template("table.html.j2").render(title=title, view=table_view(name, table))
+
+
+# ---- figures and the whole page -----------------------------------------------------------------------
+
+
+def figure_view(name: str, svg: str) -> dict[str, Any]:
+    """Return what the template of a figure needs: an address that holds the image, and its width in pixels."""
+    width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg, re.DOTALL)
+    assert width, f"{name} is not a figure of matplotlib"
+    image = f"data:image/svg+xml,{quote(svg, safe=' /:;,=()+-')}"
+    return {"name": name, "image": image, "width": round(float(width[1]) * 4 / 3)}
+
+
+def page(
+    sources: Sources, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, str], facts: Mapping[str, Any]
+) -> str:
+    """Return the page of a report as one HTML text.
+
+    Args:
+        sources: the sources of the report.
+        tables: the tables of the report, by name.
+        figures: the figures of the report as SVG, by name, or the reason why a figure could not be drawn.
+        facts: the facts that the captions state, from `captions.report_facts`.
+    """
+    lead = "heat_map"
+    # The answer and the summary say once that a model was pretrained with layer dropout, and so does each figure.
+    captioned = {**facts, "layer_dropout_models": []}
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for section, name, title in contents(sources.config["grid"]["dataset"]):
+        caption = "figure" if name.startswith("figure_") else name
+        item: dict[str, Any] = {"title": title, "caption": html(text(f"caption_{caption}", captioned))}
+        if name in tables:
+            item["table"] = table_view(name, tables[name])
+        elif "<svg" in figures[name]:
+            item["figure"] = figure_view(name, figures[name])
+        else:
+            item["reason"] = figures[name]
+        sections.setdefault(section, []).append(item)
+    first = next(item for item in sections["Findings"] if item.get("figure", {}).get("name") == lead)
+    sections["Findings"].remove(first)
+    parts = ("answer", "missing", "resolved", "unresolved", "study")
+    return TEMPLATES.get_template("page.html.j2").render(
+        facts,
+        date=date(sources.provenance["last_finished"]),
+        lead=first,
+        sections=sections,
+        glossary={term: (TERMS[term.lower()], meaning) for term, meaning in GLOSSARY.items()},
+        **{f"{part}_text": html(text(f"_{part}", facts)) for part in parts},
+    )
