@@ -28,7 +28,7 @@ report: setup  ## write report.html, one file, of the study run last, or of CONF
 	$(BIN)/nested-reft report $(CONFIG)
 
 ui: setup  ## browse the runs in MLflow, on this machine only: PORT=5001, OPEN=1 opens the browser
-	$(BIN)/nested-reft ui $(or $(CONFIG),config/config.yaml) --port $(PORT) $(if $(OPEN),--open)
+	$(BIN)/nested-reft ui $(CONFIG) --port $(PORT) $(if $(OPEN),--open)
 
 test: setup  ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(PYTEST)

@@ -377,9 +377,8 @@ def test_the_report_is_one_self_contained_file(smoke_study, configured):
     html = (smoke_study / "report.html").read_text()
     assert len(html) > 500_000
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', html)
-    for name in ("figure_mixed.svg", "heat_map.svg", "reward.svg", "table1.csv", "table2.csv", "provenance.csv"):
+    for name in ("figure_mixed.svg", "heat_map.svg", "reward.svg", "table1.html", "table2.html", "provenance.html"):
         assert name in html
     # the first page and the captions state the results
     for words in ("What is not resolved", "Only one seed was run", "of 3 accuracy deltas are resolved at the level"):
         assert words in re.sub(r"\s+", " ", html)
-    assert re.search(r"of (the )?3 accuracy deltas to the baseline (is|are) resolved", html)

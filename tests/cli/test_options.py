@@ -20,6 +20,16 @@ def test_settings_are_json_or_piped_json_or_yaml(settings, piped, monkeypatch):
     assert read_settings(PrepareBenchmarks, settings).benchmarks["algebra"].size == 2
 
 
+def test_settings_are_a_yaml_file(tmp_path):
+    (tmp_path / "study.yaml").write_text(YAML)
+    assert read_settings(PrepareBenchmarks, str(tmp_path / "study.yaml")).benchmarks["algebra"].size == 2
+    (tmp_path / "broken.yaml").write_text("benchmarks: [")
+    with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
+        read_settings(PrepareBenchmarks, str(tmp_path / "broken.yaml"))
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+        read_settings(PrepareBenchmarks, str(tmp_path / "none.yaml"))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -6,6 +6,7 @@ import pytest
 
 from nested_reft.report import build
 from tests import synthetic
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,11 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write(study, folder / "results")
     build.report(study, folder / "results", folder / "report")
     return folder
+
+
+@pytest.fixture(scope="session", params=["embedded", "embedded-full"])
+def rebuilt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the folder of a committed report, and a folder with everything that its sources give."""
+    committed, out = ROOT / "docs/reports" / request.param, tmp_path_factory.mktemp(request.param)
+    build.rebuild(committed, out)
+    return committed, out

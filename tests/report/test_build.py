@@ -6,11 +6,9 @@ import subprocess
 import sys
 
 import pandas as pd
-import pytest
 import yaml
 
 from nested_reft.config import layout
-from nested_reft.report import build
 from tests import synthetic
 from tests.conftest import ROOT
 
@@ -39,28 +37,27 @@ def test_the_report_alone_rebuilds_itself_without_torch_in_20_seconds(made_up, t
 
 
 def test_the_yaml_of_a_study_is_settings_enough(tmp_path):
-    """As the README shows it for a study with missing runs, which Snakemake would not analyse."""
+    """As for a study with missing runs, which Snakemake would not analyse."""
     study = synthetic.study(seeds=1, models=1, datasets=1)
     synthetic.write(study, tmp_path / "results")
-    program = [sys.executable, "-m", "nested_reft", "analyse", "--settings", "-"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study.model_dump()))
+    program = [sys.executable, "-m", "nested_reft", "analyse", "--settings"]
     places = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "report")]
-    text = yaml.safe_dump(study.model_dump())
-    done = subprocess.run([*program, *places], input=text, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*program, str(tmp_path / "mine.yaml"), *places], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/report: the report of study 'synthetic'; nothing is missing\n"
     assert "of which 10 are here" in (tmp_path / "report/findings.rst").read_text()
-    done = subprocess.run([*program, *places], input="study: [", cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*program, "-", *places], input="study: [", cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["embedded", "embedded-full"])
-def test_the_committed_reports_are_what_their_sources_give(name, tmp_path):
+def test_the_committed_reports_are_what_their_sources_give(rebuilt):
     """A change of a table or of a text is committed together with the rebuilt reports (`analyse --from`)."""
-    committed = ROOT / "docs/reports" / name
-    build.rebuild(committed, tmp_path)
-    made = {path.name for path in tmp_path.iterdir()}
+    committed, out = rebuilt
+    made = {path.name for path in out.iterdir()}
     assert made == {path.name for path in committed.iterdir()} - {*layout.SOURCES, *layout.DETAILS}
-    for path in tmp_path.glob("*.csv"):
+    for path in out.glob("*.csv"):
         # the last digits are those of the machine's linear algebra
         pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(committed / path.name), rtol=1e-5)
-    for path in tmp_path.glob("*.rst"):
+    for path in out.glob("*.rst"):
         assert path.read_text() == (committed / path.name).read_text(), path.name

@@ -9,7 +9,7 @@ import pytest
 from nested_reft.config import layout
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report import build
-from nested_reft.report.captions import layer_dropout_note, render
+from nested_reft.report.captions import layer_dropout_note, literal, render, report_facts
 from nested_reft.report.sources import Sources, collect, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
@@ -22,12 +22,15 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
+def texts(sources: Sources) -> dict[str, str]:
+    """Return every text of a report by name, without line breaks."""
+    return {name: words(text) for name, text in render(report_facts(sources, build.make_tables(sources))).items()}
+
+
 def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
     findings = words((made_up / "report/findings.rst").read_text())
-    assert findings.startswith(
-        "Answer ------ **3 of 27 accuracy deltas to the baseline are resolved: 3 lower, 0 higher.**"
-    )
-    titles = ("Answer", "What was run", "What is resolved", "What is not resolved", "Where to look")
+    assert findings.startswith("Answer ------ 1. **Accuracy: ")
+    titles = ("Answer", "What is resolved", "What is not resolved", "What was run")
     places = [findings.index(f"{title} ---") for title in titles]
     assert places == sorted(places)
     for dataset in ("one-step", "multi-step", "algebra"):
@@ -40,7 +43,7 @@ def test_findings_of_one_seed_say_what_a_resolved_delta_means_then(tmp_path):
     study = synthetic.study(seeds=1, models=1, datasets=1)
     synthetic.write(study, tmp_path, effect=-1.5)
     sources = collect(study, tmp_path)
-    findings = words(render(sources, build.make_tables(sources))["findings.rst"])
+    findings = texts(sources)["findings"]
     assert "A resolved delta then says that two trained models differ." in findings
 
 
@@ -48,9 +51,9 @@ def test_nothing_resolved_is_said_in_words(tmp_path):
     study = synthetic.study(models=1, datasets=1)
     synthetic.write(study, tmp_path, effect=0.0)
     sources = collect(study, tmp_path)
-    findings = words(render(sources, build.make_tables(sources))["findings.rst"])
-    assert "**None of the 9 accuracy deltas to the baseline is resolved.**" in findings
-    assert "No accuracy delta is resolved at the level 0.05." in findings
+    findings = texts(sources)["findings"]
+    assert re.search(r"None of 9 deltas \(\S+ to \S+\) is resolved after Holm's correction", findings)
+    assert "No accuracy delta is resolved at the level 0.05 after Holm" in findings
 
 
 def test_every_table_and_figure_has_a_caption(made_up):
@@ -68,22 +71,21 @@ def of_another_model(sources: Sources) -> Sources:
 
 def test_results_of_models_with_layer_dropout_are_shown_with_a_caution(made_up):
     sources = read_sources(made_up / "report")
-    tables = build.make_tables(sources)
     caution = "small-28 was pretrained with layer dropout, which makes a model unusually robust to skipped layers"
     without_results = {
-        "caption_table1.rst",
-        "caption_table2_paper.rst",
-        "caption_config.rst",
-        "caption_provenance.rst",
+        "caption_table1",
+        "caption_table2_paper",
+        "caption_config",
+        "caption_provenance",
     }
-    for name, text in render(sources, tables).items():
-        assert (caution in words(text)) == (name not in without_results), name
+    for name, text in texts(sources).items():
+        assert (caution in text) == (name not in without_results), name
     assert caution in layer_dropout_note(sources.config)
     for figure in (made_up / "report").glob("*.svg"):
         assert "was pretrained with layer dropout" in words(re.sub(r"<[^>]+>", " ", figure.read_text())), figure.name
     others = of_another_model(sources)
     assert layer_dropout_note(others.config) == ""
-    assert not any("layer dropout" in text for text in render(others, tables).values())
+    assert not any("layer dropout" in text for text in texts(others).values())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,15 @@ def test_missing_runs_are_listed(made_up, tmp_path):
     shutil.copytree(made_up / "results", tmp_path / "results")
     run = "train/model~small-28/dataset~algebra/skip_ratio~0.1/border~1/mitigation~retrace/seed~1"
     shutil.rmtree(tmp_path / "results" / run)
-    sources = collect(synthetic.study(models=1), tmp_path / "results")
-    texts = render(sources, build.make_tables(sources))
-    assert f"- {run}" in texts["findings.rst"]
-    assert "1 missing result left out." in texts["caption_heat_map.rst"]
+    log = tmp_path / f"logs/{run}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("INFO train starts\nError: no |memory|* is left\n")
+    sources = collect(synthetic.study(models=1), tmp_path / "results", tmp_path / "logs")
+    written = texts(sources)
+    assert rf"- ``{run}``: no \|memory\|\* is left" in written["findings"]
+    assert "1 of 67 results is missing." in written["findings"]
+    assert "1 missing result left out." in written["caption_heat_map"]
+
+
+def test_a_message_of_a_log_has_no_markup():
+    assert literal("*a* |b| `c`_ \\d") == r"\*a\* \|b\| \`c\`\_ \\d"

@@ -35,7 +35,7 @@ def test_table_2_names_its_instances_and_leaves_out_a_mean_that_a_missing_datase
         -0.04,
     ]
     assert rows.loc["b", "best_verdict"] == "missing"
-    assert np.isnan(rows.loc["magnitude of the mean", "best_delta"])
+    assert np.isnan(rows.loc["mean over datasets", "best_delta"])
     assert 0 < rows.loc["a", "best_by_chance"] < 0.01
 
 

@@ -1,0 +1,56 @@
+"""The facts of the answer, against hand-worked cases."""
+
+import pandas as pd
+import pytest
+
+from nested_reft.report.answer import accuracy_facts, off_policy_facts, speed_facts, timing_noise
+
+
+def runs(*seconds: tuple[str, float, int, float]) -> pd.DataFrame:
+    """Return training runs of one model: dataset, skip ratio, seed, seconds of the forward and backward passes."""
+    table = pd.DataFrame(seconds, columns=["dataset", "skip_ratio", "seed", "fwd_bwd_s"])
+    return table.assign(model="m", mitigation="base", border=1)
+
+
+def test_noise_is_what_the_times_of_a_cell_differ_by_that_skipping_does_not_change():
+    cells = runs(("a", 0.0, 0, 10.0), ("a", 0.1, 0, 12.0), ("b", 0.0, 0, 20.0), ("b", 0.1, 0, 30.0))
+    assert timing_noise(cells) == {"lowest": 20.0, "highest": 30.0, "spread": 0.5}
+    seeds = runs(("a", 0.0, 0, 10.0), ("a", 0.0, 1, 30.0), ("a", 0.1, 0, 30.0), ("a", 0.1, 1, 14.0))
+    assert timing_noise(seeds) == {"lowest": 20.0, "highest": 22.0, "spread": pytest.approx(0.1)}
+    assert timing_noise(runs(("a", 0.0, 0, 10.0))) is None
+
+
+@pytest.mark.parametrize(("seconds", "is_noise"), [(10.5, False), (13.0, True)])
+def test_speeds_are_noise_if_the_control_varies_more(seconds, is_noise):
+    deltas = pd.DataFrame({"metric": "token_speed_tok_s", "relative_delta": [0.1, -0.2]})
+    efficiency = pd.DataFrame({"sampling_speed_up": [1.1, 1.2, None], "bound": 1.3, "bound_with_lm_head": 1.2})
+    facts = speed_facts(deltas, efficiency, runs(("a", 0.0, 0, 10.0), ("a", 0.1, 0, seconds)))
+    assert facts["sampling_is_noise"] == facts["steps_are_noise"] == is_noise
+    assert facts["speed_up"] == {
+        "lowest": 1.1,
+        "median": pytest.approx(1.15),
+        "highest": 1.2,
+        "bound": 1.3,
+        "bound_with_lm_head": 1.2,
+    }
+
+
+def test_accuracies_are_those_of_the_finished_pairs():
+    rows = [(0.9, 0.8, -0.1, "resolved"), (0.9, 0.92, 0.02, "not resolved"), (None, None, None, "missing")]
+    deltas = pd.DataFrame(rows, columns=["baseline", "instance", "absolute_delta", "verdict"])
+    deltas = deltas.assign(metric="accuracy", model="m", dataset="d", ci_low=-0.01, ci_high=0.05)
+    facts = accuracy_facts(deltas)
+    assert facts["num_tested"] == 2 and facts["num_baselines"] == 1
+    assert facts["baseline"]["lowest"] == facts["baseline"]["highest"] == 0.9
+    assert (facts["with_skipping"]["lowest"], facts["with_skipping"]["highest"]) == (0.8, 0.92)
+    assert (facts["num_resolved_lower"], facts["num_resolved_higher"]) == (1, 0)
+    assert facts["unresolved"]["number"] == 1 and facts["unresolved"]["half_width"] == pytest.approx(0.03)
+
+
+def test_off_policyness_is_that_of_the_lowest_and_the_highest_skip_ratio():
+    steps = pd.DataFrame({"skip_ratio": [0, 0.05, 0.05, 0.1, 0.15], "sampling/kl": [0, 0.1, 0.3, 0.4, 0.5]})
+    facts = off_policy_facts(steps.assign(**{"sampling/acceptance_rate": 1 - steps["sampling/kl"]}))
+    assert facts == [
+        {"skip_ratio": 0.05, "kl": pytest.approx(0.2), "acceptance": pytest.approx(0.8)},
+        {"skip_ratio": 0.15, "kl": 0.5, "acceptance": 0.5},
+    ]

@@ -1,0 +1,147 @@
+"""The page of a report: complete, self-contained, and with the answer first."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nested_reft.config import layout
+from nested_reft.report import page
+from nested_reft.report.contents import contents
+from nested_reft.report.figures import figures_of_study
+from tests import synthetic
+
+
+def plain(html: str) -> str:
+    """Return the text of a piece of HTML."""
+    return re.sub(r" ([,.:])", r"\1", " ".join(re.sub(r"<[^>]+>", " ", html).split()))
+
+
+def first_screen(html: str) -> str:
+    """Return the text of the part of a page that is shown first."""
+    return plain(html.split('<section class="first"')[1].split("</section>")[0])
+
+
+def check_page(html: str, datasets: list[str]) -> None:
+    """Check that a page holds everything and asks for nothing."""
+    assert len(html) < 10_000_000
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', html)
+    assert not re.findall(r"@import|url\((?!#|%23)", re.sub(r'src="data:[^"]*"', "", html))
+    names = [name for _, name, _ in contents(datasets)]
+    shown = re.findall(r'<(?:article|figure) id="([^"]+)"', html)
+    assert sorted(shown) == sorted(names)
+    assert shown[1:] == [name for name in names if name != shown[0]]  # in the order of the contents
+    assert html.count('<table id="table-') == len(layout.TABLES)
+    assert html.count("<img ") == len(names) - len(layout.TABLES)
+    linked = set(re.findall(r'href="#([^"]+)"', html))
+    assert linked <= set(re.findall(r'id="([^"]+)"', html))
+
+
+def test_the_page_of_a_study_is_complete(made_up):
+    html = (made_up / "report/report.html").read_text()
+    check_page(html, ["one-step", "multi-step", "algebra"])
+    assert "<title>synthetic, 1 January 2026: Nested-ReFT report</title>" in html
+    assert "What is missing" not in html
+
+
+def test_the_first_screen_answers_in_five_lines(made_up):
+    screen = first_screen((made_up / "report/report.html").read_text())
+    accuracy = pd.read_csv(made_up / "report/deltas.csv").query("metric == 'accuracy'")
+    low, high = accuracy["baseline"].min(), accuracy["baseline"].max()
+    skipped = f"{accuracy['instance'].min():.3f} to {accuracy['instance'].max():.3f} with skipped layers."
+    assert f"Accuracy: {low:.3f} to {high:.3f} in the 3 baselines, {skipped}" in screen
+    assert "3 of 27 deltas are resolved after Holm's correction, 3 lower and 0 higher" in screen
+    worst = accuracy["absolute_delta"].min()
+    assert re.search(rf"15 % practical on small-28, \S+: {worst:+.3f} \[", screen)
+    speed_up = pd.read_csv(made_up / "report/efficiency.csv")["sampling_speed_up"]
+    assert f"Sampling: {speed_up.median():.2f} times as fast as in the baseline" in screen
+    assert re.search(r"Whole steps: \S+ % to \S+ % tokens per second\. The forward and backward passes", screen)
+    assert re.search(r"Off-policy: KL \S+ nats per token, acceptance rate 0\.\d\d at 15 % skipped", screen)
+    assert "Too little data: 24 of 27 deltas are too uncertain to call." in screen
+    assert "The intervals cover 2 seeds and problems within benchmarks." in screen
+
+
+def test_the_pages_of_the_committed_reports_are_complete(rebuilt):
+    committed, out = rebuilt
+    html = (out / "report.html").read_text()
+    datasets = [path.stem.removeprefix("figure_") for path in out.glob("figure_*.svg")]
+    check_page(html, ["mixed"] if datasets == ["mixed"] else ["one-step", "multi-step", "algebra"])
+    assert "The forward and backward passes, which skipping does not change, differ by" in first_screen(html)
+    expected = {
+        "embedded": "Accuracy: 0.910 in the baseline, 0.847 to 0.927 with skipped layers. 2 of 9 deltas are resolved",
+        "embedded-full": "None of 54 deltas (-0.035 to +0.008) is resolved after Holm's correction.",
+    }
+    assert expected[committed.name] in first_screen(html)
+
+
+def test_every_figure_has_a_place_in_the_contents():
+    config = synthetic.study().model_dump()
+    placed = {name for _, name, _ in contents(config["grid"]["dataset"])}
+    assert placed == {*figures_of_study(config), *layout.TABLES}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("absolute_delta", 0.0166, "+0.017"),
+        ("best_paper_form", 0.016, "0.016"),
+        ("relative_delta", -0.19249, "-19.2 %"),
+        ("skip_ratio", 0.15, "15 %"),
+        ("p_holm", 0.04249, "0.042"),
+        ("best_p", 0.00004, "< 0.001"),
+        ("train_runtime_s", 45.1234, "45.1"),
+        ("token_speed_tok_s", 12345.6, "12346"),
+        ("sampling_speed_up", 1.1234, "1.12"),
+        ("seeds", 3, "3"),
+        ("verdict", "resolved", "resolved"),
+        ("p", float("nan"), ""),
+    ],
+)
+def test_numbers_are_rounded_for_reading(column, value, expected):
+    assert page.rounded(column, value) == expected
+
+
+def test_a_table_has_its_intervals_in_one_column_and_sorts_by_numbers():
+    table = pd.DataFrame({"absolute_delta": [0.01, None], "ci_low": [-0.02, None], "ci_high": [0.04, None]})
+    view = page.table_view("table2", table)
+    assert view["headings"] == [("absolute delta", True), ("interval", True)]
+    (delta, interval), (no_delta, _) = view["rows"]
+    assert interval.text == "[-0.020, +0.040]" and float(interval.order) == -0.02
+    assert (delta.text, float(delta.order)) == ("+0.010", 0.01) and no_delta.order == ""
+    assert view["csv"].startswith("data:text/csv") and "ci_high" in view["csv"]
+
+
+def test_the_first_use_of_a_word_of_the_glossary_is_linked():
+    linked = page.link_terms('<p title="cell">Cells of <span class="pre">base</span>: a cell, a base</p>')
+    assert linked == (
+        '<p title="cell"><a class="term" href="#term-cell">Cells</a> of <span class="pre">base</span>: a cell, '
+        'a <a class="term" href="#term-base">base</a></p>'
+    )
+
+
+def test_markup_in_a_message_is_shown_and_not_executed():
+    assert "&lt;script&gt;" in page.html("a <script>alert(1)</script>")
+    assert "<script>" not in page.table_document("x", "<script>", pd.DataFrame({"<script>": ["<script>"]})).split(
+        "</table>"
+    )[0].replace("</script>", "")
+
+
+def break_study(root: Path) -> tuple[str, str]:
+    """Write a study of 20 runs into a folder, of which one is missing and one has failed; return the paths of both."""
+    study = synthetic.study(models=1, datasets=1)
+    results = root / layout.RESULTS.format(study=study.study)
+    synthetic.write(study, results)
+    cell = "train/model~small-28/dataset~one-step"
+    missing, failed = (
+        f"{cell}/skip_ratio~0.1/mitigation~retrace/seed~1",
+        f"{cell}/skip_ratio~0.05/mitigation~base/seed~1",
+    )
+    for path in (missing, failed):
+        shutil.rmtree(results / path)
+        shutil.rmtree(results / "evaluate" / path)
+    log = root / layout.LOGS.format(study=study.study) / f"{failed}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("INFO train starts\nError: the disk is full\n")
+    return missing, failed
