@@ -26,12 +26,12 @@ def signed(value: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share as a percentage."""
-    return f"{100 * share:g} %"
+    return f"{100 * share:g}%"
 
 
 def signed_percent(share: float) -> str:
     """Return a relative change as a percentage with its sign."""
-    return f"{round(100 * share, 1) + 0:+.1f} %"  # + 0 turns -0 into 0
+    return f"{round(100 * share, 1) + 0:+.1f}%"  # + 0 turns -0 into 0
 
 
 def range_of(values: Mapping[str, float]) -> str:
@@ -118,7 +118,7 @@ def table_facts(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         "tables": tables,
         "num_cells": int(counts["cells"].max()),
         "counts_are_by_chance": bool(counts[["best_p", "worst_p"]].min().min() >= 0.05),
-        "token_speeds": f"Token speeds change by {speed.min():+.1f} % to {speed.max():+.1f} %",
+        "token_speeds": f"Token speeds change by {speed.min():+.1f}% to {speed.max():+.1f}%",
     }
 
 

@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "off_policy": "How off-policy the samples were",
         "reward": "Reward over the steps",
         "stages": "Accuracy after each stage",
+        "answers": "Sampled answers before and after training",
     },
     "Details": {
         DATASET_FIGURE: "Accuracy, token speed and run time: {dataset}",

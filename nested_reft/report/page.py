@@ -93,10 +93,10 @@ def rounded(column: str, value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     if column == "skip_ratio":
-        return f"{100 * value:g} %"
+        return f"{100 * value:g}%"
     sign = "+" if "delta" in column else ""
     if "relative" in column:
-        return f"{100 * value:{sign}.1f} %"
+        return f"{100 * value:{sign}.1f}%"
     if column == "p" or column.startswith("p_") or column.endswith("_p"):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     decimals = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
