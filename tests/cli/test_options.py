@@ -26,7 +26,7 @@ def test_settings_are_a_yaml_file(tmp_path):
     (tmp_path / "broken.yaml").write_text("benchmarks: [")
     with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
         read_settings(PrepareBenchmarks, str(tmp_path / "broken.yaml"))
-    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
         read_settings(PrepareBenchmarks, str(tmp_path / "none.yaml"))
 
 

@@ -49,7 +49,7 @@ def test_without_an_argument_it_is_the_study_that_was_run_last(tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("none.yaml", "none.yaml cannot be read"), (".", "has no results.csv"), ("text.yaml", "should be a valid")],
+    [("none.yaml", "none.yaml does not exist"), (".", "has no results.csv"), ("text.yaml", "holds no keys")],
 )
 def test_a_wrong_study_is_one_sentence(argument, words, tmp_path):
     (tmp_path / "text.yaml").write_text("no study\n")
