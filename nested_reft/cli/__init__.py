@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import bench, inspect, maintain, report, stages, start, status, store
+from nested_reft.cli import after, bench, inspect, maintain, report, stages, start, status, store
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
 
@@ -36,6 +36,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "init", start.init, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
     ("", "report", report.report, WHOLE_STUDY),
+    ("", "compare", after.compare, WHOLE_STUDY),
     ("prepare", "model", stages.prepare_model, STAGES),
     ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),
     ("prepare", "dataset", stages.prepare_dataset, STAGES),
@@ -46,6 +47,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),
     ("", "grade", inspect.grade, INSPECTION),
+    ("", "export", after.export, INSPECTION),
     ("bench", "rollout", bench.bench_rollout, INSPECTION),
     ("bench", "train", bench.bench_train, INSPECTION),
     ("bench", "eval", bench.bench_eval, INSPECTION),

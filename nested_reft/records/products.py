@@ -1,0 +1,33 @@
+"""Finding the files of a product by the path that a user gives: its folder, its model, or its evaluation."""
+
+from pathlib import Path
+
+from nested_reft.config.layout import EVALUATE
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_versioned_json
+
+EVALUATION_FILES = ("records.parquet", "metrics.json", "run.json")
+
+
+def evaluation_folder(path: Path) -> Path:
+    """Return the folder of an evaluation.
+
+    Args:
+        path: that folder, or the folder of a warm-up or a training that was evaluated, or its folder `model`.
+
+    Raises:
+        UserError: there is no finished evaluation.
+    """
+    folder = path.resolve()
+    if folder.name == "model":
+        folder = folder.parent
+    stage = read_versioned_json(folder / "run.json")["stage"] if (folder / "run.json").exists() else ""
+    if stage in ("sft", "train"):
+        results = next(parent.parent for parent in folder.parents if parent.name == stage)
+        folder = results / EVALUATE.format(product=folder.relative_to(results))
+    if not all((folder / name).exists() for name in EVALUATION_FILES):
+        raise UserError(
+            f"{path} holds no finished evaluation ({', '.join(EVALUATION_FILES)}); give a folder such as "
+            "results/<study>/evaluate/..., or that of an evaluated training, results/<study>/train/..."
+        )
+    return folder

@@ -1,0 +1,112 @@
+"""The comparison of two studies or two runs, on made-up scores and reports."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nested_reft.errors import UserError
+from nested_reft.records.files import read_json, write_json
+from nested_reft.report.compare import (
+    OVERALL,
+    PRODUCT,
+    Side,
+    check_same_problems,
+    compare,
+    comparison_text,
+    conclusion,
+    different_settings,
+    read_report,
+)
+from nested_reft.report.statistics import mcnemar_test
+
+
+def scores(correct: list[int], benchmark: str = "algebra", seed: int | None = None) -> pd.DataFrame:
+    """Return the scores of one run on one benchmark, one sample per problem."""
+    rows = pd.DataFrame({"num_correct": correct, "samples": 1, "benchmark": benchmark})
+    problems = [f"Problem {index} of {benchmark}" for index in rows.index]
+    return rows.assign(problem_id=rows.index, problem=problems, seed=seed, **dict.fromkeys(PRODUCT))
+
+
+A = scores([1] * 60 + [0] * 40)
+B = scores([1] * 55 + [0] * 5 + [1] * 20 + [0] * 20)  # loses 5 problems of A and gains 20
+
+
+def test_the_difference_is_paired_by_problem():
+    (row,) = compare(A, B, 0.95).to_dict("records")
+    assert (row["n"], row["accuracy_a"], row["accuracy_b"]) == (100, 0.6, 0.75)
+    assert row["difference"] == pytest.approx(0.15)
+    assert row["p"] == pytest.approx(mcnemar_test(20, 5), abs=0.003)
+    half = 1.96 * np.sqrt((0.25 - 0.15**2) / 100)  # 25 of 100 differences are -1 or 1
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.15 - half, 0.15 + half), abs=0.01)
+
+
+def test_benchmarks_have_equal_weight_in_the_mean():
+    a = pd.concat([A, scores([0] * 10, "tiny")])
+    b = pd.concat([B, scores([1] * 10, "tiny")])
+    table = compare(a, b, 0.95).set_index("benchmark")
+    assert list(table.index) == ["algebra", "tiny", OVERALL]
+    assert table.loc[OVERALL, "difference"] == pytest.approx((0.15 + 1.0) / 2)
+    assert table.loc[OVERALL, "n"] == 110
+
+
+def test_the_seeds_that_both_sides_have_are_paired():
+    a = pd.concat([scores([1, 0, 0, 0], seed=0), scores([1, 1, 0, 0], seed=1), scores([1, 1, 1, 1], seed=5)])
+    b = pd.concat([scores([1, 1, 1, 0], seed=0), scores([1, 1, 1, 0], seed=1)])
+    (row,) = compare(a, b, 0.95).to_dict("records")
+    assert (row["seeds"], row["accuracy_a"], row["accuracy_b"]) == (2, 0.375, 0.75)
+
+
+def test_the_conclusion_is_one_sentence():
+    assert conclusion(compare(A, B, 0.95), 0.95) == (
+        "The accuracy of B minus that of A is +0.150 (95% interval +0.060 to +0.250, p = 0.0042), which is resolved."
+    )
+    assert "cannot be distinguished from zero" in conclusion(compare(A, A, 0.95), 0.95)
+
+
+def test_only_settings_that_differ_are_listed():
+    a, b = Side("a", A, {"x": 1, "y": 2}), Side("b", B, {"x": 1, "y": 3, "z": None})
+    assert different_settings(a, b) == ["y: 2 | 3"]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (scores([1], "one-step"), "a was evaluated on algebra, but b on one-step; compare evaluations on the same"),
+        (scores([1, 0]), "the benchmark algebra has 100 problems in a, but 2 in b"),
+        (B.assign(problem="x"), "problem 0 of the benchmark algebra is 'Problem 0 of algebra' in a, but 'x' in b"),
+    ],
+)
+def test_other_problems_are_refused(other, words):
+    with pytest.raises(UserError, match=words):
+        check_same_problems(Side("a", A, {}), Side("b", other, {}))
+
+
+def test_two_studies_are_compared_product_by_product(made_up, tmp_path):
+    report = shutil.copytree(made_up / "report", tmp_path / "other")
+    path = report / "problem_scores.parquet"
+    changed = pd.read_parquet(path)
+    of_retrace = (changed["mitigation"] == "retrace") & (changed["skip_ratio"] == 0.15)
+    changed.loc[of_retrace, "num_correct"] = 1
+    changed.to_parquet(path)
+    settings = read_json(report / "config.json")
+    settings["training"]["learning_rate"] = 0.5
+    write_json(report / "config.json", settings)
+    text = comparison_text(read_report(made_up / "report"), read_report(report), 0.95)
+    assert "  training.learning_rate: 1e-06 | 0.5\n" in text
+    lines = [line for line in text.splitlines() if line.startswith("| train ")]
+    assert len(lines) == 3 * 10  # datasets x (nine instances and the baseline)
+    assert all(("0.000" in line.split("|")[-6]) != ("retrace" in line and "0.15" in line) for line in lines)
+    assert (
+        "Resolved differences: 1 of 34, with p below 0.05" in text
+    )  # with the pretrained model and a warm-up per dataset
+
+
+def test_studies_with_other_benchmarks_are_refused(made_up, tmp_path):
+    report = shutil.copytree(made_up / "report", tmp_path / "other")
+    settings = read_json(report / "config.json")
+    settings["benchmarks"]["algebra"]["path"] = "mine.jsonl"
+    write_json(report / "config.json", settings)
+    with pytest.raises(UserError, match=r"the benchmark algebra is .*embedded/algebra.* but .*mine\.jsonl"):
+        check_same_problems(read_report(made_up / "report"), read_report(report))
