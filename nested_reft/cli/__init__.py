@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nested_reft.cli import after, bench, inspect, maintain, report, stages, start, status, store
+from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
 
@@ -119,9 +120,18 @@ def common_options(
 
 
 def main() -> None:
-    """Run the command line. A mistake of the user ends it with one sentence and exit code 2."""
+    """Run the command line. A mistake of the user ends it with one sentence and exit code 2.
+
+    A full disk and too little GPU memory end it with one sentence and exit code 1.
+    """
     try:
         app()
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        typer.echo(f"Error: {sentence}", err=True)
+        sys.exit(1)

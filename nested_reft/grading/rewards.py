@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ Reward = Callable[..., list[float]]
 
 def correctness(
     completions: list[Completion],
-    answer: list[str],
+    answer: Sequence[str | list[str]],
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
 ) -> list[float]:
@@ -27,7 +27,7 @@ def correctness(
 
     Args:
         completions: the completions, as text or as messages.
-        answer: the column of expected answers.
+        answer: the column of expected answers; a list holds several accepted ones.
         log_metric: TRL's function that logs a metric; it receives `grading/timeouts`, the number of answers that
             are wrong because the algebra did not finish.
         **kwargs: the other columns and arguments that TRL passes.
@@ -38,7 +38,9 @@ def correctness(
     return [float(one.correct) for one in grades]
 
 
-def first_answer_correctness(completions: list[Completion], answer: list[str], **kwargs: Any) -> list[float]:
+def first_answer_correctness(
+    completions: list[Completion], answer: Sequence[str | list[str]], **kwargs: Any
+) -> list[float]:
     """Return the rewards of completions of fixed length: the first answer counts.
 
     The EOS token is banned from such completions, so the model goes on after its answer, and that text is noise.

@@ -16,11 +16,13 @@ sampled at once. This module has not been run on a GPU yet: compare it with anot
 """
 
 import sys
+from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from nested_reft.config.sections import Evaluation
 from nested_reft.errors import UserError
+from nested_reft.model.loading import load_tokenizer
 
 
 def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
@@ -33,7 +35,7 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
             index of its prompt.
 
     Raises:
-        UserError: if vLLM is not installed.
+        UserError: if vLLM is not installed, or if the model has no tokenizer that fits it.
     """
     try:
         from vllm import LLM, SamplingParams
@@ -43,7 +45,7 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
             "another sampler"
         ) from None
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+    tokenizer = load_tokenizer(Path(model_path))
     prompt_ids = tokenizer(prompts)["input_ids"]
     llm = LLM(
         model=model_path,

@@ -15,8 +15,11 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nested_reft.config.sections import BenchmarkSource
 from nested_reft.config.stage_settings import DiagnosisSettings
+from nested_reft.data.formats import benchmark_row
 from nested_reft.data.prompts import format_prompt
+from nested_reft.data.sources import Row, parsed_rows
 from nested_reft.errors import UserError
 from nested_reft.grading.rewards import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
@@ -24,7 +27,6 @@ from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import nested, skippable_layers
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.nesting import draw_skipped_layers, num_skipped
-from nested_reft.records.files import read_rows
 from nested_reft.report import style
 from nested_reft.report.figures.diagnosis import diagnosis
 from nested_reft.rollout.sampler import Sampler
@@ -36,7 +38,7 @@ class Problems(NamedTuple):
     """Tokenized prompts and expected answers; a problem occurs once for each of its completions."""
 
     prompt_ids: list[list[int]]
-    answers: list[str]
+    answers: list[list[str]]  # the accepted answers of each
 
 
 class Rollouts(NamedTuple):
@@ -207,15 +209,25 @@ def load_for_diagnosis(
     return model, tokenizer, draws
 
 
+def problems_in(data: Path, number: int) -> list[Row]:
+    """Return the first problems of a file in any format that a benchmark may have.
+
+    Raises:
+        UserError: the file is not JSON, or one of these rows has no problem or answer.
+    """
+    return parsed_rows(BenchmarkSource(path=str(data), size=number), benchmark_row)
+
+
 def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a row per skip ratio, beginning with ratio 0, and a row per layer that may be skipped.
 
     Raises:
-        UserError: if the model cannot be nested, or if a ratio skips more layers than may be skipped.
+        UserError: if the data hold no problems, if the model cannot be nested, or if a ratio skips more layers than
+            may be skipped.
     """
+    rows = [row for row in problems_in(data, settings.num_prompts) for _ in range(settings.num_generations)]
     model, tokenizer, draws = load_for_diagnosis(model_path, settings)
     valid_layers = skippable_layers(model, settings.border)
-    rows = [row for row in read_rows(data)[: settings.num_prompts] for _ in range(settings.num_generations)]
     prompts = [format_prompt(row["problem"], settings.template) for row in rows]
     problems = Problems(tokenizer(prompts)["input_ids"], [row["answer"] for row in rows])
     sampler = CompletionSampler(model, tokenizer, settings)

@@ -73,9 +73,9 @@ def test_samples_follow_the_seed_and_an_engine_s_not_the_batch_size(sampler, sma
     assert (completions() == completions(batch_size=3)) == (sampler == "engine")
 
 
-def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(tmp_path):
+def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(data):
     with pytest.raises(UserError, match=r"cannot be diagnosed: 28 layers cannot be skipped where only 26 may be"):
-        diagnosis.diagnose(TINY, tmp_path / "unread.jsonl", DiagnosisSettings(skip_ratios=[0.99]))
+        diagnosis.diagnose(TINY, data, DiagnosisSettings(skip_ratios=[0.99]))
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,27 @@ def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(tmp_path):
 def test_a_mistaken_option_is_refused_by_name(option, sentence, data):
     finished = run("nested-reft", "diagnose", str(TINY), "--data", str(data), *option)
     assert finished.returncode == 2 and sentence in finished.stderr and "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# A title\n", "line 1 is not JSON"),
+        ('{"question": "1 + 1", "label": "2"}\n', "row 1 has the columns question, label, but needs"),
+        ('{"problem": "1 + 1", "answer": ""}\n', "row 1 has an empty `answer`"),
+        ("\n", "has no rows"),
+    ],
+)
+def test_wrong_data_are_refused_before_the_model_is_loaded(text, words, tmp_path):
+    (tmp_path / "wrong.jsonl").write_text(text)
+    with pytest.raises(UserError, match=words):
+        diagnosis.diagnose(tmp_path / "no model", tmp_path / "wrong.jsonl", SMALL)
+
+
+def test_problems_may_have_the_format_of_a_training_set_or_of_a_benchmark(tmp_path):
+    (tmp_path / "data.jsonl").write_text(
+        '{"question": "What is 1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\\n#### 2"}\n'
+        '{"problem": "What is 2 / 4?", "answer": ["1/2", "0.5"]}\n{"problem": "unread"}\n'
+    )
+    found = diagnosis.problems_in(tmp_path / "data.jsonl", 2)
+    assert [row["answer"] for row in found] == [["2"], ["1/2", "0.5"]]

@@ -1,0 +1,59 @@
+"""The weight files of a model: that they are complete, and how many parameters they hold. Torch is not needed."""
+
+import json
+import math
+from pathlib import Path
+
+from nested_reft.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+REMEDY = "download or copy the model again (`git lfs pull` in a clone)"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model: one file, or the files that its index lists.
+
+    Raises:
+        UserError: the folder has none of them, or lacks one that the index lists.
+    """
+    names = ["model.safetensors"]
+    if (folder / INDEX).exists():
+        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    missing = [name for name in names if not (folder / name).exists()]
+    if not missing:
+        return [folder / name for name in names]
+    others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+    if others:
+        raise UserError(
+            f"model {folder} has its weights only as {others[0]}, but only safetensors are read; load the model where "
+            "you trust it and call its `save_pretrained`, which writes model.safetensors"
+        )
+    raise UserError(f"model {folder} lacks the weights {missing[0]}; {REMEDY}")
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of parameters in the weight files of a model, from the headers of the files.
+
+    Raises:
+        UserError: a weight file is missing or incomplete.
+    """
+    return sum(count_in_file(path) for path in weight_files(folder))
+
+
+def count_in_file(path: Path) -> int:
+    """Return the number of parameters in a safetensors file: 8 bytes with the size of the header, header, tensors.
+
+    Raises:
+        UserError: the file is not complete.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 0 < header_size < size:
+            raise UserError(f"{path} is not a file of weights ({size:,} bytes); {REMEDY}")
+        tensors = json.loads(file.read(header_size))
+    tensors.pop("__metadata__", None)
+    end = 8 + header_size + max(tensor["data_offsets"][1] for tensor in tensors.values())
+    if size < end:
+        raise UserError(f"{path} is cut off: it has {size:,} of {end:,} bytes; {REMEDY}")
+    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())

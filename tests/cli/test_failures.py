@@ -1,0 +1,51 @@
+"""Failures of the machine: a full disk, as the system, torch and safetensors report it, and too little GPU memory."""
+
+import errno
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from nested_reft import cli
+from nested_reft.cli.failures import explain
+
+
+def test_a_full_disk_is_recognized_whoever_reports_it():
+    assert "is full" in explain(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(RuntimeError) as error:
+        torch.save({"weight": torch.zeros(1000, 1000)}, "/dev/full")
+    assert "run the same command again" in explain(error.value)
+    assert explain(SafetensorError("I/O error: No space left on device (os error 28)"))
+
+
+def test_a_full_disk_behind_another_error_is_recognized():
+    with pytest.raises(RuntimeError) as error:
+        try:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        except OSError as cause:
+            raise RuntimeError("could not save") from cause
+    assert "quota" in explain(error.value)
+
+
+def test_too_little_gpu_memory_names_the_keys():
+    assert "training.per_device_train_batch_size" in explain(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_any_other_error_keeps_its_traceback():
+    assert explain(ValueError("a defect")) is None
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(errno.ENOSPC, "full"), 1), (ValueError("a defect"), None)])
+def test_the_command_line_prints_the_sentence(error, code, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    if code is None:
+        with pytest.raises(ValueError):
+            cli.main()
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith("Error: the disk of ")
