@@ -67,7 +67,7 @@ Data = Annotated[
 Benchmarks = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="File that `prepare benchmarks` wrote.")]
 Tracking = Annotated[
     Path | None,
-    typer.Option(exists=True, help="The tracking.json of the study. Without it, nothing is sent to MLflow."),
+    typer.Option(exists=True, help="The tracking.json of the study. Without it, no tracker gets anything."),
 ]
 
 
@@ -136,13 +136,10 @@ def open_record(
     from nested_reft.records.lock import lock_product
     from nested_reft.records.stage_record import StageRecord
 
-    uri, study = None, "unnamed"
-    if tracking:
-        store = read_json(tracking)
-        uri, study = store["uri"], store["study"]
+    store = read_json(tracking) if tracking else {"uri": None, "study": "unnamed", "report_to": []}
     plain = json.loads(parse.canonical(settings))
     with lock_product(out):
-        record = StageRecord(out, stage, run, plain, inputs, uri, study)
+        record = StageRecord(out, stage, run, plain, inputs, store["uri"], store["study"], store["report_to"])
         where = ", ".join(f"{axis} {value}" for axis, value in run.items())
         log.info("%s starts (attempt %d): %s", stage, record.content["attempts"], where)
         start = time.monotonic()

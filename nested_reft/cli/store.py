@@ -19,16 +19,19 @@ def tracking_store(
     uri: Annotated[str, typer.Option(help="Address of the MLflow store. An empty address disables MLflow.")],
     study: Annotated[str, typer.Option(help="Name of the study, which is the name of the MLflow experiment.")],
     out: Out,
+    report_to: Annotated[list[str] | None, typer.Option(help="Another tracker of the study; can be repeated.")] = None,
 ) -> None:
     """Create the MLflow store, the experiment of a study and its parent run, before jobs write to them."""
     from nested_reft.records.files import write_json
     from nested_reft.records.mlflow_mirror import open_study, store_problem
+    from nested_reft.records.trackers import trackers_problem
 
+    trackers = report_to or []
+    if problem := trackers_problem(trackers) or (store_problem(uri) if uri else None):
+        raise UserError(problem)
     if uri:
-        if problem := store_problem(uri):
-            raise UserError(problem)
         open_study(uri, study)
-    write_json(out, {"uri": uri or None, "study": study})
+    write_json(out, {"uri": uri or None, "study": study, "report_to": trackers})
 
 
 def track(

@@ -500,12 +500,17 @@ class Analysis(Section):
 
 
 class Tracking(Section):
-    """The MLflow store. MLflow mirrors the files of the results, and no result depends on it."""
+    """The trackers that follow a study. They mirror the files of the results, and no result depends on them."""
 
     uri: str | None = key(
         "sqlite:///results/mlflow.db",
         "The address of the MLflow tracking store. null disables MLflow. On a cluster, give the address of an MLflow "
         "server, because a SQLite file serves a single machine.",
+    )
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = key(
+        [],
+        "Further trackers that get the metrics of each step. Their packages must be installed. Weights & Biases stays "
+        "offline unless WANDB_MODE says otherwise.",
     )
 
     @field_validator("uri")

@@ -34,6 +34,8 @@ BASELINE: dict[str, Any] = {"skip_ratio": 0.0, "border": 0, "mitigation": "base"
 INSTANCE = list(BASELINE)
 # The axes that identify a run, in the same order.
 RUN = ["model", "dataset", *INSTANCE, "seed"]
+# Names show the border only if it is another one.
+DEFAULT_BORDER = 1
 
 
 def instance_label(instance: Mapping[Any, Any], grid: Mapping[str, Collection[Any]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_reft.config.sections import Evaluation, Nesting, Prompt, Section, Sft, Training
-from nested_reft.config.study import BASELINE, INSTANCE
+from nested_reft.config.study import BASELINE, DEFAULT_BORDER, INSTANCE, instance_label
 
 # Shown above the runs of a study. docs/how-to/mlflow.md explains the same filters at length.
 HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or paste a filter into the search field:
@@ -108,12 +108,13 @@ def runs_address(server: str, experiment: str) -> str:
 
 
 def run_name(stage: str, axes: Mapping[str, Any]) -> str:
-    """Return the name of an MLflow run. What differs within a study comes first, because MLflow cuts long names."""
-    if float(axes.get("skip_ratio", -1)) == 0:
-        product = "baseline"
-    elif "mitigation" in axes:
-        border = f" border {axes['border']}" if int(axes.get("border", 1)) > 1 else ""
-        product = f"{axes['mitigation']} {100 * float(axes['skip_ratio']):g}%{border}"
+    """Return the name of a tracked run. What differs within a study comes first, because MLflow cuts long names.
+
+    Examples: `15% retrace s0 | tiny-28 mixed`, `baseline s0 evaluated | tiny-28 mixed`, `sft s0 | tiny-28 mixed`.
+    """
+    if "mitigation" in axes:
+        instance = {axis: type(BASELINE[axis])(axes[axis]) for axis in INSTANCE}
+        product = instance_label(instance, {"border": {DEFAULT_BORDER, instance["border"]}})
     else:
         product = axes.get("product", stage)
     seed = f" s{axes['seed']}" if "seed" in axes else ""

@@ -1,8 +1,8 @@
-"""The record of a stage: its settings, metrics per step and totals as files, mirrored in MLflow."""
+"""The record of a stage: its settings, metrics per step and totals as files, followed by MLflow and other trackers."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from nested_reft.records.files import (
 )
 from nested_reft.records.mlflow_mirror import MLflowMirror
 from nested_reft.records.provenance import collect_provenance
+from nested_reft.records.trackers import Tracker
 
 
 class StageRecord:
-    """The folder of one product of a stage, and its mirror in MLflow.
+    """The folder of one product of a stage, and the trackers that follow it.
 
     While the stage runs, everything is below `checkpoints`. `finish` writes metrics.jsonl, metrics.json and, last,
     run.json into the folder itself.
@@ -36,6 +37,7 @@ class StageRecord:
         inputs: Mapping[str, Path],
         tracking_uri: str | None,
         study: str,
+        report_to: Sequence[str] = (),
     ) -> None:
         """Open a new record, or continue the record of an interrupted attempt with the same settings and inputs.
 
@@ -47,6 +49,7 @@ class StageRecord:
             inputs: name -> file or folder that the stage reads; `run.json` gets its checksum.
             tracking_uri: the MLflow store, or None to run without MLflow.
             study: the name of the study, which is also the name of the MLflow experiment.
+            report_to: names of other trackers, of `trackers.TRACKERS`.
         """
         self.out = out
         self.checkpoints = out / "checkpoints"
@@ -74,7 +77,9 @@ class StageRecord:
             "started": attempt["started"],
             "attempts": attempt["attempts"],
         }
-        self.mirror = MLflowMirror(self.content, tracking_uri) if tracking_uri else None
+        self.trackers: list[MLflowMirror | Tracker] = [Tracker(name, self.content, out) for name in report_to]
+        if tracking_uri:
+            self.trackers.append(MLflowMirror(self.content, tracking_uri))
 
     def resume_at(self, step: int) -> None:
         """Drop the rows after `step`, because the resumed stage writes them again."""
@@ -84,16 +89,16 @@ class StageRecord:
             write_rows(path, self.rows)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append the row of a step; MLflow gets its numbers."""
+        """Append the row of a step; the trackers get its numbers."""
         row = {"step": step, "time": time.time(), **metrics}
         self.rows.append(row)
         with (self.checkpoints / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.mirror:
-            self.mirror.send([row])
+        for tracker in self.trackers:
+            tracker.send([row])
 
     def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
-        """Write the final files, send the remaining rows to MLflow, and delete the checkpoints.
+        """Write the final files, send the remaining rows to the trackers, and delete the checkpoints.
 
         Args:
             metrics: the result of the stage.
@@ -104,6 +109,6 @@ class StageRecord:
             write_rows(self.out / "metrics.jsonl", self.rows)
         write_versioned_json(self.out / "metrics.json", metrics)
         write_versioned_json(self.out / "run.json", self.content)
-        if self.mirror:
-            self.mirror.finish(metrics, self.out)
+        for tracker in self.trackers:
+            tracker.finish(metrics, self.out)
         discard(self.checkpoints)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import layout
-from nested_reft.config.study import Study, instance_label
+from nested_reft.config.study import DEFAULT_BORDER, Study, instance_label
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.job_logs import NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
@@ -18,8 +18,6 @@ from nested_reft.records.progress import STEPS_OF_A_MEAN, Progress, last_progres
 # The exception of a job that was interrupted by Ctrl-C.
 INTERRUPTION = "KeyboardInterrupt"
 
-# Names show the border only if it is another one.
-DEFAULT_BORDER = 1
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 

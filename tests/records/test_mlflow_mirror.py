@@ -39,7 +39,7 @@ def test_a_resumed_stage_continues_its_run(tmp_path):
     first = record_in(tmp_path, "run", uri)
     for step in range(1, 11):
         first.log(step, {"reward": step / STEPS})
-    first.mirror.try_to_send()  # and now the process dies; its last checkpoint is of step 8
+    first.trackers[0].try_to_send()  # and now the process dies; its last checkpoint is of step 8
 
     second = record_in(tmp_path, "run", uri)
     second.resume_at(8)

@@ -47,14 +47,14 @@ def test_saved_views_ask_for_what_is_there(mirrored_study):
 @pytest.mark.parametrize(
     ("stage", "axes", "name"),
     [
-        ("train", {"skip_ratio": 0.15, "border": 1, "mitigation": "retrace"}, "retrace 15% s0 | tiny mixed"),
-        ("train", {"skip_ratio": 0.05, "border": 2, "mitigation": "base"}, "base 5% border 2 s0 | tiny mixed"),
+        ("train", {"skip_ratio": 0.15, "border": 1, "mitigation": "retrace"}, "15% retrace s0 | tiny mixed"),
+        ("train", {"skip_ratio": 0.05, "border": 2, "mitigation": "base"}, "5% border 2 base s0 | tiny mixed"),
         ("train", BASELINE, "baseline s0 | tiny mixed"),
         ("sft", {}, "sft s0 | tiny mixed"),
         ("evaluate", {"product": "sft"}, "sft s0 evaluated | tiny mixed"),
         (
             "evaluate",
-            {"product": "train", "skip_ratio": "0.0", "mitigation": "base"},
+            {axis: str(value) for axis, value in BASELINE.items()},
             "baseline s0 evaluated | tiny mixed",
         ),
     ],

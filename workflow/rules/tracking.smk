@@ -18,11 +18,13 @@ rule tracking_store:
     params:
         uri=os.environ.get("MLFLOW_TRACKING_URI") or STUDY.tracking.uri or "",
         study=STUDY.study,
+        report_to=[f"--report-to={name}" for name in STUDY.tracking.report_to],
     message:
         "Creating the MLflow store"
     shell:
         "nested-reft tracking-store"
         " --uri {params.uri:q}"
         " --study {params.study:q}"
+        " {params.report_to:q}"
         " --out {output.store:q}"
         " > {log:q} 2>&1"
