@@ -23,7 +23,7 @@ from nested_reft.config.templates import TEMPLATES
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.records.mlflow_views import result_names
-from tests.conftest import DATA, ROOT, needs_data, run, snakemake
+from tests.conftest import DATA, ROOT, TINY, needs_data, run, snakemake
 
 TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
 
@@ -197,6 +197,34 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
 def test_a_changed_key_reruns_what_depends_on_it_and_nothing_else(smoke_study, configured, change, expected):
     planned = snakemake(smoke_study, "-n", "--configfile", configured(**change))
     assert jobs(planned.stdout + planned.stderr) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"sft__num_train_epochs": 0}, {"train": 4, "evaluate": 5}),
+        (
+            {"models__tiny-28": {"path": "embedded/tiny-28", "sft_checkpoint": "embedded/tiny-28"}},
+            {"train": 4, "evaluate": 6},
+        ),
+    ],
+)
+def test_a_study_without_a_warm_up_of_its_own_has_no_job_for_it(configured, tmp_path, change, expected):
+    planned = snakemake(tmp_path, "-n", "--configfile", configured(**change))
+    counted = jobs(planned.stdout + planned.stderr)
+    assert {name: counted[name] for name in ("sft", "train", "evaluate")} == {"sft": 0} | expected
+
+
+@pytest.mark.slow
+def test_a_study_without_warm_up_is_trained_and_reported(configured, tmp_path):
+    study = configured(sft__num_train_epochs=0, grid__mitigation=["base"])
+    finished = snakemake(tmp_path, "--configfile", study)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert set(pd.read_csv(tmp_path / "reports/smoke/results.csv")["product"]) == {"pretrained", "train"}
+    record = read_json(next(tmp_path.glob(f"{TRAINS}/**/run.json")))
+    assert record["inputs"]["model"]["path"] == str(TINY)
+    answers = pd.read_csv(tmp_path / "reports/smoke/answers.csv")
+    assert answers["before training"].notna().all()
 
 
 def test_a_prompt_template_is_compared_by_its_text(smoke_study, configured, tmp_path):

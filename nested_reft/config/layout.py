@@ -7,6 +7,7 @@ A path is a template with the axes of the grid in braces. Snakemake reads it as 
 from collections.abc import Iterator
 from typing import Any
 
+from nested_reft.config.sections import local_folder
 from nested_reft.config.study import RUN, Study, expand_grid
 
 # The folders of a study, relative to the working directory: its products, its report, the logs of its jobs, and the
@@ -52,7 +53,9 @@ CAPTIONS = (*TABLES, *FIGURES, "figure")
 
 
 def products(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, axes) for every model that the study evaluates: pretrained, warmed up by SFT, and trained.
+    """Yield (path, axes) for every model that the study evaluates: pretrained, after SFT, and trained.
+
+    The product after SFT is a warm-up or a checkpoint of the user. A study without a warm-up does not have it.
 
     Args:
         study: the configuration of the study.
@@ -63,9 +66,21 @@ def products(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
     for model in study.grid.model:
         axes: dict[str, Any] = {"model": model}
         yield PRETRAINED.format(**axes), {"product": "pretrained"} | axes
-        for dataset in study.grid.dataset:
-            for seed in study.grid.seed:
-                axes = {"model": model, "dataset": dataset, "seed": seed}
-                yield SFT.format(**axes), {"product": "sft"} | axes
+        if study.sft.num_train_epochs == 0 and study.models[model].sft_checkpoint is None:
+            continue
+        for dataset, seed in study.datasets_and_seeds():
+            axes = {"model": model, "dataset": dataset, "seed": seed}
+            yield SFT.format(**axes), {"product": "sft"} | axes
     for run in expand_grid(study):
         yield TRAIN.format(**run.model_dump()), {"product": "train"} | run.model_dump()
+
+
+def start_of_training(study: Study, model: str, dataset: str, seed: int | str) -> str:
+    """Return the model that a training starts from: the warm-up, a checkpoint of the user, or the pretrained model."""
+    results = RESULTS.format(study=study.study)
+    if study.warms_up(model):
+        return f"{results}/{SFT.format(model=model, dataset=dataset, seed=seed)}/model"
+    checkpoint = study.models[model].checkpoint(dataset, seed)
+    if checkpoint is None:
+        return f"{results}/{PRETRAINED.format(model=model)}/model.json"
+    return str(local_folder(checkpoint))

@@ -75,6 +75,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+def local_folder(path: str) -> Path | None:
+    """Return the local folder or file of a path of the config, or None if there is none."""
+    is_embedded = path.startswith("embedded/")
+    local = PACKAGE / path if is_embedded else Path(path).expanduser()
+    return local if local.exists() else None
+
+
+def model_shape(folder: Path | None) -> dict[str, Any]:
+    """Return the content of a model's config.json, or an empty dict if the folder has none."""
+    if folder is None or not (folder / "config.json").exists():
+        return {}
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return content
+
+
 class Source(Section):
     """The place that a model or a data set is loaded from."""
 
@@ -106,12 +121,17 @@ class Source(Section):
     @property
     def local_path(self) -> Path | None:
         """The local folder or file, or None for a source on the hub."""
-        path = PACKAGE / "embedded" / self.name if self.is_embedded else Path(self.path).expanduser()
-        return path if path.exists() else None
+        return local_folder(self.path)
 
 
 class ModelSource(Source):
     """A causal language model in the format of transformers, with its tokenizer."""
+
+    sft_checkpoint: str | None = key(
+        None,
+        "The folder of your own model, from which trainings start instead of from a warm-up by `sft`. `{dataset}` and "
+        "`{seed}` in the path stand for those of a training. null runs the warm-up.",
+    )
 
     @model_validator(mode="after")
     def embedded_model_exists(self) -> "ModelSource":
@@ -131,10 +151,13 @@ class ModelSource(Source):
     @property
     def shape(self) -> dict[str, Any]:
         """The content of the model's config.json, or an empty dict for a model that is still on the hub."""
-        if self.local_path is None or not (self.local_path / "config.json").exists():
-            return {}
-        content: dict[str, Any] = json.loads((self.local_path / "config.json").read_text())
-        return content
+        return model_shape(self.local_path)
+
+    def checkpoint(self, dataset: str, seed: int | str) -> str | None:
+        """Return `sft_checkpoint` for a dataset and a seed, or None if there is a warm-up."""
+        if self.sft_checkpoint is None:
+            return None
+        return self.sft_checkpoint.replace("{dataset}", dataset).replace("{seed}", str(seed))
 
 
 class DataSource(Source):
@@ -298,7 +321,13 @@ class Sft(Optimization):
     """The SFT warm-up on (prompt, chain of thought). All runs of a (model, dataset, seed) start from one warm-up."""
 
     learning_rate: float = key(1e-5, "The peak learning rate of AdamW.", gt=0)
-    num_train_epochs: float = key(2.0, "The number of passes over the training set.", unit="epochs", gt=0)
+    num_train_epochs: float = key(
+        2.0,
+        "The number of passes over the training set. 0 leaves the warm-up out, so that trainings start from the "
+        "pretrained model.",
+        unit="epochs",
+        ge=0,
+    )
     batch_size: int = key(16, "Sequences per optimizer step.", unit="sequences", gt=0)
     max_length: int = key(1024, "The length that longer sequences are cut to.", "TRL", unit="tokens", gt=0)
 

@@ -24,6 +24,8 @@ from nested_reft.config.sections import (
     Tracking,
     Training,
     key,
+    local_folder,
+    model_shape,
 )
 from nested_reft.nesting import num_skipped, valid_layers
 
@@ -107,6 +109,34 @@ class Study(Section):
                 for border in self.grid.border:
                     check_skip_ratios(name, shape, border, self.grid.skip_ratio)
         return self
+
+    @model_validator(mode="after")
+    def checkpoints_hold_the_model(self) -> "Study":
+        """Refuse a checkpoint of the user that does not exist, or that is not one of its model."""
+        for name in self.grid.model:
+            paths = (self.models[name].checkpoint(dataset, seed) for dataset, seed in self.datasets_and_seeds())
+            for path in filter(None, paths):
+                num_layers = model_shape(local_folder(path)).get("num_hidden_layers")
+                if num_layers is None:
+                    raise ValueError(
+                        f"has models.{name}.sft_checkpoint {path}, which does not hold the config.json of a language "
+                        "model; give the folder of a transformers model"
+                    )
+                expected = self.models[name].shape.get("num_hidden_layers", num_layers)
+                if num_layers != expected:
+                    raise ValueError(
+                        f"has models.{name}.sft_checkpoint {path}, which has {num_layers} layers where {name} has "
+                        f"{expected}; give a checkpoint of the same model"
+                    )
+        return self
+
+    def datasets_and_seeds(self) -> list[tuple[str, int]]:
+        """Return the (dataset, seed) of each warm-up of a model."""
+        return list(itertools.product(self.grid.dataset, self.grid.seed))
+
+    def warms_up(self, model: str) -> bool:
+        """Return whether the study runs SFT on a model before it trains the model."""
+        return self.sft.num_train_epochs > 0 and self.models[model].sft_checkpoint is None
 
 
 class Run(Section):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nested_reft.config.layout import products
+from nested_reft.config.layout import PRETRAINED, products
 from nested_reft.config.study import Study
 from nested_reft.mitigation import WEIGHT_BINS
 from nested_reft.records.files import read_rows
@@ -71,7 +71,8 @@ def answers_of(folder: Path, name: str) -> pd.DataFrame:
 def sampled_answers(study: Study, results: Path) -> Iterator[pd.DataFrame]:
     """Yield for each cell what its SFT model, its baseline and its last instance answer to the same problems.
 
-    The models are those of the first seed. The problems are spaced evenly over all benchmarks.
+    Without SFT, the pretrained model takes the place of the SFT model. The models are those of the first seed. The
+    problems are spaced evenly over all benchmarks.
     """
     trained: dict[tuple[str, str], dict[str, Path]] = {}  # cell -> name of a column -> folder of the evaluation
     for path, product in products(study):
@@ -82,6 +83,7 @@ def sampled_answers(study: Study, results: Path) -> Iterator[pd.DataFrame]:
         cell = trained.setdefault((product["model"], product["dataset"]), {})
         cell[name] = results / "evaluate" / path
     for (model, dataset), folders in trained.items():
+        folders.setdefault("sft", results / "evaluate" / PRETRAINED.format(model=model))
         if not all((folder / "records.parquet").exists() for folder in folders.values()):
             continue
         problems = pd.read_parquet(folders["baseline"] / "records.parquet")

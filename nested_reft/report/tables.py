@@ -141,7 +141,10 @@ def stages_table(sources: Sources) -> pd.DataFrame:
     grid, confidence = sources.config["grid"], sources.config["analysis"]["confidence"]
     rows = []
     for model, dataset in product(grid["model"], grid["dataset"]):
+        own_checkpoint = sources.config["models"][model].get("sft_checkpoint")
         for name, scores in stage_products(sources.problem_scores, model, dataset):
+            if name == "sft" and sources.config["sft"]["num_train_epochs"] == 0 and not own_checkpoint:
+                continue
             row: dict[str, Any] = {"model": model, "dataset": dataset, "product": name}
             if scores.empty:
                 rows.append(row | {"seeds": 0})
@@ -157,11 +160,11 @@ def stages_table(sources: Sources) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-ANSWERING = {"sft": "SFT model", "baseline": "baseline", "instance": "instance"}
+ANSWERING = {"sft": "before training", "baseline": "baseline", "instance": "instance"}
 
 
 def answers_table(sources: Sources) -> pd.DataFrame:
-    """Return twenty problems, and what the SFT model, the baseline and one instance of the same cell answer."""
+    """Return twenty problems, and what the model before training, the baseline and one instance of a cell answer."""
     given = sources.details.sampled_answers
     columns = [*CELL, "benchmark", "problem", "answer"]
     judged = [column for name in ANSWERING.values() for column in (name, f"{name} is right")]

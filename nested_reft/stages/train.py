@@ -94,7 +94,7 @@ def build_trainer(
 def train(
     settings: Training, nesting: Nesting, prompt: Prompt, run: Run, start: Path, data: Path, record: StageRecord
 ) -> None:
-    """Train one run of the grid: Nested-ReFT from the SFT model at `start`, by GRPO or RLOO.
+    """Train one run of the grid: Nested-ReFT from the model at `start`, by GRPO or RLOO.
 
     Raises:
         UserError: if the data hold too few problems, if the model cannot be nested as configured, or if the device

@@ -67,7 +67,11 @@ class Job(NamedTuple):
 def job_paths(study: Study) -> list[str]:
     """Return the paths of all jobs of a study: warm-ups and trainings, then evaluations."""
     products = dict(layout.products(study))
-    made = [path for path, axes in products.items() if axes["product"] != "pretrained"]
+    made = [
+        path
+        for path, axes in products.items()
+        if axes["product"] == "train" or (axes["product"] == "sft" and study.warms_up(axes["model"]))
+    ]
     return [*made, *(layout.EVALUATE.format(product=path) for path in products)]
 
 

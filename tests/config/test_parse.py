@@ -56,6 +56,17 @@ MISTAKES = {
     "filtered sampling": ("training.top_p", 0.9, "`training.top_p` is 0.9, but it is fixed at 1: with nucleus"),
     "KL penalty": ("training.beta", 0.04, "`training.beta` is 0.04, but it is fixed at 0, the weight of the KL"),
     "text as a seed": ("grid.seed", ["zero"], "`grid.seed.0` is 'zero', but it should be a valid integer"),
+    "missing checkpoint": (
+        "models.tiny-28.sft_checkpoint",
+        "sft-{dataset}",
+        "has models.tiny-28.sft_checkpoint sft-mixed, which does not hold the config.json of a language model",
+    ),
+    "checkpoint of another model": (
+        "models.tiny-28.sft_checkpoint",
+        "embedded/wide-20",
+        "which has 20 layers where tiny-28 has 28",
+    ),
+    "negative epochs": ("sft.num_train_epochs", -1, "`sft.num_train_epochs` is -1"),
     "unknown template": (
         "prompt.template",
         "qwen",

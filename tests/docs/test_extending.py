@@ -29,7 +29,7 @@ def extended(tmp_path):
     """Write the smoke study with the entries of the pages and with files of this test; return its path."""
     study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
     for page in ("dataset", "benchmark", "model"):
-        (part,) = code_of(page, "yaml")
+        part, *_ = code_of(page, "yaml")
         for section, entries in yaml.safe_load(part).items():
             study[section] |= entries
     study["models"]["mine"]["path"] = "mine"

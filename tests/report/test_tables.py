@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nested_reft.report.sources import read_sources
+from nested_reft.config.sections import Sft
+from nested_reft.report.sources import collect, read_sources
 from nested_reft.report.tables import round_toward_zero, stages_table, strategy_counts, table1, table2
+from tests import synthetic
 from tests.conftest import ROOT
 
 
@@ -96,3 +98,11 @@ def test_the_embedded_study_has_something_to_lift():
     for before, after in (("pretrained", "sft"), ("sft", "train (baseline)")):
         gain = stages.loc[after, "accuracy"] - stages.loc[before, "accuracy"]
         assert gain > stages.loc[[before, after], "interval"].max()
+
+
+def test_stages_of_a_study_without_warm_up_are_two(tmp_path):
+    study = synthetic.study(seeds=1, models=1, datasets=1).model_copy(update={"sft": Sft(num_train_epochs=0)})
+    synthetic.write(study, tmp_path / "results")
+    sources = collect(study, tmp_path / "results")
+    assert sources.provenance["missing"] == []
+    assert stages_table(sources)["product"].tolist() == ["pretrained", "train (baseline)"]

@@ -86,7 +86,9 @@ wildcard_constraints:
 
 def model_settings(wildcards):
     """Settings passed to `prepare model`: the source of the model."""
-    return canonical(STUDY.models[wildcards.model])
+    return canonical(
+        STUDY.models[wildcards.model].model_dump(exclude={"sft_checkpoint"})
+    )
 
 
 def dataset_settings(wildcards):
@@ -125,8 +127,17 @@ def analyse_settings(wildcards):
 
 def get_model(wildcards):
     """Return the model of a product: a folder of weights, or for a pretrained model the note with their path."""
-    pretrained = PRODUCTS[wildcards.product]["product"] == "pretrained"
-    return f"{RESULTS}/{wildcards.product}/{'model.json' if pretrained else 'model'}"
+    kind, *axes = PRODUCTS[wildcards.product].values()
+    if kind == "sft":
+        return layout.start_of_training(STUDY, *axes)
+    return f"{RESULTS}/{wildcards.product}/{'model.json' if kind == 'pretrained' else 'model'}"
+
+
+def get_start(wildcards):
+    """Return the model that a training starts from."""
+    return layout.start_of_training(
+        STUDY, wildcards.model, wildcards.dataset, wildcards.seed
+    )
 
 
 def shown(place, section, name, title):

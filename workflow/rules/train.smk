@@ -2,7 +2,8 @@
 
 REQUIRED INPUTS: a model, a prepared training set
 OUTPUTS:         results/<study>/sft/...: the warm-up of a (model, dataset, seed)
-                 results/<study>/train/...: a run of the grid, which starts from the warm-up
+                 results/<study>/train/...: a run of the grid, which starts from the warm-up, from a checkpoint
+                 of the user, or from the pretrained model
 STEPS:           SFT on chains of thought; then GRPO with roll-outs from the nested model. A job that is
                  started again resumes from checkpoints/ beside its outputs. The checkpoints are not declared
                  as outputs, because Snakemake deletes the declared outputs of a failed job.
@@ -43,7 +44,7 @@ rule sft:
 
 rule train:
     input:
-        model=f"{RESULTS}/{layout.SFT}/model",
+        model=get_start,
         data=f"{RESULTS}/{layout.DATASET}",
         # A training reruns when the code of the user's reward function changes.
         rewards=list(REWARD_FILES.values()),
