@@ -47,6 +47,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "analyse", stages.analyse, STAGES),
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),
+    ("", "sample", after.sample, INSPECTION),
     ("", "grade", inspect.grade, INSPECTION),
     ("", "export", after.export, INSPECTION),
     ("bench", "rollout", bench.bench_rollout, INSPECTION),

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from nested_reft.cli.options import apply_resource_limits, model_folder
+from nested_reft.config.parse import option_name, parse_settings
+from nested_reft.config.sections import Evaluation
 from nested_reft.errors import UserError
 
 Compared = Annotated[
@@ -55,3 +58,54 @@ def export(
 
     for file in export_samples(evaluation_folder(run), out):
         typer.echo(str(file))
+
+
+def sample(
+    model: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=model_folder,
+            help="Folder of a training or a warm-up, folder of a model, or embedded/<name>. Several are shown side by "
+            "side.",
+        ),
+    ],
+    problem: Annotated[str, typer.Option(help="The problem, without the words of the prompt template.")],
+    num_samples: Annotated[int, typer.Option("--num", min=1, max=1024, help="Completions of each model.")] = 1,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sampling temperature. By default 0 for one completion, and 1 for several."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
+) -> None:
+    """Show what one or several models answer to a problem. Each is asked with the prompt template of its run."""
+    apply_resource_limits()
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from nested_reft.grading.extract import extract_answer
+    from nested_reft.stages import sample as sampling
+
+    chosen = {
+        "num_samples": num_samples,
+        "temperature": (1.0 if num_samples > 1 else 0.0) if temperature is None else temperature,
+        "max_new_tokens": max_new_tokens,
+        "dtype": "bfloat16" if torch.cuda.is_available() else "float32",
+        "seed": seed,
+    }
+    if num_samples > 1 and chosen["temperature"] == 0:
+        raise UserError(
+            f"--num is {num_samples} at --temperature 0, where all completions are the same; choose one of them"
+        )
+    models = [sampling.find_model(path) for path in model]
+    completions = sampling.sample(models, problem, parse_settings(Evaluation, chosen, option_name))
+    table = Table(show_lines=True)
+    for one in models:
+        table.add_column(Text(one.name))
+    for row in zip(*completions, strict=True):
+        table.add_row(*(Text(f"{text.strip()}\n-> {extract_answer(text) or 'no answer in a box'}") for text in row))
+    for one in models:
+        typer.echo(f"{one.name}: {one.folder}")
+    Console().print(table)
