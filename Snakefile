@@ -39,5 +39,9 @@ rule all:
         rules.analyse.output,
 
 
+onstart:
+    check_before_jobs()
+
+
 onsuccess:
     print(summary())

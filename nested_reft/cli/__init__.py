@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import after, bench, inspect, maintain, report, stages, start, status, store
+from nested_reft.cli import after, bench, inspect, maintain, report, run, stages, start, status, store
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
@@ -35,6 +35,8 @@ MAINTENANCE = "Maintenance"
 # The commands by group and name, in the order in which they are used. An empty group is `nested-reft` itself.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "init", start.init, WHOLE_STUDY),
+    ("", "check", run.check, WHOLE_STUDY),
+    ("", "run", run.run, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
     ("", "report", report.report, WHOLE_STUDY),
     ("", "compare", after.compare, WHOLE_STUDY),
@@ -91,9 +93,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group, name, function, panel in COMMANDS:
-    (GROUPS[group] if group else app).command(name, cls=PlainCommand, rich_help_panel=None if group else panel)(
-        function
-    )
+    (GROUPS[group] if group else app).command(
+        name,
+        cls=PlainCommand,
+        rich_help_panel=None if group else panel,
+        # `run` passes on options that it does not know to Snakemake
+        context_settings={"ignore_unknown_options": True} if name == "run" else None,
+    )(function)
 app.add_typer(GROUPS["prepare"], name="prepare", rich_help_panel=STAGES)
 app.add_typer(GROUPS["bench"], name="bench", rich_help_panel=INSPECTION)
 

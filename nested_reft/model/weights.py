@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from nested_reft.config.sections import ModelSource
 from nested_reft.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -29,6 +30,20 @@ def weight_files(folder: Path) -> list[Path]:
             "you trust it and call its `save_pretrained`, which writes model.safetensors"
         )
     raise UserError(f"model {folder} lacks the weights {missing[0]}; {REMEDY}")
+
+
+def downloaded_folder(source: ModelSource) -> Path | None:
+    """Return the folder of a model, or None for a model of the hub that has not been downloaded completely."""
+    if source.local_path is not None:
+        return source.local_path
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source.path, revision=source.revision, local_files_only=True))
+        weight_files(folder)
+    except (OSError, UserError):
+        return None
+    return folder
 
 
 def count_parameters(folder: Path) -> int:

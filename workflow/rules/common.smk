@@ -8,11 +8,13 @@ order of keys in the YAML file does not matter.
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from nested_reft.config import layout
 from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.study import Study
+from nested_reft.config.study_file import read_mapping, with_nulls
 from nested_reft.errors import UserError
 from nested_reft.records.lock import lock_study
 from nested_reft.records.source_code import source_files
@@ -32,7 +34,10 @@ def runs_jobs():
 
 
 try:
-    STUDY = parse_settings(Study, config)
+    for file in workflow.overwrite_configfiles:
+        read_mapping(Path(file))  # Snakemake accepts a file in which a key is repeated
+    # Snakemake reads `null` on its command line as a text.
+    STUDY = parse_settings(Study, with_nulls(config))
     REWARD_FILES = {}
     if STUDY.training.reward_funcs:
         from nested_reft.grading.rewards import reward_files
@@ -45,6 +50,11 @@ except UserError as error:
     # An uncaught exception would print a traceback, and a mistake of the user needs only one sentence.
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
+
+if STUDY.jobs.gpus == 0:
+    # Jobs compute on the CPU where a GPU is visible, too. They inherit this variable, also on a cluster, where the
+    # process that starts a job reads this file.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The rules call `nested-reft`. Find the command beside this Snakemake even if its environment is not activated.
 os.environ.update(
@@ -82,6 +92,22 @@ wildcard_constraints:
     mitigation="[^/]+",
     seed=r"\d+",
     product="|".join(map(re.escape, PRODUCTS)),
+
+
+def check_before_jobs():
+    """End Snakemake with a sentence for each problem that would stop a job later; only what the jobs need is checked."""
+    from nested_reft.study.check import Work, check_study
+
+    needed = list(workflow.dag.needrun_jobs())
+    jobs = Counter(
+        (job.rule.name, job.wildcards_dict.get("model", "")) for job in needed
+    )
+    work = Work(jobs, workflow.cores or os.cpu_count(), workflow.local_exec)
+    problems = check_study(STUDY, Path.cwd(), work).problems
+    for problem in problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    if problems:
+        sys.exit(2)
 
 
 def model_settings(wildcards):

@@ -23,7 +23,7 @@ rule tracking_store:
         "Creating the MLflow store"
     shell:
         "nested-reft tracking-store"
-        " --uri {params.uri:q}"
+        " --uri={params.uri:q}"
         " --study {params.study:q}"
         " {params.report_to:q}"
         " --out {output.store:q}"

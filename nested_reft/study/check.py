@@ -1,0 +1,250 @@
+"""The check of a study before its first job: what would stop a job later is found in seconds, and all of it at once.
+
+Each check returns what it found in a few words, or raises a UserError with one sentence. The checks read data and
+models by the functions that the stages use, so that both agree.
+"""
+
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from nested_reft.config import layout
+from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training
+from nested_reft.config.study import Study
+from nested_reft.errors import UserError
+from nested_reft.study.disk import check_disk
+
+# The stages that load a model.
+MODEL_STAGES = ("sft", "train", "evaluate")
+
+
+class Work(NamedTuple):
+    """The jobs that still have to run.
+
+    Attributes:
+        jobs: (stage, model) -> number of jobs; the model is empty for a stage that belongs to no model.
+        cores: the CPU cores that the jobs share.
+        is_local: whether the jobs run on this machine, and not on a cluster.
+    """
+
+    jobs: Counter[tuple[str, str]]
+    cores: int
+    is_local: bool
+
+    def has(self, *stages: str) -> bool:
+        """Return whether a job of one of these stages has to run."""
+        return any(stage in stages for stage, _ in self.jobs)
+
+
+class Checked(NamedTuple):
+    """The result of a check.
+
+    Attributes:
+        found: (subject, what was found), a pair for each check that passed.
+        problems: a sentence for each check that failed.
+    """
+
+    found: list[tuple[str, str]]
+    problems: list[str]
+
+
+def unfinished_work(study: Study, directory: Path, is_local: bool) -> Work:
+    """Return the work of a whole study, in which products that exist are not counted again.
+
+    Args:
+        study: the study.
+        directory: its working directory.
+        is_local: whether the jobs run on this machine.
+    """
+    results = directory / layout.RESULTS.format(study=study.study)
+    jobs = Counter({("prepare_dataset", ""): 1, ("prepare_benchmarks", ""): 1})
+    for path, axes in layout.products(study):
+        if axes["product"] != "pretrained":
+            jobs[axes["product"], axes["model"]] += not (results / path / "run.json").exists()
+        jobs["evaluate", axes["model"]] += not (results / layout.EVALUATE.format(product=path) / "run.json").exists()
+    return Work(jobs, os.cpu_count() or 1, is_local)
+
+
+def check_study(study: Study, directory: Path, work: Work) -> Checked:
+    """Return what was found, and the problems that would stop a job of the study.
+
+    Args:
+        study: the study, whose keys are valid.
+        directory: the working directory.
+        work: the jobs that have to run; only what they need is checked.
+    """
+    checked = Checked([], [])
+    for subject, check in planned_checks(study, directory, work):
+        try:
+            checked.found.append((subject, check()))
+        except UserError as error:
+            if str(error) not in checked.problems:  # two checks read the weights of a model
+                checked.problems.append(str(error))
+    return checked
+
+
+def describe_size(study: Study) -> str:
+    """Return the number of trainings, warm-ups and evaluations of a study in words."""
+    products = [axes["product"] for _, axes in layout.products(study)]
+    numbers = {"training": products.count("train"), "warm-up": products.count("sft"), "evaluation": len(products)}
+    return ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in numbers.items())
+
+
+def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the subject of each check with a function that checks it."""
+    yield "folders", partial(check_folders, study.study, directory)
+    if work.has(*MODEL_STAGES):
+        for name in study.grid.model:
+            yield f"model {name}", partial(check_model, study, name)
+        yield "device", partial(check_device, study.jobs.gpus, work.is_local)
+    if work.has("prepare_dataset"):
+        for name in study.grid.dataset:
+            yield f"dataset {name}", partial(check_dataset, study.datasets[name], study.training)
+    if work.has("prepare_benchmarks"):
+        for name, source in study.benchmarks.items():
+            yield f"benchmark {name}", partial(check_benchmark, source)
+    if work.has("train") and study.training.reward_funcs:
+        yield "rewards", partial(check_rewards, study.training.reward_funcs)
+    if work.has("evaluate"):
+        yield "sampler", partial(check_sampler, study.evaluation.sampler)
+    if work.has(*MODEL_STAGES):
+        yield "MLflow", partial(check_store, study.tracking.uri)
+        yield "trackers", partial(check_trackers, study.tracking.report_to)
+        yield "disk", partial(check_disk, study, directory, work.jobs, work.cores)
+
+
+def check_folders(study: str, directory: Path) -> str:
+    """Check that the folders of the study can be written to."""
+    for template in (layout.RESULTS, layout.REPORTS, layout.LOGS, layout.TIMES):
+        folder = directory / template.format(study=study)
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file, but the study needs a folder of this name; move the file")
+        if not os.access(folder, os.W_OK):
+            raise UserError(
+                f"{folder} cannot be written to; change its permissions, or run the study in another folder"
+            )
+    return f"{layout.RESULTS.format(study=study)}/ and {layout.REPORTS.format(study=study)}/ can be written"
+
+
+def check_model(study: Study, name: str) -> str:
+    """Check a model and its checkpoints: that each has weights and a tokenizer, and that its layers can be skipped."""
+    from nested_reft.model.weights import downloaded_folder
+
+    source = study.models[name]
+    checkpoints = (source.checkpoint(dataset, seed) for dataset, seed in study.datasets_and_seeds())
+    folders = [downloaded_folder(source), *(Path(path).expanduser() for path in dict.fromkeys(checkpoints) if path)]
+    found = [check_weights(folder, study) for folder in folders if folder is not None]
+    if folders[0] is None:
+        found.insert(0, f"{source.path} on the hub, which is checked when it is downloaded")
+    return "; ".join(dict.fromkeys(found))
+
+
+def check_weights(folder: Path, study: Study) -> str:
+    """Check the weights, the tokenizer and the layers of a model in a folder."""
+    from nested_reft.model.weights import count_parameters
+
+    parameters = count_parameters(folder)
+    from nested_reft.model.describe import describe_stack
+    from nested_reft.model.loading import load_tokenizer
+
+    num_tokens = len(load_tokenizer(folder))
+    for border in study.grid.border:
+        stack = describe_stack(str(folder), border, study.grid.skip_ratio)
+    return f"{stack.num_layers} layers, {parameters / 1e6:,.1f} M parameters, tokenizer of {num_tokens:,} tokens"
+
+
+def check_dataset(source: DatasetSource, training: Training) -> str:
+    """Check the columns and all rows of a local training set, and that a training step has enough problems."""
+    from nested_reft.data.formats import training_row
+
+    size, found = count_rows(source, training_row)
+    if size is not None and size < training.prompts_per_generation:
+        raise UserError(
+            f"{source.path} has {size} problems, fewer than the {training.prompts_per_generation} of a step "
+            "(training.prompts_per_step); take a larger dataset or fewer prompts per step"
+        )
+    return found
+
+
+def check_benchmark(source: BenchmarkSource) -> str:
+    """Check the columns and all rows of a local benchmark."""
+    from nested_reft.data.formats import benchmark_row
+
+    return count_rows(source, benchmark_row)[1]
+
+
+def count_rows(
+    source: DatasetSource | BenchmarkSource, parse: Callable[[dict[str, object]], dict[str, object]]
+) -> tuple[int | None, str]:
+    """Return the number of rows of a data source, or None if it is unknown, and the same in words."""
+    from nested_reft.data.sources import parsed_rows
+
+    if source.is_embedded:
+        return source.size, f"{source.size} problems, generated"
+    if source.local_path is None:
+        return None, f"{source.path} on the hub, which is checked when it is downloaded"
+    rows = len(parsed_rows(source, parse))
+    return rows, f"{rows} problems" + (f", fewer than its size {source.size}" if rows < (source.size or 0) else "")
+
+
+def check_device(gpus: int, is_local: bool) -> str:
+    """Check that a GPU is there if the jobs ask for one."""
+    if gpus == 0:
+        return "CPU, because jobs.gpus is 0"
+    if not is_local:
+        return "a GPU of the cluster, which cannot be checked here"
+    import torch
+
+    if torch.accelerator.is_available():
+        return f"GPU {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "GPU"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if visible is None else f" and CUDA_VISIBLE_DEVICES {visible!r}"
+    raise UserError(
+        f"jobs.gpus is {gpus}, but torch {torch.__version__} finds no GPU on this machine{hidden}; set jobs.gpus to 0 "
+        "to compute on the CPU"
+    )
+
+
+def check_rewards(names: list[str]) -> str:
+    """Check that the reward functions can be imported."""
+    from nested_reft.grading.rewards import load_reward
+
+    for name in names:
+        load_reward(name)
+    return ", ".join(names)
+
+
+def check_sampler(sampler: str) -> str:
+    """Check that vLLM is installed if it samples the evaluations."""
+    if sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "evaluation.sampler is 'vllm', which is not installed; `pip install .[vllm]`, or choose another sampler"
+        )
+    return f"{sampler} for evaluations"
+
+
+def check_store(uri: str | None) -> str:
+    """Check that the MLflow store answers."""
+    from nested_reft.records.mlflow_mirror import store_problem
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    if uri is None:
+        return "none, because tracking.uri is null"
+    if problem := store_problem(uri):
+        raise UserError(problem)
+    return uri
+
+
+def check_trackers(names: Sequence[str]) -> str:
+    """Check that the other trackers are installed."""
+    from nested_reft.records.trackers import trackers_problem
+
+    if problem := trackers_problem(names):
+        raise UserError(problem)
+    return ", ".join(names) or "none but MLflow"

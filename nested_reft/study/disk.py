@@ -1,0 +1,66 @@
+"""The disk space that a study needs: the models that it writes, and the checkpoints of the jobs that run at once."""
+
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from nested_reft.config import layout
+from nested_reft.config.study import Study
+from nested_reft.errors import UserError
+
+BYTES = {"float32": 4, "bfloat16": 2}
+# A checkpoint has the weights and two moments of Adam for each of them.
+NUMBERS_PER_CHECKPOINT = 3
+# A new checkpoint is written before the one before it is deleted.
+CHECKPOINTS_PER_JOB = 2
+
+
+def bytes_needed(study: Study, parameters: dict[str, int], jobs: Counter[tuple[str, str]], cores: int) -> int:
+    """Return the disk space that the jobs need at most at any time, in bytes, without the records of evaluations.
+
+    Args:
+        study: the study.
+        parameters: model -> number of parameters.
+        jobs: (stage, model) -> number of jobs that have to run.
+        cores: the CPU cores that the jobs share.
+    """
+    bytes_of = {"sft": BYTES[study.sft.dtype], "train": BYTES[study.training.dtype]}
+    sizes = [
+        (parameters[model] * bytes_of[stage], number)
+        for (stage, model), number in jobs.items()
+        if stage in bytes_of and model in parameters and number
+    ]
+    at_once = 1 if study.jobs.gpus else max(1, cores // study.jobs.threads)
+    running = min(at_once, sum(number for _, number in sizes))
+    largest = max((size for size, _ in sizes), default=0)
+    models = sum(size * number for size, number in sizes)
+    return models + running * CHECKPOINTS_PER_JOB * NUMBERS_PER_CHECKPOINT * largest
+
+
+def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], cores: int) -> str:
+    """Check that the disk has space for the jobs.
+
+    Raises:
+        UserError: the disk is too small; the sentence says how much is needed and free.
+    """
+    from nested_reft.model.weights import count_parameters, downloaded_folder
+
+    folders = {name: downloaded_folder(study.models[name]) for name in study.grid.model}
+    parameters = {name: count_parameters(folder) for name, folder in folders.items() if folder is not None}
+    needed = bytes_needed(study, parameters, jobs, cores)
+    results = directory / layout.RESULTS.format(study=study.study)
+    existing = next(folder for folder in [results, *results.parents] if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"the models and checkpoints of the study need about {gigabytes(needed)} under {results}, where "
+            f"{gigabytes(free)} are free; free space, or run the study in a folder on another disk"
+        )
+    unknown = ", without the models that are not downloaded yet" if len(parameters) < len(folders) else ""
+    return f"about {gigabytes(needed)} needed{unknown}, {gigabytes(free)} free"
+
+
+def gigabytes(number: int) -> str:
+    """Return a number of bytes as text: `0.3 GB`, `1,800 GB`."""
+    return f"{number / 1e9:,.1f} GB" if number < 1e10 else f"{math.ceil(number / 1e9):,} GB"

@@ -1,0 +1,208 @@
+"""`nested-reft check`: a study that can start, and each problem that would stop a job later."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from nested_reft.cli import app
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.study import Study
+from nested_reft.study import check, disk
+from nested_reft.study.check import Work, check_study, unfinished_work
+from tests.config.studies import load
+from tests.conftest import ROOT, TINY
+
+ROW = {"problem": "What is 1 + 1?", "solution": "1 + 1 = 2.", "answer": "2"}
+# What stops a job, and words of the sentence about it.
+Mistake = Callable[[dict[str, Any], Path], None]
+
+
+def rows(path: Path, *content: Any) -> str:
+    """Write a file of JSON lines and return its path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(path)
+
+
+def broken_line(study: dict[str, Any], folder: Path) -> None:
+    (folder / "t.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:30] + "\n")
+    study["datasets"]["mixed"] = {"path": str(folder / "t.jsonl")}
+
+
+def no_tokenizer(study: dict[str, Any], folder: Path) -> None:
+    shutil.copytree(TINY, folder / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    study["models"]["tiny-28"]["path"] = str(folder / "model")
+
+
+def shared_layers(study: dict[str, Any], folder: Path) -> None:
+    shutil.copytree(TINY, folder / "model")
+    config = json.loads((folder / "model/config.json").read_text())
+    (folder / "model/config.json").write_text(json.dumps(config | {"num_kv_shared_layers": 2}))
+    study["models"]["tiny-28"]["path"] = str(folder / "model")
+
+
+def broken_checkpoint(study: dict[str, Any], folder: Path) -> None:
+    shutil.copytree(TINY, folder / "mine")
+    (folder / "mine/model.safetensors").unlink()
+    study["models"]["tiny-28"]["sft_checkpoint"] = str(folder / "mine")
+
+
+def folder_of_images(study: dict[str, Any], folder: Path) -> None:
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    Image.new("RGB", (2, 2)).save(folder / "images/a.png")
+    study["benchmarks"]["one-step"] = {"path": str(folder / "images"), "split": "train"}
+
+
+MISTAKES: dict[str, tuple[Mistake, str]] = {
+    "few problems": (
+        lambda study, folder: study["datasets"].update(mixed={"path": rows(folder / "t.jsonl", ROW)}),
+        "t.jsonl has 1 problems, fewer than the 2 of a step (training.prompts_per_step)",
+    ),
+    "few embedded problems": (
+        lambda study, folder: study["datasets"]["mixed"].update(size=1),
+        "embedded/mixed has 1 problems, fewer than the 2 of a step",
+    ),
+    "a broken line": (broken_line, "t.jsonl: line 2 is not JSON"),
+    "a column": (
+        lambda study, folder: study["datasets"].update(mixed={"path": rows(folder / "t.jsonl", {"text": "a"})}),
+        "t.jsonl: row 1 has the columns text, but needs problem, solution, answer",
+    ),
+    "an empty benchmark": (
+        lambda study, folder: study["benchmarks"].update(algebra={"path": rows(folder / "b.jsonl")}),
+        "b.jsonl: has no rows",
+    ),
+    "an empty answer": (
+        lambda study, folder: study["benchmarks"].update(
+            algebra={"path": rows(folder / "b.jsonl", ROW, ROW | {"answer": []})}
+        ),
+        "b.jsonl: row 2 has an empty `answer`",
+    ),
+    "a table": (
+        lambda study, folder: study["benchmarks"].update(algebra={"path": str(ROOT / "tests/study/timeline.csv")}),
+        "timeline.csv: line 1 is not JSON",
+    ),
+    "images": (folder_of_images, "images, split 'train': row 1 has the columns image"),
+    "no tokenizer": (no_tokenizer, "has no tokenizer that can encode text"),
+    "layers that share keys": (shared_layers, "shares keys and values between layers"),
+    "a checkpoint without weights": (broken_checkpoint, "mine lacks the weights model.safetensors"),
+    "a mistyped store": (
+        lambda study, folder: study.update(tracking={"uri": "sqlit:///x.db"}),
+        "the MLflow store 'sqlit:///x.db' cannot be opened",
+    ),
+    "vLLM": (
+        lambda study, folder: study["evaluation"].update(sampler="vllm"),
+        "evaluation.sampler is 'vllm', which is not installed; `pip install .[vllm]`",
+    ),
+    "a reward": (
+        lambda study, folder: study["training"].update(reward_funcs=["no_such_module:reward"]),
+        "training.reward_funcs has no_such_module:reward, whose import failed",
+    ),
+    "a file in the place of a folder": (
+        lambda study, folder: (folder / "results").write_text(""),
+        "results is a file, but the study needs a folder",
+    ),
+}
+
+
+@pytest.fixture()
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def problems(study: dict[str, Any], folder: Path, is_local: bool = True) -> list[str]:
+    """Return the problems of a study in a folder."""
+    parsed = parse_settings(Study, study)
+    return check_study(parsed, folder, unfinished_work(parsed, folder, is_local)).problems
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_would_stop_a_job_is_one_sentence_beforehand(mistake, tmp_path):
+    make, words = MISTAKES[mistake]
+    study = load("smoke.yaml")
+    make(study, tmp_path)
+    (problem,) = problems(study, tmp_path)
+    assert words in problem and "\n" not in problem
+    assert not (tmp_path / "results").is_dir()
+
+
+def test_a_missing_gpu_is_found_unless_the_jobs_run_elsewhere(tmp_path, without_gpu, monkeypatch):
+    study = load("smoke.yaml")
+    study["jobs"]["gpus"] = 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    (problem,) = problems(study, tmp_path)
+    assert (
+        problem.startswith("jobs.gpus is 1, but torch ") and "and CUDA_VISIBLE_DEVICES '7'; set jobs.gpus" in problem
+    )
+    assert problems(study, tmp_path, is_local=False) == []
+
+
+def test_a_small_disk_is_found_with_what_is_needed_and_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000_000))
+    (problem,) = problems(load("smoke.yaml"), tmp_path)
+    assert "of the study need about 0.1 GB under " in problem and "where 0.0 GB are free" in problem
+
+
+def test_the_disk_space_is_that_of_models_and_running_checkpoints():
+    study = parse_settings(Study, load("smoke.yaml"))  # float32, one thread per job
+    jobs = Counter({("sft", "tiny-28"): 1, ("train", "tiny-28"): 3, ("evaluate", ""): 5})
+    models, checkpoint = 4 * 4 * 1000, 3 * 4 * 1000
+    for cores, running in ((1, 1), (2, 2), (64, 4)):
+        assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, cores) == models + running * 2 * checkpoint
+    assert disk.bytes_needed(study, {}, jobs, 2) == 0  # a model of the hub that is not downloaded yet
+
+
+def test_only_what_the_jobs_need_is_checked(tmp_path, without_gpu):
+    study = parse_settings(Study, load("smoke.yaml") | {"jobs": {"gpus": 1}, "tracking": {"uri": "foo://x"}})
+    work = Work(Counter({("prepare_benchmarks", ""): 1}), 2, True)
+    assert [subject for subject, _ in check_study(study, tmp_path, work).found] == [
+        "folders",
+        "benchmark one-step",
+        "benchmark algebra",
+    ]
+
+
+def test_finished_products_need_no_space(smoke_study):
+    study = parse_settings(Study, load("smoke.yaml"))
+    assert sum(unfinished_work(study, smoke_study, True).jobs.values()) == 2  # the data are always read
+
+
+def test_the_command_lists_what_it_checked_and_the_size_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["check", str(ROOT / "config/smoke.yaml"), "grid.seed=[0, 1]"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith("The study 'smoke' can start: 6 trainings, 2 warm-ups, 9 evaluations.\n")
+    for words in ("28 layers, 1.7 M parameters, tokenizer of 487 tokens", "CPU, because jobs.gpus is 0", " GB free"):
+        assert words in shown.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_lists_all_problems(tmp_path, monkeypatch, without_gpu):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    study = load("smoke.yaml") | {"jobs": {"gpus": 1}, "tracking": {"uri": "foo://x"}}
+    study["benchmarks"]["mine"] = {"path": "b.jsonl"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    shown = CliRunner().invoke(app, ["check", "mine.yaml"])
+    assert shown.exit_code == 2 and shown.stdout == ""
+    assert [line.split()[1] for line in shown.stderr.splitlines()] == ["jobs.gpus", "b.jsonl:", "the"]
+    assert all(line.startswith("Error: ") for line in shown.stderr.splitlines())
+
+
+def test_a_model_of_the_hub_is_checked_when_it_is_there(tmp_path):
+    study = load("smoke.yaml")
+    study["models"]["tiny-28"]["path"] = "nobody/no-such-model"
+    parsed = parse_settings(Study, study)
+    assert (
+        check.check_model(parsed, "tiny-28")
+        == "nobody/no-such-model on the hub, which is checked when it is downloaded"
+    )
