@@ -12,7 +12,14 @@ from nested_reft.records.mlflow_views import delta_columns, instance_key, rounde
 log = logging.getLogger(__name__)
 
 # The folders of a report's files among the artifacts of the study's parent run; other files are in `sources`.
-FOLDERS = {".csv": "tables", ".md": "tables", ".tex": "tables", ".svg": "figures", ".png": "figures"}
+FOLDERS = {
+    ".csv": "tables",
+    ".html": "tables",
+    ".md": "tables",
+    ".tex": "tables",
+    ".svg": "figures",
+    ".png": "figures",
+}
 
 
 def rebuild_store(results: Path, reports: Path, uri: str) -> tuple[int, int]:

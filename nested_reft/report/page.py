@@ -30,7 +30,7 @@ TEMPLATES = Environment(
 )
 # Columns that the page leaves out so that a table can be read at once. The CSV of the table has them.
 LEFT_OUT = {
-    "deltas": ["num_skipped", "covers", "relative_ci_low", "relative_ci_high", "standard_error"],
+    "deltas": ["num_skipped", "seeds", "covers", "relative_ci_low", "relative_ci_high", "standard_error", "p"],
     "efficiency": ["num_skipped", "seeds", "bound_with_lm_head"],
     "stages": ["interval"],
 }
@@ -38,6 +38,7 @@ HEADINGS = {
     "p_holm": "p (Holm)",
     "token_speed_tok_s": "tokens/s",
     "token_speed_tok_s_relative_delta": "tokens/s, change",
+    "generated_tok_s": "sampled tokens/s",
     "train_runtime_s": "run time, s",
     "train_runtime_s_relative_delta": "run time, change",
 }
@@ -133,8 +134,11 @@ def table_columns(table: pd.DataFrame) -> Iterator[tuple[str, list[Cell]]]:
 def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
     """Return what the template of a table needs: its headings, its rows of cells, and its whole content as CSV."""
     shown = table.drop(columns=LEFT_OUT.get(name, []))
+    if "border" in shown and shown["border"].nunique() == 1:
+        shown = shown.drop(columns="border")
     if name == "deltas":  # the accuracies of all cells come before their speeds
         shown = shown.sort_values("metric", key=lambda metric: metric != "accuracy", kind="stable")
+        shown = shown.assign(metric=shown["metric"].replace(HEADINGS))
     columns = list(table_columns(shown))
     csv = table.to_csv(index=False, float_format="%.6g")
     return {

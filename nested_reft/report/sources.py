@@ -25,6 +25,7 @@ from nested_reft.config.study import instance_label as instance_label
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, read_rows, read_versioned_json, write_json, write_versioned_json
 from nested_reft.records.job_logs import last_sentence
+from nested_reft.records.lock import is_locked
 from nested_reft.report.details import Details, collect_details, read_details, write_details
 from nested_reft.report.statistics import effective_n, wilson_interval
 
@@ -96,10 +97,20 @@ def read_training(folder: Path) -> tuple[dict[str, Any], dict[str, Any], pd.Data
     return record, columns, steps.reindex(columns=["step", "reward", *OFF_POLICY, *LATER_STEPS])
 
 
-def job_log(path: str, results: Path, logs: Path) -> Path:
-    """Return the log of the job that should have made a product, or evaluated it if the product itself exists."""
+def missing_reason(path: str, results: Path, logs: Path) -> str | None:
+    """Return why a product is missing, by the job that should make it, or evaluate it; None if no job has started.
+
+    Args:
+        path: the path of the product below the results.
+        results: the folder that the stages wrote into.
+        logs: the folder of the logs of the jobs.
+    """
     is_made = (results / path / "metrics.json").exists() or (results / path / "model.json").exists()
-    return logs / "evaluate" / f"{path}.log" if is_made else logs / f"{path}.log"
+    job = f"evaluate/{path}" if is_made else path
+    if is_locked(results / job / ".lock"):
+        return "the job is running"
+    log = logs / f"{job}.log"
+    return last_sentence(log) if log.exists() else None
 
 
 def collect(study: Study, results: Path, logs: Path | None = None) -> Sources:
@@ -132,8 +143,8 @@ def collect(study: Study, results: Path, logs: Path | None = None) -> Sources:
         raise UserError(
             f"{results} holds no evaluated run of study {study.study!r}; run the study first, or correct --results"
         )
-    jobs = {path: job_log(path, results, logs) for path in missing} if logs else {}
-    failures = {path: last_sentence(log) for path, log in jobs.items() if log.exists()}
+    reasons = {path: missing_reason(path, results, logs) for path in missing} if logs else {}
+    failures = {path: reason for path, reason in reasons.items() if reason}
     table = pd.DataFrame(rows)
     pass_at = sorted((name for name in map(str, table) if name.startswith("pass_at_")), key=lambda name: int(name[8:]))
     return Sources(

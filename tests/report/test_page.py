@@ -33,7 +33,7 @@ def check_page(html: str, datasets: list[str]) -> None:
     shown = re.findall(r'<(?:article|figure) id="([^"]+)"', html)
     assert sorted(shown) == sorted(names)
     assert shown[1:] == [name for name in names if name != shown[0]]  # in the order of the contents
-    assert html.count('<table id="table-') == len(layout.TABLES)
+    assert html.count('<table id="table-') + html.count("This table has no rows.") == len(layout.TABLES)
     assert html.count("<img ") == len(names) - len(layout.TABLES)
     linked = set(re.findall(r'href="#([^"]+)"', html))
     assert linked <= set(re.findall(r'id="([^"]+)"', html))
@@ -111,6 +111,13 @@ def test_a_table_has_its_intervals_in_one_column_and_sorts_by_numbers():
     assert interval.text == "[-0.020, +0.040]" and float(interval.order) == -0.02
     assert (delta.text, float(delta.order)) == ("+0.010", 0.01) and no_delta.order == ""
     assert view["csv"].startswith("data:text/csv") and "ci_high" in view["csv"]
+
+
+def test_a_border_is_shown_if_a_study_has_several():
+    table = pd.DataFrame({"border": [1, 1], "p": [0.5, 0.25]})
+    assert [heading for heading, _ in page.table_view("mcnemar", table)["headings"]] == ["p"]
+    table["border"] = [1, 2]
+    assert [heading for heading, _ in page.table_view("mcnemar", table)["headings"]] == ["border", "p"]
 
 
 def test_the_first_use_of_a_word_of_the_glossary_is_linked():

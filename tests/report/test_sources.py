@@ -10,6 +10,7 @@ import pytest
 
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
+from nested_reft.records.lock import lock_product
 from nested_reft.report import build
 from nested_reft.report.sources import collect, instance_label, read_sources
 from tests import synthetic
@@ -142,3 +143,16 @@ def test_a_study_of_several_borders_names_the_border_of_each_instance(tmp_path):
 )
 def test_the_name_of_an_instance(instance, borders, expected):
     assert instance_label(instance, {"border": borders}) == expected
+
+
+def test_the_reason_of_a_missing_product_is_from_the_job_that_should_make_or_evaluate_it(tmp_path):
+    results, logs = tmp_path / "results", tmp_path / "logs"
+    assert missing_reason("train/x", results, logs) is None
+    for job in ("train/x", "evaluate/train/x"):
+        (logs / job).parent.mkdir(parents=True)
+        (logs / f"{job}.log").write_text(f"Error: {job} has no memory\n")
+    assert missing_reason("train/x", results, logs) == "train/x has no memory"
+    with lock_product(results / "train/x"):
+        assert missing_reason("train/x", results, logs) == "the job is running"
+    (results / "train/x/metrics.json").touch()
+    assert missing_reason("train/x", results, logs) == "evaluate/train/x has no memory"
