@@ -44,4 +44,8 @@ onstart:
 
 
 onsuccess:
-    print(summary())
+    logger.info(summary())
+
+
+onerror:
+    end_unfinished()

@@ -46,11 +46,15 @@ def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.Co
 
 @pytest.fixture(scope="session")
 def smoke_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of a finished smoke study, whose four runs were trained at once into a fresh store."""
+    """Return the directory of a finished smoke study, whose four runs were trained at once into a fresh store.
+
+    The file `terminal.txt` holds what the command printed.
+    """
     directory = tmp_path_factory.mktemp("smoke")
     grid = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
     finished = snakemake(directory, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", grid, cores=4)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    (directory / "terminal.txt").write_text(finished.stdout + finished.stderr)
     return directory
 
 

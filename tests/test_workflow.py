@@ -146,6 +146,41 @@ def test_a_study_whose_snakemake_was_killed_while_training_finishes(tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
+    smoke = ["--configfile", str(ROOT / "config/smoke.yaml")]
+    with running(tmp_path) as first:
+        while not list(tmp_path.glob("results/smoke/train/**/checkpoints/metrics.jsonl")):
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            time.sleep(0.05)
+        status = run("nested-reft", "status", cwd=tmp_path).stdout
+        assert re.match(r"smoke: runs for .*, 1 running; ", status), status
+        os.killpg(first.pid, signal.SIGINT)
+        assert first.wait() == 130
+    printed = (tmp_path / "first.log").read_text()
+    assert printed.rstrip().endswith("The study 'smoke' was interrupted; run the same command to go on.")
+    assert "failed" not in printed and "Traceback" not in printed
+    status = run("nested-reft", "status", cwd=tmp_path).stdout
+    assert re.match(r"smoke: does not run, .*, 1 stopped; ", status), status
+    again = snakemake(tmp_path, *smoke)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert run("nested-reft", "status", cwd=tmp_path).stdout.startswith("smoke: complete, 9 jobs\n")
+
+
+def test_a_failed_study_ends_with_each_failure_and_what_to_do(tmp_path):
+    (tmp_path / "results/smoke/data/benchmarks.jsonl.part").mkdir(parents=True)  # where the job writes a file
+    options = ["--configfile", str(ROOT / "config/smoke.yaml"), "--until", "prepare_benchmarks"]
+    failed = snakemake(tmp_path, *options)
+    assert failed.returncode == 1
+    lines = failed.stderr.rstrip().splitlines()
+    assert lines[-4].startswith("The study 'smoke' is not complete: 1 of its jobs failed.")
+    assert lines[-3].startswith("  prepare benchmarks: IsADirectoryError: ")
+    assert lines[-2] == "    logs/smoke/prepare_benchmarks.log"
+    assert lines[-1] == "Remove the cause and run the same command to go on; finished jobs are kept."
+    assert len([line for line in lines if line.startswith("[1/1] failed: prepare benchmarks: ")]) == 1
+    assert len(lines) < 10
+
+
+@pytest.mark.slow
 def test_a_study_in_a_clone_leaves_git_clean_and_follows_the_code_of_its_report(tmp_path):
     clone = tmp_path / "clone"
     run("git", "clone", "--quiet", str(ROOT), str(clone))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 SECONDS_BETWEEN_VIEWS = 5.0
 CLEAR_SCREEN = "\033[H\033[2J"
@@ -15,7 +14,7 @@ CLEAR_SCREEN = "\033[H\033[2J"
 def status(
     config: Annotated[
         Path | None,
-        typer.Argument(exists=True, dir_okay=False, help="YAML file of the study. Default: the study started last."),
+        typer.Argument(help="YAML file of the study. Default: the study started last."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the status anew every 5 seconds until Ctrl-C.")] = False,
 ) -> None:
@@ -24,8 +23,7 @@ def status(
     The command reads the files of the study in the current folder. It works while the study runs, after Ctrl-C, after
     a failure, and before the first start.
     """
-    from nested_reft.config.parse import parse_settings
-    from nested_reft.config.study import Study
+    from nested_reft.config.study_file import read_study
     from nested_reft.study.jobs import job_paths
     from nested_reft.study.status import last_started, read_status
     from nested_reft.study.status_text import render
@@ -34,7 +32,7 @@ def status(
     if config is None:
         name, paths = last_started(here)
     else:
-        study = parse_settings(Study, yaml.safe_load(config.read_text()))
+        study = read_study(config)
         name, paths = study.study, job_paths(study)
     while True:
         now = time.time()

@@ -7,6 +7,9 @@ from pathlib import Path
 TAIL_BYTES = 65_536
 PREFIX = "Error: "
 TRACEBACK = "Traceback (most recent call last):"
+# What a log ends with after Ctrl-C, by the command line or by Python.
+INTERRUPTIONS = ("Aborted!", "KeyboardInterrupt")
+INTERRUPTED = "the job was interrupted"
 NO_LOG = "the job wrote no log"
 NO_MESSAGE = (
     "the job ended without a message; it was stopped from outside, or the machine had too little memory for it"
@@ -34,11 +37,13 @@ def last_sentence(log: Path) -> str:
 
     Returns:
         One line: the last mistake without its `Error: `, else the exception of the last traceback, else a sentence
-        which says that the log holds neither.
+        which says that the job was interrupted, or that its log does not say why it ended.
     """
     if not log.exists():
         return NO_LOG
     lines = read_tail(log).splitlines()
+    if lines and lines[-1] in INTERRUPTIONS:
+        return INTERRUPTED
     mistakes = [line for line in lines if line.startswith(PREFIX)]
     if mistakes:
         return mistakes[-1].removeprefix(PREFIX)

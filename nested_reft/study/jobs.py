@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 from nested_reft.config import layout
 from nested_reft.config.study import DEFAULT_BORDER, Study, instance_label
 from nested_reft.records.files import read_json, read_rows
-from nested_reft.records.job_logs import NO_MESSAGE, last_sentence
+from nested_reft.records.job_logs import INTERRUPTED, NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
 from nested_reft.records.progress import STEPS_OF_A_MEAN, Progress, last_progress
 
-# The exception of a job that was interrupted by Ctrl-C.
-INTERRUPTION = "KeyboardInterrupt"
 
+# The stages that a product goes through. The jobs of the other rules take seconds.
+STAGES = ("sft", "train", "evaluate")
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 
@@ -98,8 +98,13 @@ def run_name(path: str) -> str:
 
 
 def job_name(path: str) -> str:
-    """Return the whole name of a job: its stage, its cell, and its name within the cell."""
+    """Return the whole name of a job: its stage, its cell, and its name within the cell.
+
+    The other rules of the workflow, such as `prepare_model/model~M`, have their name and their axes.
+    """
     stage = path.partition("/")[0]
+    if stage not in STAGES:
+        return " ".join([stage.replace("_", " "), *axes_of(path).values()])
     name = run_name(path)
     return f"{stage} {cell_name(path)} {name.removeprefix('sft ') if stage == 'sft' else name}"
 
@@ -126,7 +131,7 @@ def read_job(folders: Folders, path: str, study_started: float | None) -> Job:
     if study_started is not None and log.stat().st_size == 0:  # the job still imports its libraries
         return Job(path, "running", started=changed)
     sentence = last_sentence(log)
-    if sentence == INTERRUPTION or (sentence == NO_MESSAGE and study_started is None):
+    if sentence == INTERRUPTED or (sentence == NO_MESSAGE and study_started is None):
         return Job(path, "stopped", progress=last_progress(log))
     return Job(path, "failed", sentence=sentence)
 

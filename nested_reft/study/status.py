@@ -71,6 +71,12 @@ def last_started(directory: Path) -> tuple[str, list[str]]:
     return content["study"], content["jobs"]
 
 
+def without_outdated(jobs: list[Job]) -> list[Job]:
+    """Return the jobs, where an evaluation waits if the model that it evaluates has to be made again."""
+    unfinished = {f"evaluate/{job.path}" for job in jobs if job.state != "done"}
+    return [Job(job.path, "waiting") if job.path in unfinished and job.state == "done" else job for job in jobs]
+
+
 def read_status(directory: Path, study: str, paths: list[str], now: float) -> Status:
     """Return how far a study is.
 
@@ -83,6 +89,11 @@ def read_status(directory: Path, study: str, paths: list[str], now: float) -> St
     folders = Folders.of(directory, study)
     lock = study_lock(directory, study)
     started = lock.stat().st_mtime if is_locked(lock) else None
-    jobs = [read_job(folders, path, started) for path in paths]
+    jobs = without_outdated([read_job(folders, path, started) for path in paths])
     has_report = (folders.reports / "findings.rst").exists()
     return Status(study, folders, started, jobs, seconds_left(jobs, now), has_report)
+
+
+def read_started(directory: Path, study: str, now: float) -> Status:
+    """Return how far a study is that was started in this working directory."""
+    return read_status(directory, study, read_json(started_file(directory, study))["jobs"], now)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 
+from nested_reft.records.job_logs import last_sentence
 from nested_reft.records.progress import duration
-from nested_reft.study.jobs import Job, cell_name, job_name, pace_of, result_of, run_name
+from nested_reft.study.jobs import STAGES, Job, cell_name, job_name, pace_of, result_of, run_name
 from nested_reft.study.status import Status
 
 # A study with more jobs is shown as counts per cell.
@@ -82,13 +84,12 @@ def in_words(status: Status, job: Job) -> str:
 
 def cell_table(status: Status) -> list[str]:
     """Return a row per cell, with the number of finished jobs of each stage."""
-    stages = ("sft", "train", "evaluate")
-    rows: list[tuple[str, ...]] = [("cell", *stages)]
+    rows: list[tuple[str, ...]] = [("cell", *STAGES)]
     for cell, found in groupby(
         sorted(status.jobs, key=lambda job: cell_name(job.path)), lambda job: cell_name(job.path)
     ):
         jobs = list(found)
-        rows.append((cell, *(counts([job for job in jobs if job.stage == stage]) for stage in stages)))
+        rows.append((cell, *(counts([job for job in jobs if job.stage == stage]) for stage in STAGES)))
     return aligned(rows)
 
 
@@ -120,3 +121,27 @@ def listed(title: str, blocks: list[list[str]]) -> Iterator[str]:
         yield from block
     if len(blocks) > MOST_LISTED:
         yield f"  and {len(blocks) - MOST_LISTED} more"
+
+
+def finished(status: Status, path: str, seconds: float) -> str:
+    """Return the line about a job that has just finished: its name, its result, its time, and the time left."""
+    is_stage = path.startswith(STAGES)
+    result = f"{result_of(status.folders, path)}, " if is_stage else ""
+    left = f"; {time_left(status)}" if is_stage and status.seconds_left else ""
+    return f"{job_name(path)}: {result}{duration(seconds)}{left}"
+
+
+def end_of_failures(study: str, failed: list[tuple[str, Path]], interrupted: bool) -> str:
+    """Return what a study says when it ends before it is complete.
+
+    Args:
+        study: the name of the study.
+        failed: the name and the log of each failed job.
+        interrupted: whether the user stopped it.
+    """
+    lines = ["", f"The study '{study}' is not complete: {len(failed)} of its jobs failed."] if failed else [""]
+    for name, log in failed:
+        lines += [f"  {name}: {last_sentence(log)}", f"    {log}"]
+    if interrupted:
+        return "\n".join([*lines, f"The study '{study}' was interrupted; run the same command to go on."])
+    return "\n".join([*lines, "Remove the cause and run the same command to go on; finished jobs are kept."])

@@ -3,10 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from nested_reft.study.jobs import Job
-
-# The stages that a product goes through. The jobs of the other rules take seconds.
-STAGES = ("sft", "train", "evaluate")
+from nested_reft.study.jobs import STAGES, Job
 
 
 def mean_seconds(jobs: Iterable[Job], now: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nested_reft.records.job_logs import NO_LOG, NO_MESSAGE, TAIL_BYTES, last_sentence
+from nested_reft.records.job_logs import INTERRUPTED, NO_LOG, NO_MESSAGE, TAIL_BYTES, last_sentence
 
 STEP = "2026-11-27 06:37:52 INFO step 1/3: reward 0.5\n"
 CHAINED = """Traceback (most recent call last):
@@ -26,6 +26,8 @@ in the second line of the message
         ("Error: the first\n" + STEP + "Error: the last\n", "the last"),
         (CHAINED + "Error: the disk is full\n", "the disk is full"),
         (STEP + CHAINED, "RuntimeError: no space left on device"),
+        (STEP + "\nAborted!\n", INTERRUPTED),
+        (STEP + "Traceback (most recent call last):\n  File\nKeyboardInterrupt\n", INTERRUPTED),
         (STEP, NO_MESSAGE),
         (STEP + "Traceback (most recent call last):\n  File", NO_MESSAGE),
         ("", NO_MESSAGE),

@@ -1,16 +1,12 @@
 """The status of a study, read from a made-up folder tree."""
 
-import fcntl
-import json
 import os
 import re
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from nested_reft.cli import app
@@ -18,69 +14,11 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.records.job_logs import NO_MESSAGE
-from nested_reft.records.lock import study_lock
-from nested_reft.study.jobs import Folders, job_name, job_paths, read_job
+from nested_reft.study.jobs import job_name, job_paths, read_job
 from nested_reft.study.status import last_started, read_status, write_started
-from nested_reft.study.status_text import render
+from nested_reft.study.status_text import end_of_failures, finished, render
 from tests.conftest import ROOT
-
-SETTINGS = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
-SMOKE = parse_settings(Study, SETTINGS)
-CELL = "model~tiny-28/dataset~mixed"
-TRAIN = f"train/{CELL}/skip_ratio~0.15/border~1/mitigation~retrace/seed~0"
-NOW = 1_800_000_000.0
-STEP = "2026-11-27 06:59:25 INFO step 12/40: reward 0.438, KL 0.03, acceptance 0.98, 0.93 s/step, about 26 s left\n"
-
-
-class Tree:
-    """The files of a smoke study in a folder."""
-
-    def __init__(self, directory):
-        self.directory = directory
-        self.folders = Folders.of(directory, "smoke")
-
-    def log(self, path, text, at=NOW):
-        file = self.folders.logs / f"{path}.log"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        os.utime(file, (at, at))
-
-    def finish(self, path, seconds=30.0, at=NOW, **metrics):
-        folder, table = self.folders.results / path, self.folders.times / f"{path}.tsv"
-        for parent in (folder, table.parent):
-            parent.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text("{}")
-        metrics = {"eval/overall/pass_at_1": 0.9125} | metrics
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        rows = [{"step": step, "loss": 1 / step, "reward": step / 100} for step in range(1, 41)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        table.write_text(f"s\th:m:s\n{seconds}\t0:00:30\n")
-        os.utime(table, (at, at))
-        self.log(path, STEP, at)
-
-    def begin(self, path, log=STEP, at=NOW):
-        """Write what a job writes until it has made some steps."""
-        folder = self.folders.results / path / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [{"step": step, "reward": 0.4 + step % 2 / 10, "perf/total_tok_s": 200.0} for step in range(1, 13)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 13, "rew')
-        (folder.parent / ".lock").write_text("process 1 on here")
-        os.utime(folder.parent / ".lock", (at, at))
-        self.log(path, log, at)
-
-    @contextmanager
-    def locked(self, file, at=NOW):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as lock:
-            os.utime(file, (at, at))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def runs(self, since=NOW):
-        return self.locked(study_lock(self.directory, "smoke"), since)
-
-    def status(self, now=NOW):
-        return read_status(self.directory, "smoke", job_paths(SMOKE), now)
+from tests.study.tree import CELL, NOW, SETTINGS, SMOKE, STEP, TRAIN, Tree
 
 
 @pytest.fixture()
@@ -181,6 +119,13 @@ def test_a_job_that_was_killed_while_the_study_goes_on_has_failed(tree):
     tree.begin(TRAIN, at=NOW + 1)
     job = read_job(tree.folders, TRAIN, NOW)
     assert (job.state, job.sentence) == ("failed", NO_MESSAGE)
+
+
+def test_an_evaluation_of_a_model_that_has_to_be_made_again_waits(tree):
+    tree.finish(f"evaluate/{TRAIN}")
+    assert tree.status().count("done") == 0
+    tree.finish(TRAIN)
+    assert tree.status().count("done") == 2
 
 
 def test_a_complete_study(tree):
@@ -288,3 +233,29 @@ def test_the_status_of_the_finished_smoke_study(smoke_study, tmp_path):
     status = read_status(tmp_path / "study", name, paths, time.time())
     assert status.is_complete and all(job.seconds for job in status.jobs)
     assert render(status, time.time()).startswith("smoke: complete, 11 jobs\n")
+
+
+def test_the_line_about_a_finished_job_has_its_result_its_time_and_the_time_left(tree):
+    tree.finish("evaluate/pretrained/model~tiny-28", seconds=10)
+    tree.finish(f"sft/{CELL}/seed~0", seconds=20)
+    path = "evaluate/pretrained/model~tiny-28"
+    assert finished(tree.status(), path, 10.2) == "evaluate tiny-28 pretrained: accuracy 0.912, 10 s"
+    tree.finish(TRAIN, seconds=70)
+    assert finished(tree.status(), TRAIN, 200) == (
+        "train tiny-28 mixed 15% retrace s0: reward 0.06 -> 0.35, 3 min; about 2 min left"
+    )
+    assert finished(tree.status(), "prepare_model/model~tiny-28", 2) == "prepare model tiny-28: 2 s"
+
+
+def test_the_end_of_an_unfinished_study_names_each_failure_and_what_to_do(tmp_path):
+    log = tmp_path / "job.log"
+    log.write_text("Error: the disk is full\n")
+    assert end_of_failures("mine", [("train a", log)], interrupted=False).splitlines() == [
+        "",
+        "The study 'mine' is not complete: 1 of its jobs failed.",
+        "  train a: the disk is full",
+        f"    {log}",
+        "Remove the cause and run the same command to go on; finished jobs are kept.",
+    ]
+    interrupted = end_of_failures("mine", [], interrupted=True).splitlines()
+    assert interrupted == ["", "The study 'mine' was interrupted; run the same command to go on."]

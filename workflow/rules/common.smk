@@ -19,7 +19,9 @@ from nested_reft.errors import UserError
 from nested_reft.records.lock import lock_study
 from nested_reft.records.source_code import source_files
 from nested_reft.report.contents import SECTIONS, contents
+from nested_reft.study.jobs import job_name
 from nested_reft.study.status import write_started
+from nested_reft.study.status_text import end_of_failures
 
 # With these options Snakemake runs no job, or the user asks for no lock. They are allowed while a study runs.
 READING = ["--lint", "--report", "--summary", "-S", "--detailed-summary", "-D", "--dag"]
@@ -180,7 +182,12 @@ def shown(place, section, name, title):
 
 
 def summary():
-    """Return the message at the end of a study."""
+    """Return the message at the end: the study is complete, or only the targets that the command names are made."""
+    if not any(job.rule.name == "all" for job in workflow.dag.finished_jobs):
+        return (
+            f"\nThe requested part of the study '{STUDY.study}' is complete.\n"
+            "Run the command without targets and without --until to complete the study.\n"
+        )
     return (
         f"\nThe study '{STUDY.study}' is complete.\n"
         f"  tables and figures   {REPORTS}/\n"
@@ -188,3 +195,14 @@ def summary():
         f"  HTML report          {REPORTS}/{layout.PAGE}\n"
         f"  MLflow               make ui\n"
     )
+
+
+def end_unfinished():
+    """Print which jobs failed and what to do, and end Snakemake: with 130 after Ctrl-C, else with 1."""
+    failed = [
+        (job_name(log.removeprefix(f"{LOGS}/").removesuffix(".log")), Path(log))
+        for log in sorted(str(job.log[0]) for job in workflow.scheduler.failed)
+    ]
+    interrupted = bool(workflow.scheduler.running) or not failed
+    logger.error(end_of_failures(STUDY.study, failed, interrupted))
+    sys.exit(130 if interrupted else 1)
