@@ -19,7 +19,7 @@ from nested_reft.records.job_logs import INTERRUPTED, last_sentence
 from nested_reft.study import status, status_text
 from nested_reft.study.jobs import Folders, job_name, read_job
 
-# Messages of Snakemake that say nothing about the study. The end of a study is told by onsuccess and onerror.
+# Messages of Snakemake that say nothing about the study. The hooks onsuccess and onerror print the end of a study.
 UNSAID = (
     "Building DAG of jobs",
     "Using shell",

@@ -23,6 +23,7 @@ from nested_reft.config.templates import TEMPLATES
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.records.mlflow_views import result_names
+from nested_reft.study.jobs import STAGES
 from tests.conftest import DATA, ROOT, TINY, needs_data, run, snakemake
 
 TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
@@ -423,7 +424,7 @@ def test_every_job_left_a_log_and_a_benchmark(smoke_study):
 
 def test_logs_are_rows_that_say_how_far_a_job_is(smoke_study):
     row = re.compile(r"\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d (INFO|WARNING) \S.*")
-    for path in smoke_study.glob("logs/smoke/**/*.log"):
+    for path in (log for stage in STAGES for log in smoke_study.glob(f"logs/smoke/{stage}/**/*.log")):
         for line in path.read_bytes().decode().split("\n")[:-1]:
             assert row.fullmatch(line), f"{path}: {line!r}"
     (sft,) = smoke_study.glob("logs/smoke/sft/**/*.log")

@@ -15,7 +15,6 @@ from nested_reft.records.job_logs import INTERRUPTED, NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
 from nested_reft.records.progress import STEPS_OF_A_MEAN, Progress, last_progress
 
-
 # The stages that a product goes through. The jobs of the other rules take seconds.
 STAGES = ("sft", "train", "evaluate")
 
