@@ -17,7 +17,7 @@ from nested_reft.records.job_logs import NO_MESSAGE
 from nested_reft.study.jobs import job_name, job_paths, read_job
 from nested_reft.study.status import last_started, read_status, write_started
 from nested_reft.study.status_text import end_of_failures, finished, render
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 from tests.study.tree import CELL, NOW, SETTINGS, SMOKE, STEP, TRAIN, Tree
 
 
@@ -40,6 +40,16 @@ def test_the_jobs_of_a_study_are_those_of_the_workflow():
         "evaluate tiny-28 mixed 15% base s0",
         "evaluate tiny-28 mixed 15% retrace s0",
     ]
+
+
+def test_a_study_without_a_warm_up_has_no_job_for_it(tree):
+    without = parse_settings(Study, SETTINGS | {"sft": SETTINGS["sft"] | {"num_train_epochs": 0}})
+    assert job_paths(without) == [path for path in job_paths(SMOKE) if "sft/" not in path]
+    model = SETTINGS["models"]["tiny-28"] | {"sft_checkpoint": str(TINY)}
+    own = parse_settings(Study, SETTINGS | {"models": {"tiny-28": model}})
+    assert job_paths(own) == [path for path in job_paths(SMOKE) if not path.startswith("sft/")]
+    text = render(read_status(tree.directory, "smoke", job_paths(own), NOW), NOW)
+    assert ["sft s0", "waiting"] in [re.split(r"  +", line.strip()) for line in text.splitlines()]
 
 
 def test_an_unusual_ratio_and_border_are_in_the_name():
