@@ -57,6 +57,16 @@ def without_secrets(text: str) -> str:
     return re.sub(r"//[^/@\s]+@", "//", text)
 
 
+def reason(error: Exception) -> str:
+    """Return why MLflow failed, as a part of a sentence and without secrets.
+
+    The message of a failed request is long and names the failure of the operating system in its middle.
+    """
+    failures = re.findall(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+    first_sentence = re.split(r"\.?\s*(?:\. |\n|$)", str(error).strip())[0]
+    return without_secrets(failures[-1] if failures else first_sentence)
+
+
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested settings as MLflow parameters: `training.learning_rate` -> `1e-06`."""
     flat: dict[str, str] = {}
@@ -89,21 +99,19 @@ def store_problem(uri: str) -> str | None:
     database = Path(uri.removeprefix("sqlite:///")).absolute()
     try:
         if scheme not in SCHEMES:
-            reason = "MLflow does not know this kind of address"
+            why = "MLflow does not know this kind of address"
         elif uri.startswith("sqlite:///") and not database.exists():
             parent = next(folder for folder in database.parents if folder.exists())
             if parent.is_dir() and os.access(parent, os.W_OK):
                 return None
-            reason = f"{parent} is not a folder that can be written to"
+            why = f"{parent} is not a folder that can be written to"
         else:
             connect(uri).search_experiments(max_results=1)
             return None
     except Exception as error:
-        # The message of a failed request is long and names the failure of the operating system in its middle.
-        failures = re.findall(r"\[Errno -?\d+\] ([\w ]+)", str(error))
-        reason = failures[-1] if failures else re.split(r"\.?\s*(?:\. |\n|$)", str(error).strip())[0]
+        why = reason(error)
     return without_secrets(
-        f"the MLflow store {uri!r} cannot be opened ({reason}); start its server, or set tracking.uri to "
+        f"the MLflow store {uri!r} cannot be opened ({why}); start its server, or set tracking.uri to "
         "sqlite:///FILE, http://HOST:PORT or null (the variable MLFLOW_TRACKING_URI takes precedence)"
     )
 
@@ -228,8 +236,9 @@ class MLflowMirror:
             self.waiting.clear()
             self.pause = SECONDS_BETWEEN_SENDS
         except Exception as error:
+            where = without_secrets(self.uri)
             log.warning(
-                "MLflow did not accept the metrics; they are sent again later: %s", without_secrets(str(error))
+                "MLflow at %s did not accept the metrics (%s); they are sent again later", where, reason(error)
             )
             self.pause *= 2
         self.next_attempt = time.monotonic() + self.pause
@@ -249,7 +258,7 @@ class MLflowMirror:
                 self.save_completions(folder / "records.parquet")
             self.client.set_terminated(self.run_id, "FINISHED", mlflow_timestamp(self.record["finished"]))
         except Exception as error:
-            log.warning("MLflow did not close the run; it is closed later: %s", without_secrets(str(error)))
+            log.warning("MLflow did not close the run (%s); it is closed later", reason(error))
             return False
         return True
 

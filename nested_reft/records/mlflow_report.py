@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_reft.records.files import read_rows, read_versioned_json
-from nested_reft.records.mlflow_mirror import MLflowMirror, open_study, save_artifact, without_secrets
+from nested_reft.records.mlflow_mirror import MLflowMirror, open_study, reason, save_artifact
 from nested_reft.records.mlflow_views import delta_columns, instance_key, rounded
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def mirror_report(report: Path, results: Path, study: str, uri: str | None) -> N
         mirror_tables(client, parent, report)
         mirror_deltas(client, experiment, report, results)
     except Exception as error:
-        log.warning("MLflow did not accept the report; run analyse again: %s", without_secrets(str(error)))
+        log.warning("MLflow did not accept the report (%s); `nested-reft track` sends it", reason(error))
 
 
 def mirror_tables(client: Any, parent: str, report: Path) -> None:
