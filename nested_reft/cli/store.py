@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from nested_reft.cli.options import Out
-from nested_reft.config.parse import parse_settings
-from nested_reft.config.study import Study
+from nested_reft.config.study_file import read_study
 from nested_reft.errors import UserError
 
 
@@ -64,16 +62,14 @@ def store_of(config: Path | None) -> str:
         return uri
     if config is None:
         return "sqlite:///results/mlflow.db"
-    uri = parse_settings(Study, yaml.safe_load(config.read_text())).tracking.uri
+    uri = read_study(config).tracking.uri
     if uri is None:
         raise UserError(f"tracking.uri is null in {config}, so the study has no MLflow store; name a store there")
     return uri
 
 
 def ui(
-    config: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="YAML file of the study whose store is shown.")
-    ] = None,
+    config: Annotated[Path | None, typer.Argument(help="YAML file of the study whose store is shown.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 5000,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the runs of the newest study.")] = False,
 ) -> None:
