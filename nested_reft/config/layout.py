@@ -46,7 +46,22 @@ TABLES = (
     "config",
     "provenance",
 )
-FIGURES = ("frontier", "heat_map", "speed_up", "time_split", "off_policy", "reward")
+FIGURES = (
+    "forest",
+    "heat_map",
+    "frontier",
+    "accuracy_time",
+    "benchmarks",
+    "speed_up",
+    "time_split",
+    "reward",
+    "reward_cost",
+    "layers",
+    "off_policy",
+    "off_policy_steps",
+    "token_weights",
+    "sft_stages",
+)
 PAGE = "report.html"
 DATASET_FIGURE = "figure_{dataset}"
 CAPTIONS = (*TABLES, *FIGURES, "figure")

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nested_reft.config.study import instances
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report.answer import answer_facts
+from nested_reft.report.figure_facts import figure_facts
 from nested_reft.report.sources import RUN, Sources, instance_label
 
 
@@ -126,7 +127,7 @@ def report_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[s
     """Return everything that a template may state, from the sources and the tables of a report."""
     answer = answer_facts(sources, tables)
     verdicts = f"{len(answer['resolved'])} of {answer['num_tested']} accuracy deltas are resolved"
-    return study_facts(sources) | table_facts(tables) | answer | {"verdicts": verdicts}
+    return study_facts(sources) | table_facts(tables) | answer | figure_facts(sources) | {"verdicts": verdicts}
 
 
 def text(template: str, facts: Mapping[str, Any]) -> str:

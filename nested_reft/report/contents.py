@@ -9,20 +9,28 @@ from nested_reft.config.layout import DATASET_FIGURE
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Findings": {
+        "forest": "All accuracy deltas with their intervals",
         "heat_map": "Accuracy deltas of the whole grid",
         "table2": "Table 2: the best and the worst delta",
         "table2_paper": "Table 2 of the paper itself",
         "frontier": "Accuracy against speed",
+        "benchmarks": "Accuracy on each benchmark",
         "strategy_counts": "Which mitigation holds the best and the worst instance",
     },
     "Speed": {
         "speed_up": "Sampling speed-up against its bounds",
         "time_split": "Where the time of a run goes",
+        "accuracy_time": "Accuracy against the time of training",
         "efficiency": "Speed and accuracy of each instance",
     },
     "Training": {
-        "off_policy": "How off-policy the samples were",
+        "layers": "What skipping each layer does to the reward",
         "reward": "Reward over the steps",
+        "reward_cost": "Reward against time and sampled tokens",
+        "off_policy": "How off-policy the samples were",
+        "off_policy_steps": "Off-policyness and entropy over the steps",
+        "token_weights": "The weights of the tokens under each mitigation",
+        "sft_stages": "From the pretrained model to the trained one",
         "stages": "Accuracy after each stage",
         "answers": "Sampled answers before and after training",
     },

@@ -176,7 +176,7 @@ def page(
         figures: the figures of the report as SVG, by name, or the reason why a figure could not be drawn.
         facts: the facts that the captions state, from `captions.report_facts`.
     """
-    lead = "heat_map"
+    lead = "forest"
     # The answer and the summary say once that a model was pretrained with layer dropout, and so does each figure.
     captioned = {**facts, "layer_dropout_models": []}
     sections: dict[str, list[dict[str, Any]]] = {}

@@ -12,12 +12,24 @@ from matplotlib.figure import Figure
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442"]  # Okabe and Ito's
 BASELINE = "#444444"
+# The width of a figure in inches. A page shows it 830 pixels wide or wider, so that no text is below 8 points.
+WIDTH = 8.6
+SMALL = 8  # points, the smallest text
 
 STYLE: dict[Any, Any] = {
-    "font.size": 8,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.title_fontsize": SMALL,
+    # The text of an SVG is text: a reader without the first font sees the next.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica", "sans-serif"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "svg.hashsalt": "nested-reft",  # the same figure gives the same file
@@ -29,9 +41,9 @@ STYLE: dict[Any, Any] = {
 def add_note(figure: Figure, note: str) -> None:
     """Write a note in small print above the panels; the figure grows by the height of the note."""
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(note, int(width / 0.045), break_on_hyphens=False)  # a letter of 6 points: 0.045 inches
-    figure.set_size_inches(width, height + 0.12 * len(lines))
-    figure.suptitle("\n".join(lines), fontsize=6, color=BASELINE)
+    lines = textwrap.wrap(note, int(width / 0.068), break_on_hyphens=False)  # a letter of 8 points: 0.068 inches
+    figure.set_size_inches(width, height + 0.16 * len(lines))
+    figure.suptitle("\n".join(lines), fontsize=SMALL, color=BASELINE)
 
 
 def save(figure: Figure, path: Path, note: str = "") -> None:

@@ -1,33 +1,111 @@
-"""The figures of a report."""
+"""The figures of a report: which are drawn, and whether all of their text can be read."""
 
+import shutil
+
+import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from nested_reft.config import layout
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.study import Study
 from nested_reft.report import style
-from nested_reft.report.figures import FIGURES, accuracy, training
-from nested_reft.report.sources import Sources, read_sources
+from nested_reft.report.build import make_tables
+from nested_reft.report.contents import contents
+from nested_reft.report.figures import FIGURES, figures_of_study
+from nested_reft.report.figures.off_policy import off_policy
+from nested_reft.report.figures.speed import pareto_front
+from nested_reft.report.figures.training import reward_curves
+from nested_reft.report.layer_harm import layer_harm
+from nested_reft.report.sources import Sources, collect, read_sources
+from tests import synthetic
 from tests.conftest import ROOT
+
+NEEDS_LATER_SOURCES = {"reward_cost", "layers", "token_weights"}
 
 
 @pytest.fixture(scope="module")
 def embedded() -> Sources:
-    """Return the sources of the committed report."""
-    return read_sources(ROOT / "docs/reports/embedded")
+    """Return the sources of the committed report of three seeds, which is of an earlier version."""
+    return read_sources(ROOT / "docs/reports/embedded-full")
 
 
-def test_the_rules_declare_the_figures_that_are_drawn():
+@pytest.fixture(scope="module")
+def studies(made_up, embedded, tmp_path_factory) -> dict[str, Sources]:
+    """Return the sources of a complete study, of a study of one instance, of one with missing runs, and older ones."""
+    whole = synthetic.study(models=1)
+    one = synthetic.study(seeds=1, models=1, datasets=1).model_dump()
+    one["grid"] |= {"skip_ratio": [0.1], "mitigation": ["base"]}
+    one_study, folder = parse_settings(Study, one), tmp_path_factory.mktemp("studies")
+    synthetic.write(one_study, folder / "one")
+    shutil.copytree(made_up / "results", folder / "missing")
+    for path, product in layout.products(whole):
+        if product["product"] == "train" and (product["dataset"] == "algebra" or product["mitigation"] == "retrace"):
+            shutil.rmtree(folder / "missing" / path)
+    return {
+        "whole": read_sources(made_up / "report"),
+        "one instance": collect(one_study, folder / "one"),
+        "missing": collect(whole, folder / "missing"),
+        "older": embedded,
+    }
+
+
+def texts(figure: Figure) -> list[Text]:
+    """Return the texts of a figure outside of its legends, without the labels of ticks."""
+    found = list(figure.texts)
+    for axis in filter(lambda axis: axis.get_visible(), figure.axes):
+        titles = [axis.title, axis._left_title, axis._right_title]  # matplotlib has no public name for two of them
+        found += [*titles, *axis.texts, *([axis.xaxis.label, axis.yaxis.label] if axis.axison else [])]
+    return [text for text in found if text.get_text().strip()]
+
+
+def check_legible(figure: Figure, name: str) -> None:
+    """Check that no text is cut off at the edge or too small, and that the legend covers no other text."""
+    figure.draw_without_rendering()
+    box, legends = figure.bbox.padded(2), [legend.get_window_extent() for legend in figure.legends]
+    for text in texts(figure):
+        extent = text.get_window_extent()
+        assert box.x0 <= extent.x0 and extent.x1 <= box.x1, (name, text.get_text())
+        assert box.y0 <= extent.y0 and extent.y1 <= box.y1, (name, text.get_text())
+        assert text.get_fontsize() >= style.SMALL, (name, text.get_text())
+        assert not any(legend.overlaps(extent) for legend in legends), (name, text.get_text())
+    for legend in legends:
+        assert box.x0 <= legend.x0 and legend.x1 <= box.x1, name
+    assert figure.get_figwidth() <= style.WIDTH
+
+
+@pytest.mark.parametrize("study", ["whole", "one instance", "missing", "older"])
+def test_all_figures_are_drawn_and_can_be_read(studies, study):
+    sources = studies[study]
+    tables, left_out = make_tables(sources), set()
+    for name, draw in figures_of_study(sources.config).items():
+        figure = draw(sources, tables)
+        if isinstance(figure, str):
+            left_out.add(name)
+            assert figure.endswith(".")
+            continue
+        check_legible(figure, name)
+        style.plt.close(figure)
+    assert left_out == (NEEDS_LATER_SOURCES if study == "older" else set())
+
+
+def test_the_rules_and_the_page_know_the_figures_that_are_drawn():
     assert list(FIGURES) == list(layout.FIGURES)
+    shown = {name for _, name, _ in contents(["one"])}
+    assert shown == {*FIGURES, "figure_one", *layout.TABLES}
 
 
 def test_the_same_table_gives_the_same_figure_files(embedded, tmp_path):
     for name in ("one", "two"):
-        style.save(training.reward_curves(embedded, {}), tmp_path / name)
+        style.save(reward_curves(embedded, {}), tmp_path / name)
     for suffix in (".svg", ".png"):
         assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
 
 
 def test_a_note_is_written_above_the_panels(embedded, tmp_path):
-    figure = training.reward_curves(embedded, {})
+    figure = reward_curves(embedded, {})
     height = figure.get_figheight()
     style.save(figure, tmp_path / "reward", "Read with care.")
     assert "Read with care." in (tmp_path / "reward.svg").read_text()
@@ -35,5 +113,31 @@ def test_a_note_is_written_above_the_panels(embedded, tmp_path):
 
 
 def test_the_pareto_front_holds_what_no_point_beats_in_both():
-    front = accuracy.pareto_front([(0.0, 0.0), (1.0, -1.0), (0.5, -2.0), (-1.0, 1.0), (-1.0, 0.5)])
+    front = pareto_front([(0.0, 0.0), (1.0, -1.0), (0.5, -2.0), (-1.0, 1.0), (-1.0, 0.5)])
     assert front == [(-1.0, 1.0), (0.0, 0.0), (1.0, -1.0)]
+
+
+def test_no_kl_is_drawn_below_zero(embedded):
+    """The k1 estimate, which alone an older report has, is negative for one seed."""
+    lowered = embedded.steps.assign(**{"sampling/kl": embedded.steps["sampling/kl"] - 0.05})
+    figure = off_policy(embedded._replace(steps=lowered), {})
+    kl_panels = figure.axes[::3]
+    segments = [path for axis in kl_panels for bars in axis.collections for path in bars.get_segments()]
+    assert segments and min(float(segment[:, 1].min()) for segment in segments) >= 0
+    assert min(axis.get_ylim()[0] for axis in kl_panels) >= 0
+
+
+def test_the_harm_of_a_layer_is_the_reward_of_the_steps_that_skipped_it():
+    steps = pd.DataFrame(
+        {
+            "model": "small",
+            "dataset": "mixed",
+            "skip_ratio": [0.0, 0.1, 0.1, 0.1, 0.1],
+            "reward": [0.8, 0.1, 0.3, 0.7, np.nan],
+            "skipped_layers": [None, "4", "4 7", "7", "7"],
+        }
+    )
+    harm = layer_harm(steps).set_index("layer")
+    assert harm["reward"].to_dict() == pytest.approx({4: 0.2, 7: 0.5})
+    assert harm["steps"].to_dict() == {4: 2, 7: 2}
+    assert harm["baseline"].tolist() == [0.8, 0.8] and harm["all_nested"].iloc[0] == pytest.approx(1.1 / 3)

@@ -9,19 +9,27 @@ from functools import partial
 from typing import Any
 
 from nested_reft.config.layout import DATASET_FIGURE
-from nested_reft.report.figures.accuracy import dataset_figure, frontier, heat_map
+from nested_reft.report.figures.accuracy import benchmarks, dataset_figure, forest, heat_map
 from nested_reft.report.figures.common import Draw
-from nested_reft.report.figures.off_policy import off_policy
-from nested_reft.report.figures.speed import speed_up, time_split
-from nested_reft.report.figures.training import reward_curves
+from nested_reft.report.figures.off_policy import off_policy, off_policy_steps, token_weights
+from nested_reft.report.figures.speed import accuracy_time, frontier, speed_up, time_split
+from nested_reft.report.figures.training import layers, reward_cost, reward_curves, sft_stages
 
 FIGURES: dict[str, Draw] = {
-    "frontier": frontier,
+    "forest": forest,
     "heat_map": heat_map,
+    "frontier": frontier,
+    "accuracy_time": accuracy_time,
+    "benchmarks": benchmarks,
     "speed_up": speed_up,
     "time_split": time_split,
-    "off_policy": off_policy,
     "reward": reward_curves,
+    "reward_cost": reward_cost,
+    "layers": layers,
+    "off_policy": off_policy,
+    "off_policy_steps": off_policy_steps,
+    "token_weights": token_weights,
+    "sft_stages": sft_stages,
 }
 
 

@@ -1,52 +1,195 @@
-"""Figures of the accuracy: of each instance, and against the speed that it gains."""
+"""Figures of the accuracy: of each instance, of the whole grid, and per benchmark."""
 
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from nested_reft.report.deltas import overall
 from nested_reft.report.figures.common import (
+    BASELINE_NAME,
     Tables,
     cell_panels,
-    curves,
+    cells_of,
     errors,
     legend,
     mark_missing,
+    name_axes,
     panels,
     percent,
+    rows_of,
+    series_of,
     styled,
 )
-from nested_reft.report.sources import CELL, INSTANCE, Sources, grid_of, instance_label
-from nested_reft.report.style import BASELINE
+from nested_reft.report.sources import INSTANCE, Sources, grid_of, instance_label
+from nested_reft.report.style import BASELINE, PALETTE, SMALL, WIDTH
 
-TITLES = {"accuracy": "Accuracy", "token_speed_tok_s": "Token speed", "train_runtime_s": "Run time"}
-UNITS = {"accuracy": "share correct", "token_speed_tok_s": "tokens/s", "train_runtime_s": "s"}
+METRICS = {
+    "accuracy": "accuracy\n[share correct]",
+    "token_speed_tok_s": "token speed\n[tokens/s]",
+    "train_runtime_s": "run time [s]",
+}
+HIGHER, LOWER, OPEN = PALETTE[0], PALETTE[1], "#777777"  # colors of deltas that are resolved, and of the others
 
 
-def draw_metric(axis: Any, rows: pd.DataFrame) -> None:
-    """Draw one metric of one cell against the skip ratio, with the interval of each instance's delta."""
+# ---- the deltas of the whole grid ---------------------------------------------------------------------
+
+
+def delta_color(row: Mapping[Any, Any]) -> str:
+    """Return the color of a delta: by its sign where it is resolved, gray where it is not."""
+    if row["verdict"] != "resolved":
+        return OPEN
+    return HIGHER if row["absolute_delta"] > 0 else LOWER
+
+
+def draw_deltas(axis: Any, rows: pd.DataFrame, with_text: bool) -> None:
+    """Draw the deltas of one cell as a forest: a row each, the highest on top, missing ones at the bottom."""
+    names = [instance_label(row, grid_of(rows)) for row in rows.to_dict("records")]
+    axis.axvline(0, color=BASELINE, linewidth=1)
+    for place, row in enumerate(rows.to_dict("records")):
+        if np.isnan(row["absolute_delta"]):
+            axis.annotate("missing", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+            continue
+        color, resolved = delta_color(row), row["verdict"] == "resolved"
+        points = [100 * value for value in (row["absolute_delta"], row["ci_low"], row["ci_high"])]
+        axis.plot(points[1:], [place, place], color=color, linewidth=2 if resolved else 1.2, solid_capstyle="butt")
+        fill = color if resolved else "white"
+        axis.plot(points[0], place, marker="o", markersize=5, color=color, markerfacecolor=fill, linestyle="")
+        if with_text:
+            text = (
+                "{:+.1f}  [{:+.1f}, {:+.1f}]".format(*points) if not np.isnan(row["ci_low"]) else f"{points[0]:+.1f}"
+            )
+            place_of = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": SMALL}
+            axis.annotate(text, (1.02, place), color=color, weight="bold" if resolved else "normal", **place_of)
+    axis.set_yticks(range(len(rows)), names)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+
+
+@styled
+def forest(sources: Sources, tables: Tables) -> Figure:
+    """Draw every accuracy delta to the baseline with its interval, sorted, a panel per cell."""
+    accuracy = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
+    cells = cells_of(accuracy)
+    columns = min(len(cells), 3)
+    rows = -(-len(cells) // columns)
+    per_cell = len(accuracy) // len(cells)
+    alone = len(cells) == 1  # such a figure is shown narrow, and has room for the numbers
+    height = 0.75 + rows * (0.35 + 0.19 * per_cell)
+    figure, axes = panels(rows, columns, height, 6.2 if alone else WIDTH, sharex=True)
+    for axis, cell in zip(axes.flat, cells, strict=False):
+        deltas = rows_of(accuracy, cell).sort_values("absolute_delta", ascending=False)
+        draw_deltas(axis, deltas, alone)
+        axis.set_title(", ".join(cell))
+    for axis in axes.flat[len(cells) :]:
+        axis.set_visible(False)
+    name_axes(figure, "delta, percentage points")
+    for color, label, fill in (
+        (LOWER, "resolved: lower", LOWER),
+        (HIGHER, "resolved: higher", HIGHER),
+        (OPEN, "not resolved", "white"),
+    ):
+        axes[0, 0].plot([], [], color=color, marker="o", markersize=5, markerfacecolor=fill, label=label)
+    legend(figure)
+    return figure
+
+
+@styled
+def heat_map(sources: Sources, tables: Tables) -> Figure:
+    """Draw the accuracy delta of the whole grid: a row per cell, a column per instance, resolved ones framed."""
+    deltas = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
+    cells = cells_of(deltas)
+    instances = list(deltas[INSTANCE].drop_duplicates().itertuples(index=False, name=None))
+    largest = 100 * deltas["absolute_delta"].abs().max()
+    limit = max(1.0, 0.0 if np.isnan(largest) else largest)
+    with_interval = len(instances) <= 9
+    figure, axes = panels(1, 1, 1.1 + 0.42 * len(cells))
+    axis = axes[0, 0]
+    axis.grid(visible=False)
+    axis.set_facecolor("#dddddd")
+    values = np.full((len(cells), len(instances)), np.nan)
+    for row in deltas.to_dict("records"):
+        y = cells.index((row["model"], row["dataset"]))
+        x = instances.index(tuple(row[name] for name in INSTANCE))
+        if np.isnan(row["absolute_delta"]):
+            axis.text(x, y, "missing", ha="center", va="center", fontsize=SMALL)
+            continue
+        value = values[y, x] = 100 * row["absolute_delta"]
+        text = f"{value:+.1f}"
+        if with_interval and not np.isnan(row["ci_low"]):
+            text += f"\n{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}"
+        resolved = row["verdict"] == "resolved"
+        color, weight = ("white" if abs(value) > 0.7 * limit else "black"), ("bold" if resolved else "normal")
+        axis.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=color, weight=weight)
+        if resolved:
+            axis.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=2))
+    axis.imshow(np.ma.masked_invalid(values), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    labels = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid_of(deltas)) for values in instances]
+    several = len(instances) > 9
+    axis.set_xticks(range(len(instances)), [label.replace(" ", "\n", 1) for label in labels], rotation=90 * several)
+    axis.set_yticks(range(len(cells)), ["\n".join(cell) for cell in cells])
+    number, tested = int((deltas["verdict"] == "resolved").sum()), int(deltas["absolute_delta"].notna().sum())
+    axis.set_title(
+        f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. "
+        f"Framed: resolved ({number} of {tested}).\nPurple: higher than the baseline. Orange: lower."
+    )
+    return figure
+
+
+# ---- figures 1 to 3 of the paper ----------------------------------------------------------------------
+
+
+def draw_metric(axis: Any, rows: pd.DataFrame, own: pd.DataFrame) -> None:
+    """Draw one metric of one cell against the skip ratio, with the interval of each instance's delta.
+
+    Args:
+        axis: the panel.
+        rows: the deltas of the metric, a row per instance.
+        own: one row with the mean, the lowest and the highest value of the baseline itself.
+    """
     ratios = sorted(rows["skip_ratio"].unique())
-    axis.set_xticks(ratios)
-    axis.xaxis.set_major_formatter(percent)
-    step = min([b - a for a, b in pairwise(ratios)], default=0.05)
-    axis.set_xlim(ratios[0] - step / 2, ratios[-1] + step / 2)
+    axis.set_xticks(range(len(ratios)), [percent(ratio) for ratio in ratios])
+    axis.set_xlim(-0.5, len(ratios) - 0.5)
     if rows["instance"].isna().all():
         mark_missing(axis)
         return
-    axis.axhline(rows["baseline"].mean(), color=BASELINE, linestyle="--", linewidth=1, label="baseline")
-    for label, marks, offset, curve in curves(rows, 0.07 * step):
+    if own["max"].iloc[0] > own["min"].iloc[0]:
+        band = {"color": BASELINE, "alpha": 0.12, "linewidth": 0}
+        axis.axhspan(own["min"].iloc[0], own["max"].iloc[0], label="the baseline's own interval", **band)
+    axis.axhline(rows["baseline"].mean(), color=BASELINE, linestyle="--", linewidth=1.2, label=BASELINE_NAME)
+    for series in series_of(rows):
+        reach = errors(series.rows, "absolute_delta", "ci_low", "ci_high")
+        reach[0] = reach[0].clip(upper=series.rows["instance"])  # no metric here is below 0
+        exact = series.rows["ci_low"].isna().all()
         axis.errorbar(
-            curve["skip_ratio"] + offset,
-            curve["instance"],
-            yerr=errors(curve, "absolute_delta", "ci_low", "ci_high"),
+            series.rows["skip_ratio"].map(ratios.index) + 0.12 * series.offset,
+            series.rows["instance"],
+            yerr=None if exact else reach,
             linewidth=1.2,
-            elinewidth=0.7,
-            capsize=2,
-            label=label,
-            **marks,
+            elinewidth=0.9,
+            capsize=2.5,
+            markerfacecolor="white" if exact else series.style["color"],
+            label=series.label,
+            **series.style,
         )
+    if rows["ci_low"].isna().all():
+        axis.set_title("one seed: no interval", fontsize=SMALL, color=BASELINE, loc="right")
+
+
+def baseline_range(sources: Sources, tables: Tables, model: str, dataset: str, metric: str) -> pd.DataFrame:
+    """Return the baseline's own mean, lowest and highest value: an interval over problems, or the range of seeds."""
+    if metric == "accuracy":
+        stages = tables["stages"]
+        cell = (stages["model"] == model) & (stages["dataset"] == dataset)
+        own = stages[cell & (stages["product"] == "train (baseline)")]
+        return own.rename(columns={"accuracy": "mean", "ci_low": "min", "ci_high": "max"})
+    runs = overall(sources.results)
+    baseline = runs[(runs["product"] == "train") & (runs["skip_ratio"] == 0)]
+    values = baseline.loc[(baseline["model"] == model) & (baseline["dataset"] == dataset), metric]
+    return pd.DataFrame({"mean": [values.mean()], "min": [values.min()], "max": [values.max()]})
 
 
 @styled
@@ -63,97 +206,54 @@ def dataset_figure(sources: Sources, tables: Tables, dataset: str) -> Figure:
     """
     deltas = tables["deltas"][tables["deltas"]["dataset"] == dataset]
     models = list(deltas["model"].unique())
-    figure, axes = panels(len(UNITS), len(models), 0.9 + 3.0 * len(models), 1.9 * len(UNITS) + 0.5, sharex=True)
+    width = min(WIDTH, 2.4 + 3.1 * len(models))
+    figure, axes = panels(len(METRICS), len(models), 1.75 * len(METRICS) + 0.9, width, sharex="col")
     for column, model in zip(axes.T, models, strict=True):
         model_deltas = deltas[deltas["model"] == model]
-        for axis, metric in zip(column, UNITS, strict=True):
-            draw_metric(axis, model_deltas[model_deltas["metric"] == metric])
+        for axis, metric in zip(column, METRICS, strict=True):
+            own = baseline_range(sources, tables, model, dataset, metric)
+            draw_metric(axis, model_deltas[model_deltas["metric"] == metric], own)
         absent = model_deltas[(model_deltas["metric"] == "accuracy") & model_deltas["instance"].isna()]
-        names = [instance_label(instance, grid_of(deltas)) for instance in absent[INSTANCE].to_dict("records")]
+        names = [instance_label(row, grid_of(model_deltas)) for row in absent.to_dict("records")]
         note = f"\nmissing: {', '.join(names)}" if 0 < len(names) < 4 else ""
         column[0].set_title(f"{model}, {dataset}{note}")
-        column[-1].set_xlabel("skip ratio (share of layers skipped in roll-outs)")
-    for axis, (metric, unit) in zip(axes[:, 0], UNITS.items(), strict=True):
-        axis.set_ylabel(f"{TITLES[metric]} [{unit}]")
+    for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):
+        axis.set_ylabel(label)
+    name_axes(figure, "skip ratio (share of layers skipped)")
     legend(figure)
     return figure
 
 
-def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other point equals or exceeds in both coordinates, sorted by the first coordinate."""
-    return sorted(p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
+# ---- accuracy per benchmark ---------------------------------------------------------------------------
 
 
 @styled
-def frontier(sources: Sources, tables: Tables) -> Figure:
-    """Draw accuracy against token speed, both as deltas to the baseline, and their Pareto front."""
-    deltas = tables["deltas"]
-    keys = [*CELL, *INSTANCE]
-    relative = ["relative_delta", "relative_ci_low", "relative_ci_high"]
-    speed = deltas[deltas["metric"] == "token_speed_tok_s"][[*keys, *relative]]
-    both = deltas[deltas["metric"] == "accuracy"].merge(speed, on=keys, suffixes=("", "_speed"))
-    ratios = sorted(both["skip_ratio"].unique())
-    sizes = {ratio: 3.0 + 1.5 * index for index, ratio in enumerate(ratios)}
-    figure, cells = cell_panels(both, 2.5, 2.3)
+def benchmarks(sources: Sources, tables: Tables) -> Figure:
+    """Draw the accuracy on every benchmark: the SFT model, the baseline with its interval, and all instances."""
+    results = sources.results[sources.results["product"] != "pretrained"]
+    names = list(results["benchmark"].unique())
+    figure, cells = cell_panels(results, 2.1, sharey=True)
+    ratios = sorted(ratio for ratio in results["skip_ratio"].dropna().unique() if ratio > 0)
     for axis, rows in cells:
-        if rows["absolute_delta"].isna().all():
+        axis.set_xticks(range(len(names)), names)
+        axis.set_xlim(-0.5, len(names) - 0.5)
+        values = ["accuracy", "ci_low", "ci_high"]
+        sft = rows[rows["product"] == "sft"].groupby("benchmark")["accuracy"].mean().reindex(names)
+        trained = rows[rows["product"] == "train"]
+        own = trained[trained["skip_ratio"] == 0].groupby("benchmark")[values].mean().reindex(names).reset_index()
+        axis.plot(range(len(names)), sft, linestyle="", marker="_", markersize=22, color="#E69F00", label="SFT model")
+        style = {"linestyle": "", "marker": "*", "markersize": 8, "color": BASELINE, "capsize": 3}
+        bars = errors(own, *values)
+        axis.errorbar(range(len(names)), own["accuracy"], yerr=bars, label=BASELINE_NAME, **style)
+        for series in series_of(trained):
+            for place, ratio in enumerate(ratios):
+                at = series.rows[series.rows["skip_ratio"] == ratio].groupby("benchmark")["accuracy"].mean()
+                offset = 0.1 * series.offset + 0.3 * (place - (len(ratios) - 1) / 2) / max(1, len(ratios) - 1)
+                style = series.style | {"linestyle": "", "markersize": 4, "alpha": 0.8}
+                axis.plot(np.arange(len(names)) + offset, at.reindex(names), label=series.label, **style)
+        if trained.empty:
             mark_missing(axis)
-            continue
-        axis.axhline(0, color=BASELINE, linewidth=0.6)
-        axis.axvline(0, color=BASELINE, linewidth=0.6)
-        axis.plot(0, 0, color=BASELINE, marker="*", markersize=8, linestyle="", label="baseline")
-        for label, marks, _, curve in curves(rows):
-            for skip_ratio, instance in curve.groupby("skip_ratio", sort=False):
-                axis.errorbar(
-                    instance["relative_delta_speed"],
-                    instance["absolute_delta"],
-                    xerr=errors(instance, *(f"{name}_speed" for name in relative)),
-                    yerr=errors(instance, "absolute_delta", "ci_low", "ci_high"),
-                    linestyle="",
-                    elinewidth=0.5,
-                    label=label if skip_ratio == ratios[-1] else None,
-                    **marks | {"markersize": sizes[skip_ratio]},
-                )
-        measured = rows[["relative_delta_speed", "absolute_delta"]].dropna().itertuples(index=False)
-        front = pareto_front([(0.0, 0.0), *(tuple(point) for point in measured)])
-        style = {"color": BASELINE, "linestyle": ":", "linewidth": 1}
-        axis.step(*zip(*front, strict=True), where="pre", label="frontier", **style)
-        for ratio, size in sizes.items():
-            axis.plot([], [], color="#bbbbbb", marker="o", linestyle="", markersize=size, label=percent(ratio))
-        axis.xaxis.set_major_formatter(percent)
-        axis.set_xlabel("token speed, change")
-        axis.set_ylabel("accuracy, delta")
+        axis.grid(axis="x", visible=False)
+    name_axes(figure, "benchmark", "accuracy (share correct)")
     legend(figure)
-    return figure
-
-
-@styled
-def heat_map(sources: Sources, tables: Tables) -> Figure:
-    """Draw the accuracy delta of the whole grid: a row per cell, a column per instance."""
-    deltas = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
-    cells = list(deltas[CELL].drop_duplicates().itertuples(index=False, name=None))
-    instances = list(deltas[INSTANCE].drop_duplicates().itertuples(index=False, name=None))
-
-    def grid(values: pd.Series) -> np.ndarray:
-        wide = deltas.assign(value=values).pivot(index=CELL, columns=INSTANCE, values="value")
-        return wide.reindex(index=cells, columns=instances).to_numpy()
-
-    points, resolved = 100 * grid(deltas["absolute_delta"]).astype(float), grid(deltas["verdict"] == "resolved")
-    limit = max(1.0, float(np.nanmax(np.abs(points)))) if not np.isnan(points).all() else 1.0
-    size = 2.4 + 0.55 * len(instances), max(2.8, 1.7 + 0.38 * len(cells))
-    figure, axes = panels(1, 1, *size)
-    axis = axes[0, 0]
-    axis.grid(visible=False)
-    axis.set_facecolor("#dddddd")
-    image = axis.imshow(np.ma.masked_invalid(points), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-    for row, column in np.ndindex(points.shape):
-        value = points[row, column]
-        text = "missing" if np.isnan(value) else f"{value:+.1f}{'*' if resolved[row, column] else ''}"
-        color = "white" if abs(value) > 0.7 * limit else "black"
-        axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
-    labels = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid_of(deltas)) for values in instances]
-    axis.set_xticks(range(len(instances)), labels, rotation=45, ha="right")
-    axis.set_yticks(range(len(cells)), [f"{model}, {dataset}" for model, dataset in cells])
-    axis.set_xlabel("instance")
-    figure.colorbar(image, ax=axis, label="accuracy delta, points")
     return figure

@@ -1,17 +1,18 @@
-"""What the figures of a report share: panels, legends, colors and names of the mitigations."""
+"""What the figures of a report share: panels, legends, and the names and colors of what is drawn."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from nested_reft.mitigation import MITIGATIONS
-from nested_reft.report.sources import INSTANCE, Sources, grid_of, instance_label
-from nested_reft.report.style import BASELINE, PALETTE, STYLE
+from nested_reft.report.sources import CELL, INSTANCE, Sources, grid_of, instance_label
+from nested_reft.report.style import BASELINE, PALETTE, STYLE, WIDTH
 
 # A function that draws a figure from the sources and the tables of a report. It returns the reason, as a sentence,
 # where the sources lack what the figure shows.
@@ -21,8 +22,11 @@ Draw = Callable[[Sources, Tables], Figure | str]
 # A mitigation has the same color and marker in every figure; a new one takes the next.
 COLORS = dict(zip(MITIGATIONS, PALETTE, strict=False))
 MARKERS = dict(zip(MITIGATIONS, "os^DvPX", strict=False))
-# The axes that a curve over the skip ratios has one value of, and its markers and its line by the index of its border.
-CURVE = [axis for axis in INSTANCE if axis != "skip_ratio"]
+BASELINE_NAME = "baseline (skips no layers)"
+# The skip ratio is on the axis of most figures, or one panel shows one skip ratio. The other axes of an instance make
+# a series: points of one color, joined by a line.
+SERIES = [axis for axis in INSTANCE if axis != "skip_ratio"]
+# The markers and the line of a series by the index of its border.
 FILLS = ["full", "none", "left", "right", "top", "bottom"]
 LINES = ["-", "--", ":", "-."]
 
@@ -41,56 +45,144 @@ def styled(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     return in_style
 
 
+# ---- names --------------------------------------------------------------------------------------------
+
+
 def percent(value: float, _: Any = None) -> str:
     """Return a share as a label."""
     return f"{100 * value:g}%"
 
 
-def panels(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Figure, Any]:
+class Series(NamedTuple):
+    """The instances of a cell that differ in the skip ratio only: their label, style and rows."""
+
+    label: str
+    style: dict[str, Any]
+    offset: float  # from the center of a group, in units of the distance between two series
+    rows: pd.DataFrame
+
+
+def series_of(rows: pd.DataFrame) -> list[Series]:
+    """Return the series of the instances among the rows, in the order of the rows; the baseline is left out.
+
+    Args:
+        rows: a table with the axes of the instances.
+    """
+    grid, found = grid_of(rows), []
+    groups = list(rows[rows["skip_ratio"] > 0].groupby(SERIES, sort=False))
+    for index, (values, series_rows) in enumerate(groups):
+        axes = dict(zip(SERIES, values, strict=True))
+        mitigation, border = str(axes["mitigation"]), grid["border"].index(axes["border"])
+        # Every figure shows a baseline, too, so the mitigation `base` has to be distinguished from it.
+        label = instance_label(axes, grid) + (" (mitigation)" if mitigation == "base" else "")
+        style = {
+            "color": COLORS[mitigation],
+            "marker": MARKERS[mitigation],
+            "markersize": 5,
+            "fillstyle": FILLS[border % len(FILLS)],
+            "linestyle": LINES[border % len(LINES)],
+        }
+        found.append(Series(label, style, index - (len(groups) - 1) / 2, series_rows))
+    return found
+
+
+# ---- panels -------------------------------------------------------------------------------------------
+
+
+def panels(rows: int, columns: int, height: float, width: float = WIDTH, **shared: Any) -> tuple[Figure, Any]:
     """Return a figure of this size in inches, and its axes (rows, columns)."""
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **shared)
 
 
-def cell_panels(
-    table: pd.DataFrame, width: float, height: float, **shared: Any
-) -> tuple[Figure, list[tuple[Any, pd.DataFrame]]]:
+def cells_of(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the (model, dataset) of a table, in its order."""
+    return list(table[CELL].drop_duplicates().itertuples(index=False, name=None))
+
+
+def rows_of(table: pd.DataFrame, cell: tuple[str, str]) -> pd.DataFrame:
+    """Return the rows of a (model, dataset)."""
+    return table[(table["model"] == cell[0]) & (table["dataset"] == cell[1])]
+
+
+def cell_panels(table: pd.DataFrame, height: float, **shared: Any) -> tuple[Figure, list[tuple[Any, pd.DataFrame]]]:
     """Return a figure with a row per model and a column per dataset, and (axis, rows of the cell) for each panel.
 
     Args:
         table: a table with the columns model and dataset.
-        width: the width of a panel in inches.
         height: the height of a panel in inches.
-        shared: `sharex` and `sharey` of `plt.subplots`.
+        shared: arguments of `plt.subplots`, such as `sharex`.
     """
     models, datasets = list(table["model"].unique()), list(table["dataset"].unique())
-    size = max(4.2, 0.9 + width * len(datasets)), 0.8 + height * len(models)
-    figure, axes = panels(len(models), len(datasets), *size, **shared)
+    width = min(WIDTH, 1.6 + 3.5 * len(datasets))
+    figure, axes = panels(len(models), len(datasets), 0.9 + height * len(models), width, **shared)
     cells = []
     for row, model in zip(axes, models, strict=True):
         for axis, dataset in zip(row, datasets, strict=True):
             axis.set_title(f"{model}, {dataset}")
-            cells.append((axis, table[(table["model"] == model) & (table["dataset"] == dataset)]))
+            cells.append((axis, rows_of(table, (model, dataset))))
     return figure, cells
 
 
-def legend(figure: Figure) -> None:
-    """Put one legend below all panels, each entry once."""
-    entries: dict[str, Any] = {}
+def name_axes(figure: Figure, x: str, y: str = "") -> None:
+    """Name what all panels share: the x axis below each column, the y axis once at the left."""
     for axis in figure.axes:
-        handles, labels = axis.get_legend_handles_labels()
-        entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
-    if not entries:  # every panel is missing
-        return
-    wanted = sum(0.07 * len(label) + 0.6 for label in entries)  # inches: a label of 8 points, and its handle
-    rows = math.ceil(wanted / figure.get_figwidth())
-    columns = math.ceil(len(entries) / rows)
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+        specification = axis.get_subplotspec()
+        if specification and specification.is_last_row():
+            axis.set_xlabel(x)
+    figure.supylabel(y, fontsize=9)
+
+
+def name_row(axis: Any, cell: tuple[str, str]) -> None:
+    """Write the names of a cell at the right end of its row of panels."""
+    axis.annotate(
+        "\n".join(cell),
+        (1.02, 0.5),
+        xycoords="axes fraction",
+        rotation=-90,
+        ha="left",
+        va="center",
+        multialignment="center",
+    )
 
 
 def mark_missing(axis: Any) -> None:
     """Write into a panel that there is nothing to draw."""
+    if not axis.has_data():
+        axis.set_axis_off()
     box = {"facecolor": "white", "edgecolor": "none"}  # covers what a panel without data still shows, such as bounds
     axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center", va="center", color=BASELINE, bbox=box)
+
+
+# ---- legends ------------------------------------------------------------------------------------------
+
+
+def sample(label: str, **style: Any) -> Line2D:
+    """Return an entry of a legend that is drawn as a line or as a marker."""
+    return Line2D([], [], label=label, **style)
+
+
+def legend_row(figure: Figure, handles: Sequence[Any]) -> None:
+    """Put one legend below all panels, in as few rows as its width allows."""
+    if not handles:  # every panel is missing
+        return
+    wanted = sum(0.075 * len(handle.get_label()) + 0.55 for handle in handles)  # inches: a label of 8 points, a handle
+    rows = math.ceil(wanted / figure.get_figwidth())
+    columns = math.ceil(len(handles) / rows)
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def legend(figure: Figure) -> None:
+    """Put the labels of all panels into one legend below them, each once."""
+    entries: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
+    for label, handle in entries.items():
+        handle.set_label(label)
+    legend_row(figure, list(entries.values()))
+
+
+# ---- intervals ----------------------------------------------------------------------------------------
 
 
 def errors(rows: pd.DataFrame, center: str, low: str, high: str) -> list[pd.Series]:
@@ -98,18 +190,19 @@ def errors(rows: pd.DataFrame, center: str, low: str, high: str) -> list[pd.Seri
     return [(rows[center] - rows[low]).fillna(0).clip(lower=0), (rows[high] - rows[center]).fillna(0).clip(lower=0)]
 
 
-def points(mitigation: str) -> dict[str, Any]:
-    """Return the style of a mitigation's points."""
-    return {"color": COLORS[mitigation], "marker": MARKERS[mitigation], "markersize": 4}
+def seed_range(runs: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
+    """Return the mean, the lowest and the highest value of the seeds' runs for each value of the column `by`."""
+    return runs.groupby(by)[value].agg(["mean", "min", "max"]).dropna()
 
 
-def curves(rows: pd.DataFrame, shift: float = 0.0) -> Iterator[tuple[str, dict[str, Any], float, pd.DataFrame]]:
-    """Yield (label, style, offset on the x axis, rows) of each curve: a mitigation, perhaps at one of several borders.
+def spread_of(seeds: pd.DataFrame) -> list[pd.Series]:
+    """Return how far the lowest and the highest seed are from the mean, as error bars."""
+    return [seeds["mean"] - seeds["min"], seeds["max"] - seeds["mean"]]
 
-    Points are shifted so that their bars stay visible.
-    """
-    grid = grid_of(rows)
-    for index, (values, curve) in enumerate(rows[rows["skip_ratio"] > 0].groupby(CURVE, sort=False)):
-        axes = dict(zip(CURVE, values, strict=True))
-        fill = {"fillstyle": FILLS[grid["border"].index(axes["border"]) % len(FILLS)]}
-        yield instance_label(axes, grid), points(str(axes["mitigation"])) | fill, shift * (index - 1), curve
+
+def largest_ratio(steps: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """Yield (cell, its baseline's rows and those of its instances with the largest skip ratio)."""
+    largest = steps["skip_ratio"].max()
+    for cell in cells_of(steps):
+        rows = rows_of(steps, cell)
+        yield cell, rows[rows["skip_ratio"].isin([0, largest])]

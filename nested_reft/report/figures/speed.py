@@ -1,61 +1,185 @@
-"""Figures of the speed: of sampling, and of the phases of a run."""
+"""Figures of the speed: of sampling, of the phases of a run, and of what it buys in accuracy."""
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from nested_reft.report.deltas import trained_runs
 from nested_reft.report.figures.common import (
+    BASELINE_NAME,
     Tables,
     cell_panels,
-    curves,
     errors,
-    legend,
+    legend_row,
     mark_missing,
+    name_axes,
+    percent,
+    sample,
+    series_of,
     styled,
 )
-from nested_reft.report.sources import PHASES, Sources
-from nested_reft.report.style import BASELINE
+from nested_reft.report.sources import CELL, INSTANCE, PHASES, Sources
+from nested_reft.report.style import BASELINE, SMALL
 
 PHASE_COLORS = ["#0072B2", "#CC79A7", "#E69F00", "#999999"]
+FRONT = {"color": "#56B4E9", "alpha": 0.45, "linewidth": 5, "marker": "o", "markersize": 13}
+HIDDEN_SHARE = 0.02  # a phase with less of the time than this is too thin to be seen in a bar
+
+
+def marker_sizes(table: pd.DataFrame) -> dict[float, float]:
+    """Return skip ratio -> the size of a marker, in points, for figures that show a ratio by its size."""
+    ratios = sorted(ratio for ratio in table["skip_ratio"].unique() if ratio > 0)
+    return {ratio: 3.5 + 7 * index / max(1, len(ratios) - 1) for index, ratio in enumerate(ratios)}
+
+
+def ratio_samples(sizes: dict[float, float]) -> list:
+    """Return the entries of a legend that explain the sizes of markers."""
+    return [
+        sample(f"{percent(ratio)} skipped", color="#bbbbbb", marker="o", linestyle="", markersize=size)
+        for ratio, size in sizes.items()
+    ]
+
+
+def series_samples(table: pd.DataFrame) -> list:
+    """Return the entries of a legend that explain the colors and the shapes of markers."""
+    return [sample(series.label, **series.style | {"linestyle": ""}) for series in series_of(table)]
+
+
+BASELINE_SAMPLE = {"color": BASELINE, "marker": "*", "markersize": 10, "linestyle": ""}
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other point equals or exceeds in both coordinates, sorted by the first coordinate."""
+    return sorted(p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
+
+
+@styled
+def frontier(sources: Sources, tables: Tables) -> Figure:
+    """Draw accuracy against token speed, both as deltas to the baseline, and their Pareto front."""
+    deltas, keys = tables["deltas"], [*CELL, *INSTANCE]
+    relative = ["relative_delta", "relative_ci_low", "relative_ci_high"]
+    speed = deltas[deltas["metric"] == "token_speed_tok_s"][[*keys, *relative]]
+    both = deltas[deltas["metric"] == "accuracy"].merge(speed, on=keys, suffixes=("", "_speed"))
+    sizes = marker_sizes(both)
+    figure, cells = cell_panels(both, 2.3, sharex=True, sharey=True)
+    for axis, rows in cells:
+        if rows["absolute_delta"].isna().all():
+            mark_missing(axis)
+            continue
+        measured = rows[["relative_delta_speed", "absolute_delta"]].dropna().itertuples(index=False)
+        front = pareto_front([(0.0, 0.0), *(tuple(point) for point in measured)])
+        axis.step(*zip(*front, strict=True), where="pre", zorder=1, **FRONT)
+        axis.axhline(0, color=BASELINE, linewidth=0.6)
+        axis.axvline(0, color=BASELINE, linewidth=0.6)
+        axis.plot(0, 0, zorder=4, **BASELINE_SAMPLE)
+        for series in series_of(rows):
+            places = series.rows["relative_delta_speed"], series.rows["absolute_delta"]
+            axis.errorbar(
+                *places,
+                xerr=errors(series.rows, *(f"{name}_speed" for name in relative)),
+                yerr=errors(series.rows, "absolute_delta", "ci_low", "ci_high"),
+                linestyle="",
+                elinewidth=0.7,
+                color=series.style["color"],
+                alpha=0.25,
+            )
+            area = [sizes[ratio] ** 2 for ratio in series.rows["skip_ratio"]]
+            marker = {name: series.style[name] for name in ("color", "marker")}
+            axis.scatter(*places, s=area, edgecolors="white", linewidths=0.5, zorder=3, **marker)
+    axes = [axis for axis, _ in cells]
+    values = both[["relative_delta_speed"]].abs().max().item()
+    axes[0].xaxis.set_major_formatter(PercentFormatter(1, 0 if values > 0.05 else 1))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    name_axes(figure, "change of the token speed", "accuracy delta, percentage points")
+    front_sample = sample("Pareto front", **FRONT)
+    star = sample(BASELINE_NAME, **BASELINE_SAMPLE)
+    legend_row(figure, [star, *series_samples(both), *ratio_samples(sizes), front_sample])
+    return figure
+
+
+@styled
+def accuracy_time(sources: Sources, tables: Tables) -> Figure:
+    """Draw the final accuracy of every run against the time that its training took."""
+    runs = trained_runs(sources)
+    sizes = marker_sizes(runs)
+    unit, divisor = ("hours", 3600) if runs["train_runtime_s"].max() > 7200 else ("minutes", 60)
+    figure, cells = cell_panels(runs, 2.2)
+    for axis, rows in cells:
+        if rows.empty:
+            mark_missing(axis)
+            continue
+        baseline = rows[rows["skip_ratio"] == 0]
+        axis.plot(baseline["train_runtime_s"] / divisor, baseline["accuracy"], zorder=3, **BASELINE_SAMPLE)
+        for series in series_of(rows):
+            area = [sizes[ratio] ** 2 for ratio in series.rows["skip_ratio"]]
+            marker = {name: series.style[name] for name in ("color", "marker")}
+            times = series.rows["train_runtime_s"] / divisor
+            axis.scatter(
+                times, series.rows["accuracy"], s=area, alpha=0.7, edgecolors="white", linewidths=0.5, **marker
+            )
+    name_axes(figure, f"time of all training steps, {unit}", "accuracy after training")
+    star = sample(BASELINE_NAME, **BASELINE_SAMPLE)
+    legend_row(figure, [star, *series_samples(runs), *ratio_samples(sizes)])
+    return figure
+
+
+BOUND = {"color": "#999999", "linewidth": 4, "alpha": 0.6}
+LM_HEAD_BOUND = {"color": "black", "linewidth": 1, "linestyle": "--"}
 
 
 @styled
 def speed_up(sources: Sources, tables: Tables) -> Figure:
-    """Draw the sampling speed-up over the baseline, and its upper bounds if k of N layers are skipped."""
-    figure, cells = cell_panels(tables["efficiency"], 2.5, 2.1, sharey=True)
+    """Draw the sampling speed-up over the baseline, and its upper bounds if k of N layers are skipped.
+
+    The axis follows the estimates and the bounds. An interval that is longer than the axis is cut.
+    """
+    efficiency = tables["efficiency"]
+    shown = efficiency[["sampling_speed_up", "bound"]].stack()
+    low, high = min(1.0, shown.min()), max(1.0, shown.max())
+    room = 0.35 * (high - low) + 0.02
+    figure, cells = cell_panels(efficiency, 2.1, sharey=True)
     for axis, rows in cells:
         bounds = rows.groupby("num_skipped")[["bound", "bound_with_lm_head"]].first()
-        bounds.loc[0] = 1.0
-        bounds = bounds.sort_index()
-        for name, label, line in (
-            ("bound", "N / (N - k)", "-"),
-            ("bound_with_lm_head", "with output projection", "--"),
-        ):
-            axis.plot(bounds.index, bounds[name], color=BASELINE, linewidth=1, linestyle=line, label=label)
-        for label, marks, offset, curve in curves(rows, 0.1):
+        counts = [0, *bounds.index]
+        places = range(len(counts))
+        axis.axhline(1, color=BASELINE, linewidth=1.2)
+        axis.plot(places, [1.0, *bounds["bound"]], **BOUND)
+        axis.plot(places, [1.0, *bounds["bound_with_lm_head"]], **LM_HEAD_BOUND)
+        for series in series_of(rows):
             axis.errorbar(
-                curve["num_skipped"] + offset,
-                curve["sampling_speed_up"],
-                yerr=errors(curve, "sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high"),
-                linestyle="",
-                elinewidth=0.7,
-                capsize=2,
-                label=label,
-                **marks,
+                series.rows["num_skipped"].map(counts.index) + 0.13 * series.offset,
+                series.rows["sampling_speed_up"],
+                yerr=errors(series.rows, "sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high"),
+                elinewidth=0.9,
+                capsize=2.5,
+                **series.style | {"linestyle": ""},
             )
         if rows["sampling_speed_up"].isna().all():
             mark_missing(axis)
-        axis.set_xticks(bounds.index)
-        axis.set_xlabel("k, layers skipped in roll-outs")
-        axis.set_ylabel("sampling speed-up, x")
-    legend(figure)
+        elif rows["speed_up_ci_low"].isna().all():
+            axis.set_title("one seed: no interval", fontsize=SMALL, color=BASELINE, loc="right")
+        axis.set_xticks(places, counts)
+        axis.set_xlim(-0.5, len(counts) - 0.5)
+        axis.set_ylim(low - room, high + room)
+    name_axes(figure, "k, layers that roll-outs skip", "speed of sampling / baseline's")
+    lines = [
+        sample("baseline's speed", color=BASELINE, linewidth=1.2),
+        sample("bound N / (N - k)", **BOUND),
+        sample("bound with the output projection", **LM_HEAD_BOUND),
+    ]
+    legend_row(figure, [*lines, *series_samples(efficiency)])
     return figure
 
 
 @styled
 def time_split(sources: Sources, tables: Tables) -> Figure:
-    """Draw the time of each phase of a run against the number of layers skipped."""
-    figure, cells = cell_panels(trained_runs(sources), 2.5, 2.0, sharey="row")
+    """Draw the time of each phase of a run against the number of layers skipped, and the total of every run."""
+    runs = trained_runs(sources)
+    share = runs[list(PHASES)].sum() / runs[list(PHASES)].sum().sum()
+    large = [column for column in PHASES if share[column] >= HIDDEN_SHARE]
+    small = [column for column in PHASES if column not in large]
+    figure, cells = cell_panels(runs, 2.0, sharey="row")
+    handles = {}
     for axis, rows in cells:
         if rows.empty:
             mark_missing(axis)
@@ -64,10 +188,27 @@ def time_split(sources: Sources, tables: Tables) -> Figure:
         labels = [f"{k:g}" if k else "0\n(baseline)" for k in means.index]
         bottom = pd.Series(0.0, index=means.index)
         for color, (column, name) in zip(PHASE_COLORS, PHASES.items(), strict=True):
-            axis.bar(labels, means[column], bottom=bottom, color=color, label=name, width=0.6)
-            bottom += means[column]
-        axis.set_xlabel("k, layers skipped in roll-outs")
-        axis.set_ylabel("seconds per run")
+            if column in large:
+                handles[name] = axis.bar(labels, means[column], bottom=bottom, color=color, label=name, width=0.6)
+                bottom += means[column]
+        if small:
+            name = f"{' and '.join(PHASES[column] for column in small)} ({100 * share[small].sum():.1f} %)"
+            others = means[small].sum(axis=1)
+            handles[name] = axis.bar(labels, others, bottom=bottom, color="black", label=name, width=0.6)
+        totals = rows[list(PHASES)].sum(axis=1)
+        places = rows["num_skipped"].map(list(means.index).index)
+        shift = places.groupby(places).cumcount() / places.groupby(places).transform("size") - 0.5
+        axis.plot(
+            places + 0.4 * shift,
+            totals,
+            linestyle="",
+            marker="o",
+            color="white",
+            markeredgecolor="black",
+            markersize=4,
+        )
         axis.grid(axis="x", visible=False)
-    legend(figure)
+    name_axes(figure, "k, layers that roll-outs skip", "seconds per run")
+    dot = sample("one run", linestyle="", marker="o", color="white", markeredgecolor="black", markersize=4)
+    legend_row(figure, [*handles.values(), dot])
     return figure
