@@ -133,11 +133,10 @@ def table_columns(table: pd.DataFrame) -> Iterator[tuple[str, list[Cell]]]:
 
 def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
     """Return what the template of a table needs: its headings, its rows of cells, and its whole content as CSV."""
-    shown = table.drop(columns=LEFT_OUT.get(name, []))
+    shown = table.drop(columns=LEFT_OUT.get(name.removesuffix("-of-speeds"), []))
     if "border" in shown and shown["border"].nunique() == 1:
         shown = shown.drop(columns="border")
-    if name == "deltas":  # the accuracies of all cells come before their speeds
-        shown = shown.sort_values("metric", key=lambda metric: metric != "accuracy", kind="stable")
+    if "metric" in shown:
         shown = shown.assign(metric=shown["metric"].replace(HEADINGS))
     columns = list(table_columns(shown))
     csv = table.to_csv(index=False, float_format="%.6g")
@@ -147,6 +146,14 @@ def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
         "rows": list(zip(*(cells for _, cells in columns), strict=True)),
         "csv": f"data:text/csv;charset=utf-8,{quote(csv)}",
     }
+
+
+def table_views(name: str, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the views of a table: one, or two for the deltas, so that accuracies are not sorted among speeds."""
+    if name != "deltas":
+        return [table_view(name, table)]
+    is_accuracy = table["metric"] == "accuracy"
+    return [table_view(name, table[is_accuracy]), table_view("deltas-of-speeds", table[~is_accuracy])]
 
 
 def table_document(name: str, title: str, table: pd.DataFrame) -> str:
@@ -184,7 +191,7 @@ def page(
         caption = "figure" if name.startswith("figure_") else name
         item: dict[str, Any] = {"title": title, "caption": html(text(f"caption_{caption}", captioned))}
         if name in tables:
-            item["table"] = table_view(name, tables[name])
+            item["tables"] = table_views(name, tables[name])
         elif "<svg" in figures[name]:
             item["figure"] = figure_view(name, figures[name])
         else:

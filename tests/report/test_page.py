@@ -33,7 +33,7 @@ def check_page(html: str, datasets: list[str]) -> None:
     shown = re.findall(r'<(?:article|figure) id="([^"]+)"', html)
     assert sorted(shown) == sorted(names)
     assert shown[1:] == [name for name in names if name != shown[0]]  # in the order of the contents
-    assert html.count('<table id="table-') + html.count("This table has no rows.") == len(layout.TABLES)
+    assert html.count('<table id="table-') + html.count("This table has no rows.") == len(layout.TABLES) + 1
     assert html.count("<img ") == len(names) - len(layout.TABLES)
     linked = set(re.findall(r'href="#([^"]+)"', html))
     assert linked <= set(re.findall(r'id="([^"]+)"', html))
@@ -111,6 +111,16 @@ def test_a_table_has_its_intervals_in_one_column_and_sorts_by_numbers():
     assert interval.text == "[-0.020, +0.040]" and float(interval.order) == -0.02
     assert (delta.text, float(delta.order)) == ("+0.010", 0.01) and no_delta.order == ""
     assert view["csv"].startswith("data:text/csv") and "ci_high" in view["csv"]
+
+
+def test_accuracies_are_not_sorted_among_speeds():
+    table = pd.DataFrame({"metric": ["accuracy", "train_runtime_s", "accuracy"], "absolute_delta": [0.1, 20.0, -0.1]})
+    for columns in page.LEFT_OUT["deltas"]:
+        table[columns] = 1
+    accuracy, speeds = page.table_views("deltas", table)
+    assert [row[0].text for row in accuracy["rows"]] == ["accuracy", "accuracy"]
+    assert [row[0].text for row in speeds["rows"]] == ["run time, s"]
+    assert accuracy["name"] != speeds["name"]
 
 
 def test_a_border_is_shown_if_a_study_has_several():
