@@ -22,7 +22,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
 
 study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
-	$(BIN)/snakemake --cores $(CORES) --configfile $(or $(CONFIG),config/config.yaml)
+	$(BIN)/nested-reft run $(CONFIG) --cores $(CORES)
 
 report: setup  ## write report.html, one file, of the study run last, or of CONFIG=config/paper.yaml
 	$(BIN)/nested-reft report $(CONFIG)

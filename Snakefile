@@ -37,6 +37,8 @@ rule all:
     default_target: True
     input:
         rules.analyse.output,
+    message:
+        "Completing the study"
 
 
 onstart:

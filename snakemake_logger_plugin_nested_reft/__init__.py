@@ -5,8 +5,10 @@ Without the profile, Snakemake prints its own messages. Its log file under .snak
 """
 
 import sys
+import textwrap
 import threading
 import time
+from copy import copy
 from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +35,19 @@ UNSAID = (
 )
 AFTER_CTRL_C = "Terminating processes on user request"
 UNSAID_EVENTS = (LogEvent.WORKFLOW_STARTED, LogEvent.JOB_STARTED, LogEvent.PROGRESS)
+# The longest reason for a job that a dry run prints, in characters.
+LONGEST_REASON = 500
 # The most running jobs that are named at once, and the time between two such reports. It becomes longer with the time
 # that the study has run, up to ten minutes.
 MOST_NAMED = 5
 SHORTEST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
+
+
+def shortened(message: Any) -> Any:
+    """Return the message about a job of a dry run with a part of its reason, which may list hundreds of files."""
+    short = copy(message)
+    short.reason = textwrap.shorten(str(message.reason), LONGEST_REASON, placeholder=" ...")
+    return short
 
 
 class RunningJob(NamedTuple):
@@ -87,7 +98,7 @@ class LogHandler(LogHandlerBase):
         event = getattr(record, "event", None)
         if self.common_settings.dryrun or event not in self.printers:
             if event not in UNSAID_EVENTS and not is_unsaid(record):
-                self.others.emit(record)
+                self.others.emit(shortened(message) if event == LogEvent.JOB_INFO else record)
             return
         self.printers[event](self, message)
 

@@ -63,8 +63,12 @@ class Study(Section):
     study: Name = key(
         ..., "The name of the study. It names the folders under `results/` and `reports/`, and the MLflow experiment."
     )
-    models: dict[Name, ModelSource] = key(..., "The models, by the name that `grid.model` uses.", "paper")
-    datasets: dict[Name, DatasetSource] = key(..., "The training sets, by the name that `grid.dataset` uses.", "paper")
+    models: dict[Name, ModelSource] = key(
+        ..., "The models, by the name that `grid.model` uses.", "paper", min_length=1
+    )
+    datasets: dict[Name, DatasetSource] = key(
+        ..., "The training sets, by the name that `grid.dataset` uses.", "paper", min_length=1
+    )
     benchmarks: dict[Name, BenchmarkSource] = key(
         ..., "The benchmarks, by name. Every model of the study is evaluated on all of them.", "paper", min_length=1
     )

@@ -63,7 +63,7 @@ def read_file(path: Path) -> list[Any]:
         UserError: the file is not text, or a line of it is not JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # programs on Windows begin a text with a mark
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; give JSON, JSON lines, or the folder of a dataset") from None
     is_list = text.lstrip().startswith("[")
@@ -73,9 +73,21 @@ def read_file(path: Path) -> list[Any]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
+                if number == 1 and is_object(text):
+                    raise UserError(
+                        f"{path}: is one JSON object, but should be a list of objects, or have an object on each line"
+                    ) from None
                 line_number = error.lineno if is_list else number
                 raise UserError(f"{path}: line {line_number} is not JSON ({error.msg}); correct it") from None
     return rows[0] if is_list else rows
+
+
+def is_object(text: str) -> bool:
+    """Return whether a text is one JSON object on several lines."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 def parsed_rows(source: DatasetSource | BenchmarkSource, parse: Callable[[Row], Row]) -> list[Row]:

@@ -141,7 +141,7 @@ def check_model(study: Study, name: str) -> str:
     folders = [downloaded_folder(source), *(Path(path).expanduser() for path in dict.fromkeys(checkpoints) if path)]
     found = [check_weights(folder, study) for folder in folders if folder is not None]
     if folders[0] is None:
-        found.insert(0, f"{source.path} on the hub, which is checked when it is downloaded")
+        found.insert(0, f"{source.path} is not a local path, so it is downloaded from the hub and checked then")
     return "; ".join(dict.fromkeys(found))
 
 
@@ -188,7 +188,7 @@ def count_rows(
     if source.is_embedded:
         return source.size, f"{source.size} problems, generated"
     if source.local_path is None:
-        return None, f"{source.path} on the hub, which is checked when it is downloaded"
+        return None, f"{source.path} is not a local path, so it is downloaded from the hub and checked then"
     rows = len(parsed_rows(source, parse))
     return rows, f"{rows} problems" + (f", fewer than its size {source.size}" if rows < (source.size or 0) else "")
 

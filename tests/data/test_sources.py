@@ -55,3 +55,11 @@ def test_a_downloaded_dataset_is_read_from_its_folder(tmp_path):
     with pytest.raises(UserError, match=r"empty, split 'aime': row 2 has an empty `answer`"):
         torn = BenchmarkSource(path=str(tmp_path / "empty"), split="aime")
         prepare_benchmarks({"torn": torn}, tmp_path / "torn.jsonl")
+
+
+def test_a_file_from_windows_is_read_and_one_object_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\r\n{"a": 2}\r\n', encoding="utf-8-sig")
+    assert read_file(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
+    (tmp_path / "rows.json").write_text('{\n "data": []\n}')
+    with pytest.raises(UserError, match="is one JSON object, but should be a list of objects"):
+        read_file(tmp_path / "rows.json")

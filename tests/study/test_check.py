@@ -202,7 +202,5 @@ def test_a_model_of_the_hub_is_checked_when_it_is_there(tmp_path):
     study = load("smoke.yaml")
     study["models"]["tiny-28"]["path"] = "nobody/no-such-model"
     parsed = parse_settings(Study, study)
-    assert (
-        check.check_model(parsed, "tiny-28")
-        == "nobody/no-such-model on the hub, which is checked when it is downloaded"
-    )
+    found = check.check_model(parsed, "tiny-28")
+    assert found == "nobody/no-such-model is not a local path, so it is downloaded from the hub and checked then"
