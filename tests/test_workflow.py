@@ -214,6 +214,16 @@ def test_a_finished_study_has_nothing_to_be_done_also_with_keys_in_another_order
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+def test_every_trained_model_has_a_card_with_its_accuracies(smoke_study):
+    """The card is written again after the evaluation; the test above shows that this reruns nothing."""
+    models = [*smoke_study.glob("results/smoke/sft/**/model"), *smoke_study.glob("results/smoke/train/**/model")]
+    assert len(models) == 5
+    for model in models:
+        card = (model / "README.md").read_text()
+        assert "base_model: embedded/tiny-28" in card and "license: apache-2.0" in card
+        assert "| one-step | 6 |" in card and "not been evaluated" not in card
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

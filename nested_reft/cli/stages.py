@@ -47,11 +47,13 @@ def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tr
     """Warm up a model by SFT on the chains of thought of a training set."""
     parsed = read_settings(stage_settings.SftStage, settings)
     apply_resource_limits()
+    from nested_reft.records.model_card import write_model_card
     from nested_reft.stages import sft
 
     inputs = {"model": model, "data": data}
     with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
         sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
+        write_model_card(out)
 
 
 def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
@@ -59,11 +61,13 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
     parsed = read_settings(stage_settings.TrainStage, settings)
     apply_resource_limits()
     from nested_reft.grading.rewards import reward_files
+    from nested_reft.records.model_card import write_model_card
     from nested_reft.stages import train
 
     inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
     with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
         train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
+        write_model_card(out)
 
 
 def evaluate(
@@ -79,12 +83,14 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a model on all benchmarks, or grade the completions of an earlier evaluation again."""
+    from nested_reft.records.model_card import add_accuracies
     from nested_reft.stages import evaluate as evaluation
 
     if regrade:
         if settings is not None or model is not None or benchmarks is not None:
             raise UserError("--regrade reads only the records in --out; leave the other options out")
         typer.echo(f"{evaluation.regrade(out)} grades changed in {out}")
+        add_accuracies(out)
         return
     if settings is None or model is None or benchmarks is None:
         raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
@@ -93,6 +99,7 @@ def evaluate(
     inputs = {"model": model, "benchmarks": benchmarks}
     with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
         evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
+        add_accuracies(out)
 
 
 def analyse(

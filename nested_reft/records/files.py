@@ -82,10 +82,13 @@ def discard(folder: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of the name and the content of a file, or of all files in a folder."""
+    """Return the SHA-256 of the name and the content of a file, or of all files in a folder but README.md.
+
+    The README.md of a model is its model card, which gets the accuracies after other stages have read the model.
+    """
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and (file == path or file.name != "README.md"):
             digest.update(file.name.encode())
             with file.open("rb") as content:
                 while block := content.read(1 << 20):

@@ -31,3 +31,12 @@ def evaluation_folder(path: Path) -> Path:
             "results/<study>/evaluate/..., or that of an evaluated training, results/<study>/train/..."
         )
     return folder
+
+
+def evaluated_product(evaluation: Path) -> Path | None:
+    """Return the folder of the warm-up or training that an evaluation of a study is about; None for any other."""
+    for parent in evaluation.parents:
+        if parent.name == "evaluate":
+            product = parent.parent / evaluation.relative_to(parent)
+            return product if (product / "model").is_dir() else None
+    return None
