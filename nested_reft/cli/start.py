@@ -31,15 +31,18 @@ def init(
     """Write the YAML file of a new study, with settings for this machine, the model and the data; then check it."""
     import torch
 
+    from nested_reft.cli.run import check
     from nested_reft.study import start
 
     plan = start.plan_study(study, model, data, benchmark or [], torch.cuda.is_available())
     start.write_study(plan, replace=force)
     typer.echo("\n".join(plan.findings))
+    typer.echo(f"\nWrote {plan.path}.")
+    check(plan.path)
     typer.echo(
-        f"\nWrote {plan.path}. Read it, and change what you like. Then:\n"
+        f"\nRead {plan.path}, and change what you like. Then:\n"
         f"  nested-reft check {plan.path}    look for mistakes\n"
         f"  nested-reft run {plan.path}      run the study, or go on after a stop\n"
         f"  nested-reft status {plan.path}   see what is done\n"
-        f"  nested-reft report {plan.path}   write the report"
+        f"  nested-reft report {plan.path}   write report.html"
     )

@@ -24,8 +24,8 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 # The settings that a card shows, of the section of its stage.
-SHOWN_SETTINGS = ("num_train_epochs", "max_steps", "batch_size", "prompts_per_step", "num_generations")
-SHOWN_SETTINGS += ("max_completion_length", "learning_rate", "lr_scheduler_type", "loss_type", "dtype", "bf16")
+SHOWN_SETTINGS = ["num_train_epochs", "max_steps", "batch_size", "prompts_per_step", "num_generations"]
+SHOWN_SETTINGS += ["max_completion_length", "learning_rate", "lr_scheduler_type", "loss_type", "dtype", "bf16"]
 METRIC = re.compile(r"eval/(?P<benchmark>.+)/(?P<name>pass_at_1|ci_low|ci_high|n)")
 
 
@@ -71,7 +71,7 @@ def model_card(
     shown: dict[str, Any] = {axis: value for axis, value in run.items() if axis not in ("model", "dataset")}
     shown |= {name: section[name] for name in SHOWN_SETTINGS if name in section}
     tags = ["nested-reft", "trl", section["algorithm"] if is_training else "sft"]
-    metadata = {"base_model": base_model, "library_name": "transformers", "license": license}
+    metadata: dict[str, Any] = {"base_model": base_model, "library_name": "transformers", "license": license}
     metadata |= {"pipeline_tag": "text-generation", "tags": tags}
     text = TEMPLATES.get_template("model_card.md.j2").render(
         **{key: record[key] for key in ("run", "settings", "provenance", "study", "finished")},

@@ -1,0 +1,86 @@
+"""A user's own study: `init`, `check`, `run` and `report` on a file of problems and a local model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import TINY, run
+
+# The smallest sizes at which all stages have work.
+SMALL = {
+    "sft": {"batch_size": 8, "per_device_train_batch_size": 8},
+    "training": {"max_steps": 2, "prompts_per_step": 2, "num_generations": 2, "per_device_train_batch_size": 4},
+    "grid": {"mitigation": ["retrace"]},
+    "evaluation": {"max_new_tokens": 8},
+}
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    """Return a folder with a model and a file of problems in the format of GSM8K."""
+    shutil.copytree(TINY, tmp_path / "my-model")
+    rows = [
+        {
+            "question": f"Ana has {n} coins and gets 3 more. How many coins does Ana have now?",
+            "answer": f"The number of coins is {n}+3={n + 3}.\n#### {n + 3}",
+        }
+        for n in range(20, 50)
+    ]
+    (tmp_path / "coins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def begin(folder: Path, *options: str):
+    """Run `init` in a folder."""
+    return run("nested-reft", "init", "mine", "--model", "my-model", "--data", "coins.jsonl", *options, cwd=folder)
+
+
+def test_init_shows_the_data_checks_the_study_and_names_the_next_commands(folder):
+    started = begin(folder)
+    assert started.returncode == 0, started.stderr
+    for text in (
+        "coins.jsonl: 30 rows with the columns question, answer (format GSM8K)",
+        "Ana has 20 coins and gets 3 more.",
+        "6 problems are held out in data/mine/test.jsonl, and 24 remain to train on",
+        "Wrote mine.yaml.",
+        "The study 'mine' can start",
+        "nested-reft run mine.yaml",
+        "nested-reft status mine.yaml",
+        "nested-reft report mine.yaml",
+    ):
+        assert text in started.stdout, text
+    again = begin(folder)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "exists already; choose another name for the study, or replace it by --force" in again.stderr
+
+
+def test_what_the_check_finds_ends_init_with_a_sentence(folder):
+    (folder / "my-model/tokenizer.json").unlink()
+    started = begin(folder)
+    assert started.returncode == 2 and "Traceback" not in started.stderr
+    assert "tokenizer" in started.stderr
+
+
+@pytest.mark.slow
+def test_a_study_of_ones_own_goes_from_init_to_the_report(folder):
+    assert begin(folder).returncode == 0
+    study = yaml.safe_load((folder / "mine.yaml").read_text())
+    for section, keys in SMALL.items():
+        study[section] |= keys
+    (folder / "mine.yaml").write_text(yaml.safe_dump(study))
+    for command in (["check"], ["run"], ["status"], ["report"]):
+        done = run("nested-reft", *command, "mine.yaml", cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "<html" in (folder / "report.html").read_text()
+    (model,) = folder.glob("results/mine/train/**/mitigation~retrace/seed~0/model")
+    assert "base_model: my-model" in (model / "README.md").read_text()
+    (baseline,) = folder.glob("results/mine/train/**/mitigation~base/seed~0")
+    compared = run("nested-reft", "compare", str(baseline), str(model), cwd=folder)
+    assert "The accuracy of B minus that of A is" in compared.stdout, compared.stderr
+    assert run("nested-reft", "export", str(model), cwd=folder).returncode == 0
+    assert len(list(folder.glob("samples/samples_coins-held-out_*.jsonl"))) == 1
+    again = run("nested-reft", "run", "mine.yaml", cwd=folder)
+    assert "Nothing to be done" in again.stdout + again.stderr
