@@ -52,16 +52,22 @@ def test_init_shows_the_data_checks_the_study_and_names_the_next_commands(folder
         "nested-reft report mine.yaml",
     ):
         assert text in started.stdout, text
-    again = begin(folder)
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "exists already; choose another name for the study, or replace it by --force" in again.stderr
 
 
-def test_what_the_check_finds_ends_init_with_a_sentence(folder):
+def test_init_refuses_a_model_without_a_tokenizer_and_writes_nothing(folder):
     (folder / "my-model/tokenizer.json").unlink()
+    before = sorted(folder.rglob("*"))
     started = begin(folder)
-    assert started.returncode == 2 and "Traceback" not in started.stderr
-    assert "tokenizer" in started.stderr
+    assert (started.returncode, started.stderr.count("\n")) == (2, 1)
+    assert "model my-model has no tokenizer that can encode text" in started.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_the_check_finds_after_init_is_one_sentence(folder):
+    (folder / "my-model/model.safetensors").unlink()
+    started = begin(folder)
+    assert (started.returncode, started.stderr.count("\n")) == (2, 1)
+    assert "my-model" in started.stderr and "weights" in started.stderr
 
 
 @pytest.mark.slow

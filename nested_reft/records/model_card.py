@@ -13,10 +13,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nested_reft.config.study import instance_label
+from nested_reft.config.templates import TEMPLATES
 from nested_reft.records.files import read_versioned_json
 from nested_reft.records.products import evaluated_product
 
-TEMPLATES = Environment(
+CARDS = Environment(
     loader=PackageLoader("nested_reft.records"),
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -25,7 +26,15 @@ TEMPLATES = Environment(
 )
 # The settings that a card shows, of the section of its stage.
 SHOWN_SETTINGS = ["num_train_epochs", "max_steps", "batch_size", "prompts_per_step", "num_generations"]
-SHOWN_SETTINGS += ["max_completion_length", "learning_rate", "lr_scheduler_type", "loss_type", "dtype", "bf16"]
+SHOWN_SETTINGS += [
+    "max_completion_length",
+    "learning_rate",
+    "lr_scheduler_type",
+    "loss_type",
+    "reward_funcs",
+    "dtype",
+    "bf16",
+]
 METRIC = re.compile(r"eval/(?P<benchmark>.+)/(?P<name>pass_at_1|ci_low|ci_high|n)")
 
 
@@ -54,14 +63,20 @@ def accuracies_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def model_card(
-    record: Mapping[str, Any], folder: str, base_model: str, license: str, accuracies: Mapping[str, Any]
+    record: Mapping[str, Any],
+    folder: str,
+    base_model: str,
+    warmed_up: bool,
+    license: str,
+    accuracies: Mapping[str, Any],
 ) -> str:
     """Return the text of a model card.
 
     Args:
         record: the content of the run.json of a warm-up or a training.
         folder: the path of the model.
-        base_model: the name of the model that the warm-up began with.
+        base_model: the name of the model that was trained.
+        warmed_up: whether a training began with a warm-up of the study.
         license: the license of the base model, or `unknown`.
         accuracies: benchmark -> `pass_at_1`, `ci_low`, `ci_high` and `n`; empty before the evaluation.
     """
@@ -69,15 +84,17 @@ def model_card(
     section = settings["training" if is_training else "sft"]
     label = instance_label(run, {"border": [run["border"]]}) if is_training else "warm-up"
     shown: dict[str, Any] = {axis: value for axis, value in run.items() if axis not in ("model", "dataset")}
-    shown |= {name: section[name] for name in SHOWN_SETTINGS if name in section}
+    shown |= {name: section[name] for name in SHOWN_SETTINGS if section.get(name) is not None}
     tags = ["nested-reft", "trl", section["algorithm"] if is_training else "sft"]
     metadata: dict[str, Any] = {"base_model": base_model, "library_name": "transformers", "license": license}
     metadata |= {"pipeline_tag": "text-generation", "tags": tags}
-    text = TEMPLATES.get_template("model_card.md.j2").render(
+    text = CARDS.get_template("model_card.md.j2").render(
         **{key: record[key] for key in ("run", "settings", "provenance", "study", "finished")},
         title=f"{run['model']} on {run['dataset']}: {label}, seed {run['seed']}",
         is_training=is_training,
         base_model=base_model,
+        prompt=TEMPLATES.get(settings["prompt"]["template"], settings["prompt"]["template"]),
+        warmed_up=warmed_up,
         num_skipped=record.get("num_skipped", 0),
         num_layers=record.get("num_layers"),
         folder=folder,
@@ -98,10 +115,11 @@ def write_model_card(product: Path, evaluation: Path | None = None) -> None:
     """
     record = read_versioned_json(product / "run.json")
     base = Path(record["inputs"]["model"]["path"])
-    if record["stage"] == "train" and (base.parent / "run.json").exists():  # it began with a warm-up
+    warmed_up = record["stage"] == "train" and (base.parent / "run.json").exists()
+    if warmed_up:
         base = Path(read_versioned_json(base.parent / "run.json")["inputs"]["model"]["path"])
     accuracies = accuracies_of(read_versioned_json(evaluation / "metrics.json")) if evaluation else {}
-    text = model_card(record, str(product / "model"), base_model_name(base), license_of(base), accuracies)
+    text = model_card(record, str(product / "model"), base_model_name(base), warmed_up, license_of(base), accuracies)
     # The temporary file is outside the folder, because another stage may compute the folder's checksum meanwhile.
     temporary = product / "README.md.part"
     temporary.write_text(text)

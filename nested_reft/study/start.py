@@ -143,12 +143,15 @@ def longest_solution(models: list[ModelSource], data: Problems) -> int | None:
     """Return the length of the longest solution in tokens, or None if all models are still on the hub.
 
     A solution includes the box with the answer, which the preparation of the data adds.
+
+    Raises:
+        UserError: a model has no tokenizer.
     """
-    from transformers import AutoTokenizer
+    from nested_reft.model.loading import load_tokenizer
 
     texts = [with_box(row["solution"], row["answer"]) for row in data.rows[:MEASURED_SOLUTIONS]]
     folders = [model.local_path for model in models if model.local_path is not None]
-    tokenizers = [AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in folders]
+    tokenizers = [load_tokenizer(folder) for folder in folders]
     return max((len(ids) for tokenizer in tokenizers for ids in tokenizer(texts)["input_ids"]), default=None)
 
 

@@ -66,7 +66,8 @@ def test_the_card_of_a_training_names_its_origin_and_its_settings(study):
     assert "and 40 steps of GRPO by Nested-ReFT on the training set `coins`" in text
     assert "4 of the 28 layers were skipped only while completions were sampled" in text
     assert 'folder = "results/mine/train/model"' in text
-    assert "| learning_rate | 0.5 |" in text and "prompt template `r1`" in text
+    assert "| learning_rate | 0.5 |" in text and "\nUser: {problem}\nAssistant: <think>\n````" in text
+    assert "after a warm-up by SFT and 40 steps" in text
     assert "has not been evaluated yet" in text
     assert "commit `abc123`; torch 2.13.0, trl 1.16.0; study `mine`, finished 2026-01-02." in text
 
@@ -77,6 +78,14 @@ def test_the_card_of_a_warm_up_says_nothing_about_skipped_layers(study):
     assert metadata["tags"] == ["nested-reft", "trl", "sft"]
     assert "tiny-28 on coins: warm-up, seed 0" in text and "layers were skipped" not in text
     assert "| learning_rate | 0.25 |" in text
+
+
+def test_a_training_without_a_warm_up_says_so(study):
+    (study / "sft/run.json").unlink()
+    write_model_card(study / "train")
+    metadata, text = read_card(study / "train")
+    assert metadata["base_model"] == "results/mine/sft/model" and metadata["license"] == "unknown"
+    assert "`results/mine/sft/model` after 40 steps of GRPO" in text and "Unknown: the base model" in text
 
 
 def test_an_evaluation_adds_accuracies(study):
