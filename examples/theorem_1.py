@@ -152,29 +152,35 @@ def draw(path: Path) -> None:
     """Draw bias and standard deviation of one sequence's gradient against the skip ratio."""
     import matplotlib.pyplot as plt
 
-    from nested_reft.report.figures.common import COLORS
+    from nested_reft.report.figures.common import COLORS, MARKERS, percent
     from nested_reft.report.style import STYLE
 
     model = toy_model()
     gradients = token_gradients(model)
     ratios = [k / NUM_LAYERS for k in range(5)]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.6), layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
         for name, (mitigation, level) in ESTIMATORS.items():
             found = [moments(k, mitigation, level, model, gradients) for k in range(5)]
-            style = {"color": COLORS[mitigation], "linestyle": "--" if level == "sequence" else "-", "marker": "."}
+            style = {"color": COLORS[mitigation], "marker": MARKERS[mitigation], "markersize": 5, "linewidth": 1.2}
+            if level == "sequence":
+                style |= {"linestyle": "--", "marker": "x"}
+            elif mitigation == "is":  # wide, so that the lines near it stay visible
+                style |= {"linewidth": 5, "markersize": 9, "alpha": 0.4}
             for axis, values in zip(axes, zip(*found, strict=True), strict=True):
                 axis.plot(ratios, values, label=name, **style)
             print(
                 f"{name:14s}",
                 *(f"k={k}: bias {m.bias:.3f} sd {m.standard_deviation:.2f}" for k, m in enumerate(found)),
             )
-        axes[0].set_ylabel("bias of the gradient")
-        axes[1].set_ylabel("standard deviation")
+        axes[0].set_title("bias of the gradient")
+        axes[1].set_title("standard deviation of the gradient")
         for axis in axes:
             axis.set_xlabel("skip ratio")
-        axes[0].legend(frameon=False)
-        figure.suptitle("In units of the exact policy gradient's norm (toy model, everything enumerated)")
+            axis.set_xticks(ratios, [percent(ratio) for ratio in ratios])
+        axes[0].set_ylabel("relative to the exact gradient's norm")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.savefig(path, metadata={"Date": None})
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nested_reft.report.style import BASELINE, PALETTE, STYLE, plt
+from nested_reft.report.figures.speed import BOUND, LM_HEAD_BOUND
+from nested_reft.report.style import BASELINE, PALETTE, SMALL, STYLE, WIDTH, plt
 
 
 def with_interval(estimate: Mapping[str, float]) -> str:
@@ -122,58 +123,75 @@ def bars(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
     ]
 
 
+def setting_title(result: Mapping[str, Any]) -> str:
+    """Return the model, the size of the batch and, without a GPU, the threads of a measurement."""
+    settings = result["settings"]
+    title = f"{settings['model']}\n{settings['prompts']} prompts, {settings['generations']} completions of each"
+    if result.get("device") == "cpu":
+        title += f"\nCPU, {result['threads']} thread" + ("s" if result["threads"] > 1 else "")
+    return title
+
+
+def draw_token_times(axis: Any, generate: Mapping[str, Any]) -> None:
+    """Draw the time per completion token of each sampler, with quartiles, and how many times as fast it is."""
+    speeds = generate["tokens_per_second"]
+    times = [1e6 / speeds[name]["median"] for name in speeds]
+    reach = [
+        [time - 1e6 / speeds[name]["upper_quartile"] for name, time in zip(speeds, times, strict=True)],
+        [1e6 / speeds[name]["lower_quartile"] - time for name, time in zip(speeds, times, strict=True)],
+    ]
+    colors = [BASELINE if name == generate["baseline"] else PALETTE[0] for name in speeds]
+    axis.barh(list(speeds), times, xerr=reach, color=colors, height=0.5, capsize=3, error_kw={"ecolor": "black"})
+    for place, (name, time) in enumerate(zip(speeds, times, strict=True)):
+        ratio = generate["speed_up"].get(name)
+        label = f"{time:.3g} µs" + (f", {ratio['median']:.2f} times as fast" if ratio else "")
+        axis.annotate(label, (0, place + 0.3), xytext=(2, 2), textcoords="offset points", fontsize=SMALL, va="bottom")
+    axis.set_ylim(-0.5, len(speeds) - 0.1)
+    axis.set_xlabel("time per completion token, µs")
+    axis.grid(axis="y", visible=False)
+
+
+def draw_skipping(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw how many times as fast a roll-out and a decode step are with k layers skipped, and the bounds."""
+    counts = [0, *(row["num_skipped"] for row in rows)]
+    places = range(len(counts))
+    axis.axhline(1, color=BASELINE, linewidth=1)
+    axis.plot(places, [1.0, *(row["bound"] for row in rows)], label="bound N / (N - k)", **BOUND)
+    lm_head = [1.0, *(row["bound_with_lm_head"] for row in rows)]
+    axis.plot(places, lm_head, label="bound with the output projection", **LM_HEAD_BOUND)
+    for shift, color, marker, name, label in (
+        (-0.07, PALETTE[0], "o", "rollout_speed_up", "roll-out"),
+        (0.07, PALETTE[1], "s", "decode_speed_up", "decode step"),
+    ):
+        axis.errorbar(
+            [place + shift for place in places[1:]],
+            [row[name]["median"] for row in rows],
+            yerr=bars([row[name] for row in rows]),
+            color=color,
+            marker=marker,
+            markersize=4,
+            linestyle="",
+            capsize=2,
+            label=label,
+        )
+    axis.set_xticks(places, counts)
+    axis.set_xlabel("k, layers skipped")
+    axis.set_ylabel("times as fast as with k = 0")
+
+
 def speed_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the engine against `generate`, and the gain by skipped layers against its bounds.
+    """Draw the time per token of each sampler, and the gain by skipped layers against its bounds.
 
     Args:
         results: one or more results of `bench rollout`, each of which becomes a row of the figure.
     """
     with plt.rc_context(STYLE):
-        size = (6.0, 0.4 + 2.2 * len(results))
+        size = (WIDTH, 0.6 + 2.5 * len(results))
         figure, axes = plt.subplots(len(results), 2, figsize=size, squeeze=False, layout="constrained")
         for (against, skip), result in zip(axes, results, strict=True):
-            settings = result["settings"]
-            title = f"{settings['model']}\n{settings['prompts']} x {settings['generations']}"
-            if result.get("device") == "cpu":
-                title += f", {result['threads']} thread" + ("s" if result["threads"] > 1 else "")
-            against.set_title(title)
-            speed_ups = result["generate"]["speed_up"]
-            against.bar(
-                list(speed_ups),
-                [row["median"] for row in speed_ups.values()],
-                yerr=bars(list(speed_ups.values())),
-                color=PALETTE[: len(speed_ups)],
-                width=0.5,
-                capsize=2,
-            )
-            against.set_xlim(-0.75, len(speed_ups) - 0.25)
-            against.axhline(1, color=BASELINE, linewidth=1, linestyle="--")
-            against.set_ylabel("speed against generate, x")
-            against.grid(axis="x", visible=False)
-            rows = result["skip"]["rows"]
-            counts = [row["num_skipped"] for row in rows]
-            for bound, label, style in (
-                ("bound", "N / (N - k)", "-"),
-                ("bound_with_lm_head", "with output projection", "--"),
-            ):
-                values = [1.0, *(row[bound] for row in rows)]
-                skip.plot([0, *counts], values, style, color=BASELINE, linewidth=1, label=label)
-            for shift, (name, label) in zip(
-                (-0.05, 0.05), (("rollout_speed_up", "roll-out"), ("decode_speed_up", "decode step")), strict=True
-            ):
-                skip.errorbar(
-                    [count + shift for count in counts],
-                    [row[name]["median"] for row in rows],
-                    yerr=bars([row[name] for row in rows]),
-                    color=PALETTE[0 if name == "rollout_speed_up" else 1],
-                    marker="o",
-                    markersize=4,
-                    linestyle="",
-                    capsize=2,
-                    label=label,
-                )
-            skip.set_xticks([0, *counts])
-            skip.set_xlabel("k, layers skipped")
-            skip.set_ylabel("speed against k = 0, x")
-        axes[0, 1].legend()
+            against.set_title(setting_title(result), loc="left")
+            draw_token_times(against, result["generate"])
+            draw_skipping(skip, result["skip"]["rows"])
+        handles, labels = axes[0, 1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure

@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,

@@ -175,6 +175,7 @@ def draw_metric(axis: Any, rows: pd.DataFrame, own: pd.DataFrame) -> None:
             label=series.label,
             **series.style,
         )
+    axis.set_ylim(bottom=max(0.0, axis.get_ylim()[0]))
     if rows["ci_low"].isna().all():
         axis.set_title("one seed: no interval", fontsize=SMALL, color=BASELINE, loc="right")
 
