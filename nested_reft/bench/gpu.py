@@ -167,8 +167,10 @@ def main() -> None:
     budget = Budget(arguments.budget, write)
     for model in arguments.shapes:
         model_settings = replace(settings, model=model)
-        parts = ("generate", "skip", "new_skip_set", "weight_copy", "bandwidth")
-        results["rollouts"].append({"settings": asdict(model_settings)} | dict.fromkeys(parts))
+        parts = ("generate", "skip", "new_skip_set", "bandwidth")
+        # On a GPU, the weights themselves are in bfloat16, and a copy in that type would save nothing.
+        entries = {"settings": asdict(model_settings), "weight_copy": None} | dict.fromkeys(parts)
+        results["rollouts"].append(entries)
         measure_shape(model_settings, results["rollouts"][-1], budget)
         if model == TRAINED and has_trl:
             results["train"] = budget.run("train", lambda: train_part(trained))

@@ -158,8 +158,6 @@ def complete_by_generate(
 ) -> list[list[int]]:
     """Return a completion of each prompt for an evaluation, up to and including its EOS token.
 
-    An EOS token that is also the pad token is left out, because it cannot be distinguished from padding.
-
     Args:
         model: the model, without skipped layers. Its generation settings are replaced.
         tokenizer: the tokenizer of the model.
@@ -184,7 +182,9 @@ def complete_by_generate(
         batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
         with torch.no_grad():
             output = model.generate(**batch, max_new_tokens=settings.max_new_tokens, **sampling)
-        for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            completions[index] = [token for token in row if token != tokenizer.pad_token_id]
+        tokens = output[:, batch["input_ids"].shape[1] :]  # rows that have ended are padded after their EOS token
+        ends = torch.tensor([] if eos_token_id is None else eos_token_id, dtype=tokens.dtype, device=tokens.device)
+        for index, row in zip(indices, truncate_after_eos(tokens, tokens, ends)[0], strict=True):
+            completions[index] = row
         on_finished(len(indices))
     return completions

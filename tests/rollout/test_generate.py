@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from nested_reft.config.sections import Evaluation
 from nested_reft.data.prompts import format_prompt
 from nested_reft.embedded.problems import generate
 from nested_reft.model.layers import nested
 from nested_reft.model.loading import load_model
-from nested_reft.rollout.generate import sample_by_generate
+from nested_reft.rollout.generate import complete_by_generate, sample_by_generate
 from tests.conftest import TINY
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]] * 4
@@ -91,3 +92,19 @@ def test_same_tokens_as_transformers_own_ban(small_model):
     torch.manual_seed(3)
     completions, _ = sample_by_generate(small_model, [PROMPTS[0]] * 8, config(min_new_tokens=12), EOS)
     assert expected[:, 4:].tolist() == completions
+
+
+@pytest.mark.parametrize("ends", [[2, 0], 2, None])
+def test_a_completion_ends_with_its_eos_token_also_where_that_is_the_pad_token(ends):
+    model, tokenizer = load_model(TINY, "float32")
+    prompts = tokenizer([format_prompt(row.problem, "qwen-math") for row in generate("mixed", "test", 8, seed=0)])
+    completed = {}
+    for pad in ("<|endoftext|>", tokenizer.eos_token):  # the tokens 0 and 2
+        tokenizer.pad_token = pad
+        model.generation_config.eos_token_id = ends
+        settings = Evaluation(max_new_tokens=40, batch_size=8)
+        completed[pad] = complete_by_generate(model, tokenizer, prompts["input_ids"], settings, lambda number: None)
+    one, other = completed.values()
+    assert one == other
+    for completion in one:
+        assert (completion[-1] == 2 and completion.count(2) == 1) if ends else len(completion) == 40
