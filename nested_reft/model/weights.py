@@ -3,9 +3,12 @@
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nested_reft.config.sections import ModelSource
 from nested_reft.errors import UserError
+
+if TYPE_CHECKING:  # bench/gpu.py loads models without the libraries that a configuration needs
+    from nested_reft.config.sections import ModelSource
 
 INDEX = "model.safetensors.index.json"
 REMEDY = "download or copy the model again (`git lfs pull` in a clone)"
@@ -32,7 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"model {folder} lacks the weights {missing[0]}; {REMEDY}")
 
 
-def downloaded_folder(source: ModelSource) -> Path | None:
+def downloaded_folder(source: "ModelSource") -> Path | None:
     """Return the folder of a model, or None for a model of the hub that has not been downloaded completely."""
     if source.local_path is not None:
         return source.local_path

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nested_reft.config import layout
-from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training
+from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, local_folder
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.study.disk import check_disk
+from nested_reft.study.jobs import axes_of, job_paths, stage_of
 
 # The stages that load a model.
 MODEL_STAGES = ("sft", "train", "evaluate")
@@ -62,10 +63,8 @@ def unfinished_work(study: Study, directory: Path, is_local: bool) -> Work:
     """
     results = directory / layout.RESULTS.format(study=study.study)
     jobs = Counter({("prepare_dataset", ""): 1, ("prepare_benchmarks", ""): 1})
-    for path, axes in layout.products(study):
-        if axes["product"] != "pretrained":
-            jobs[axes["product"], axes["model"]] += not (results / path / "run.json").exists()
-        jobs["evaluate", axes["model"]] += not (results / layout.EVALUATE.format(product=path) / "run.json").exists()
+    for path in job_paths(study):
+        jobs[stage_of(path), axes_of(path)["model"]] += not (results / path / "run.json").exists()
     return Work(jobs, os.cpu_count() or 1, is_local)
 
 
@@ -89,8 +88,8 @@ def check_study(study: Study, directory: Path, work: Work) -> Checked:
 
 def describe_size(study: Study) -> str:
     """Return the number of trainings, warm-ups and evaluations of a study in words."""
-    products = [axes["product"] for _, axes in layout.products(study)]
-    numbers = {"training": products.count("train"), "warm-up": products.count("sft"), "evaluation": len(products)}
+    jobs = Counter(map(stage_of, job_paths(study)))
+    numbers = {"training": jobs["train"], "warm-up": jobs["sft"], "evaluation": jobs["evaluate"]}
     return ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in numbers.items())
 
 
@@ -138,7 +137,7 @@ def check_model(study: Study, name: str) -> str:
 
     source = study.models[name]
     checkpoints = (source.checkpoint(dataset, seed) for dataset, seed in study.datasets_and_seeds())
-    folders = [downloaded_folder(source), *(Path(path).expanduser() for path in dict.fromkeys(checkpoints) if path)]
+    folders = [downloaded_folder(source), *(local_folder(path) for path in dict.fromkeys(checkpoints) if path)]
     found = [check_weights(folder, study) for folder in folders if folder is not None]
     if folders[0] is None:
         found.insert(0, f"{source.path} is not a local path, so it is downloaded from the hub and checked then")

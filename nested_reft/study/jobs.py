@@ -60,7 +60,7 @@ class Job(NamedTuple):
     @property
     def stage(self) -> str:
         """`sft`, `train` or `evaluate`."""
-        return self.path.partition("/")[0]
+        return stage_of(self.path)
 
 
 def job_paths(study: Study) -> list[str]:
@@ -72,6 +72,11 @@ def job_paths(study: Study) -> list[str]:
         if axes["product"] == "train" or (axes["product"] == "sft" and study.warms_up(axes["model"]))
     ]
     return [*made, *(layout.EVALUATE.format(product=path) for path in products)]
+
+
+def stage_of(path: str) -> str:
+    """Return the stage in the path of a job: `sft`, `train` or `evaluate`."""
+    return path.partition("/")[0]
 
 
 def axes_of(path: str) -> dict[str, str]:
@@ -101,7 +106,7 @@ def job_name(path: str) -> str:
 
     The other rules of the workflow, such as `prepare_model/model~M`, have their name and their axes.
     """
-    stage = path.partition("/")[0]
+    stage = stage_of(path)
     if stage not in STAGES:
         return " ".join([stage.replace("_", " "), *axes_of(path).values()])
     name = run_name(path)

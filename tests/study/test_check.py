@@ -186,6 +186,16 @@ def test_the_command_lists_what_it_checked_and_the_size_of_the_study(tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("change", [{"sft": {"num_train_epochs": 0}}, {"sft_checkpoint": "embedded/tiny-28"}])
+def test_a_warm_up_that_no_job_makes_is_not_work(change, tmp_path):
+    study = load("smoke.yaml")
+    study["models"]["tiny-28"] |= {} if "sft" in change else change
+    parsed = parse_settings(Study, study | {"sft": change.get("sft", study["sft"])})
+    assert "0 warm-ups" in check.describe_size(parsed)
+    assert not unfinished_work(parsed, tmp_path, True).has("sft")
+    assert "28 layers" in check.check_model(parsed, "tiny-28")
+
+
 def test_the_command_lists_all_problems(tmp_path, monkeypatch, without_gpu):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.jsonl").write_text("{}\n")
