@@ -56,7 +56,7 @@ except UserError as error:
 if STUDY.jobs.gpus == 0:
     # Jobs compute on the CPU where a GPU is visible, too. They inherit this variable, also on a cluster, where the
     # process that starts a job reads this file.
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.update(CUDA_VISIBLE_DEVICES="")
 
 # The rules call `nested-reft`. Find the command beside this Snakemake even if its environment is not activated.
 os.environ.update(
