@@ -105,8 +105,10 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
     instances = list(deltas[INSTANCE].drop_duplicates().itertuples(index=False, name=None))
     largest = 100 * deltas["absolute_delta"].abs().max()
     limit = max(1.0, 0.0 if np.isnan(largest) else largest)
-    with_interval = len(instances) <= 9
-    figure, axes = panels(1, 1, 1.1 + 0.42 * len(cells))
+    several = len(instances) > 9  # too many for intervals, and for names that are written from left to right
+    with_interval = not several
+    labels = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid_of(deltas)) for values in instances]
+    figure, axes = panels(1, 1, 1.1 + 0.42 * len(cells) + several * 0.06 * max(map(len, labels)))
     axis = axes[0, 0]
     axis.grid(visible=False)
     axis.set_facecolor("#dddddd")
@@ -127,8 +129,6 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
         if resolved:
             axis.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=2))
     axis.imshow(np.ma.masked_invalid(values), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-    labels = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid_of(deltas)) for values in instances]
-    several = len(instances) > 9
     axis.set_xticks(range(len(instances)), [label.replace(" ", "\n", 1) for label in labels], rotation=90 * several)
     axis.set_yticks(range(len(cells)), ["\n".join(cell) for cell in cells])
     number, tested = int((deltas["verdict"] == "resolved").sum()), int(deltas["absolute_delta"].notna().sum())
