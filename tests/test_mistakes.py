@@ -131,9 +131,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "empty answers": (["check", "mine.yaml", "datasets.mixed.path=unanswered.jsonl"], "row 1 has an empty `answer`"),
     "a mistyped file": (
         ["check", "mine.yaml", "datasets.mixed.path=data/coin.jsonl"],
-        "(data/coin.jsonl) does not exi",
+        "data/coin.jsonl does not exist in",
     ),
-    "a mistyped folder": (["check", "mine.yaml", "models.tiny-28.path=folder/model"], "(folder/model) does not exist"),
+    "a mistyped folder": (
+        ["check", "mine.yaml", "models.tiny-28.path=folder/model"],
+        "folder/model does not exist in",
+    ),
     "one JSON object": (
         ["check", "mine.yaml", "datasets.mixed.path=object.json"],
         "is one JSON object, but should be",

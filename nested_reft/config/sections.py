@@ -30,7 +30,6 @@ from nested_reft.mitigation import MITIGATIONS
 
 PACKAGE = Path(__file__).parent.parent
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
 
 @dataclass(frozen=True)
@@ -103,17 +102,10 @@ class Source(Section):
 
     @model_validator(mode="after")
     def path_can_be_resolved(self) -> "Source":
-        """Refuse a path that neither exists nor has the form of a hub name, before anything is loaded.
-
-        A path in an existing folder, and a path with the suffix of a file of data, are not names on the hub.
-        """
-        path = Path(self.path).expanduser()
-        exists = self.path.strip(". /") and path.exists()
-        if not self.is_embedded and not exists:
-            if not HUB_NAME.fullmatch(self.path):
-                raise ValueError("does not exist and is not a hub name of the form owner/name; correct the path")
-            if path.parent.is_dir() or path.suffix in DATA_SUFFIXES:
-                raise ValueError(f"does not exist in {Path.cwd()}; correct the path")
+        """Refuse a path that neither exists nor has the form of a hub name, before anything is loaded."""
+        exists = self.path.strip(". /") and Path(self.path).expanduser().exists()
+        if not self.is_embedded and not exists and not HUB_NAME.fullmatch(self.path):
+            raise ValueError("does not exist and is not a hub name of the form owner/name; correct the path")
         return self
 
     @property

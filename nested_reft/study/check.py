@@ -21,6 +21,8 @@ from nested_reft.study.jobs import axes_of, job_paths, stage_of
 
 # The stages that load a model.
 MODEL_STAGES = ("sft", "train", "evaluate")
+# Files with these suffixes are not names on the hub.
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
 
 class Work(NamedTuple):
@@ -131,6 +133,18 @@ def check_folders(study: str, directory: Path) -> str:
     return f"{layout.RESULTS.format(study=study)}/ and {layout.REPORTS.format(study=study)}/ can be written"
 
 
+def describe_download(path: str) -> str:
+    """Return in words that a path counts as a name on the hub, since nothing local has it.
+
+    Raises:
+        UserError: the path is in an existing folder or ends like a file of data, so it is probably mistyped.
+    """
+    local = Path(path).expanduser()
+    if local.parent.is_dir() or local.suffix in DATA_SUFFIXES:
+        raise UserError(f"{path} does not exist in {Path.cwd()}; correct the path")
+    return f"{path} is not a local path, so it is downloaded from the hub and checked then"
+
+
 def check_model(study: Study, name: str) -> str:
     """Check a model and its checkpoints: that each has weights and a tokenizer, and that its layers can be skipped."""
     from nested_reft.model.weights import downloaded_folder
@@ -140,7 +154,7 @@ def check_model(study: Study, name: str) -> str:
     folders = [downloaded_folder(source), *(local_folder(path) for path in dict.fromkeys(checkpoints) if path)]
     found = [check_weights(folder, study) for folder in folders if folder is not None]
     if folders[0] is None:
-        found.insert(0, f"{source.path} is not a local path, so it is downloaded from the hub and checked then")
+        found.insert(0, describe_download(source.path))
     return "; ".join(dict.fromkeys(found))
 
 
@@ -187,7 +201,7 @@ def count_rows(
     if source.is_embedded:
         return source.size, f"{source.size} problems, generated"
     if source.local_path is None:
-        return None, f"{source.path} is not a local path, so it is downloaded from the hub and checked then"
+        return None, describe_download(source.path)
     rows = len(parsed_rows(source, parse))
     return rows, f"{rows} problems" + (f", fewer than its size {source.size}" if rows < (source.size or 0) else "")
 
