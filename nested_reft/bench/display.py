@@ -5,8 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nested_reft.report.figures.speed import BOUND, LM_HEAD_BOUND
-from nested_reft.report.style import BASELINE, PALETTE, SMALL, STYLE, WIDTH, plt
+from nested_reft.report.style import BASELINE, BOUND, LM_HEAD_BOUND, PALETTE, SMALL, STYLE, WIDTH, plt
 
 
 def with_interval(estimate: Mapping[str, float]) -> str:

@@ -15,6 +15,9 @@ BASELINE = "#444444"
 # The width of a figure in inches. A page shows it 830 pixels wide or wider, so that no text is below 8 points.
 WIDTH = 8.6
 SMALL = 8  # points, the smallest text
+# The lines of the two bounds of a speed-up: wide below narrow, because they nearly coincide.
+BOUND: dict[str, Any] = {"color": "#999999", "linewidth": 4, "alpha": 0.6}
+LM_HEAD_BOUND: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

@@ -83,7 +83,10 @@ def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(data):
     [
         (["--batch-size", "0"], "--batch-size is 0, but it should be greater than or equal to 1; correct it."),
         (["--temperature", "0"], "--temperature is 0.0, but it should be greater than 0; correct it."),
-        (["--template", "r2"], "--template is 'r2', but it should be 'qwen-math', 'r1' or 'none'; correct it."),
+        (
+            ["--template", "r2"],
+            "--template is 'r2', which is neither a template nor a file; choose one of",
+        ),
         (["--skip-ratios", "1.5"], "--skip-ratios is '1.5'; give numbers from 0 to below 1"),
         (["--dtype", "float16"], "float16"),
     ],

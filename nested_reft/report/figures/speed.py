@@ -19,7 +19,7 @@ from nested_reft.report.figures.common import (
     styled,
 )
 from nested_reft.report.sources import CELL, INSTANCE, PHASES, Sources
-from nested_reft.report.style import BASELINE, SMALL
+from nested_reft.report.style import BASELINE, BOUND, LM_HEAD_BOUND, SMALL
 
 PHASE_COLORS = ["#0072B2", "#CC79A7", "#E69F00", "#999999"]
 FRONT = {"color": "#56B4E9", "alpha": 0.45, "linewidth": 5, "marker": "o", "markersize": 13}
@@ -121,10 +121,6 @@ def accuracy_time(sources: Sources, tables: Tables) -> Figure:
     star = sample(BASELINE_NAME, **BASELINE_SAMPLE)
     legend_row(figure, [star, *series_samples(runs), *ratio_samples(sizes)])
     return figure
-
-
-BOUND = {"color": "#999999", "linewidth": 4, "alpha": 0.6}
-LM_HEAD_BOUND = {"color": "black", "linewidth": 1, "linestyle": "--"}
 
 
 @styled
