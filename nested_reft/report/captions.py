@@ -100,7 +100,7 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "num_runs": sources.provenance["runs"],
         "num_products": len(sources.results.drop_duplicates(["product", *RUN])) + len(sources.provenance["missing"]),
         "missing": sources.provenance["missing"],
-        "failures": sources.provenance.get("failures", {}),  # not in reports of versions before 0.2
+        "failures": sources.provenance.get("failures", {}),  # not in reports of earlier versions
         "max_steps": config["training"]["max_steps"],
         "num_samples": config["evaluation"]["num_samples"],
         "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),

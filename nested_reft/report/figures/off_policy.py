@@ -119,7 +119,7 @@ def token_weights(sources: Sources, tables: Tables) -> Figure | str:
     """Draw the histogram of token weights h(r): a row per model, a column per skip ratio, a line per mitigation."""
     counts = sources.details.token_weights
     if counts.empty:
-        return "The sources of this report hold no token weights, which versions before 0.2 did not record."
+        return "The sources of this report hold no token weights, which earlier versions did not record."
     models, ratios = list(counts["model"].unique()), sorted(grid_of(counts)["skip_ratio"])
     figure, axes = panels(len(models), len(ratios), 0.9 + 1.9 * len(models), sharex=True, sharey=True)
     for row, model in zip(axes, models, strict=True):

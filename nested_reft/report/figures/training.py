@@ -87,7 +87,7 @@ def reward_cost(sources: Sources, tables: Tables) -> Figure | str:
     """Draw the reward against the time and the tokens spent, for the baseline and the largest skip ratio."""
     steps = sources.steps
     if "seconds" not in steps or steps["seconds"].isna().all():
-        return "The sources of this report hold no times of steps, which versions before 0.2 did not collect."
+        return "The sources of this report hold no times of steps, which earlier versions did not collect."
     by_run = steps.sort_values("step").groupby([*CELL, "skip_ratio", *series_axes(steps), "seed"])
     steps = steps.assign(minutes=by_run["seconds"].cumsum() / 60, tokens=by_run["generated_tokens"].cumsum() / 1000)
     costs = {"minutes": "minutes of training", "tokens": "thousands of sampled tokens"}
@@ -128,7 +128,7 @@ def layers(sources: Sources, tables: Tables) -> Figure | str:
     """Draw the mean reward of the steps that skipped a layer, for each layer, beside the mean of all nested steps."""
     steps = sources.steps
     if "skipped_layers" not in steps or steps["skipped_layers"].isna().all():
-        return "The sources of this report hold no skipped layers, which versions before 0.2 did not collect."
+        return "The sources of this report hold no skipped layers, which earlier versions did not collect."
     harm = layer_harm(steps)
     figure, cells = cell_panels(harm, 2.0, sharex=True, sharey=True)
     for axis, rows in cells:
