@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import after, bench, inspect, maintain, report, run, stages, start, status, store
+from nested_reft.cli import bench, init, inspect, maintain, report, results, run, stages, status, store
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
@@ -34,12 +34,12 @@ MAINTENANCE = "Maintenance"
 
 # The commands by group and name, in the order in which they are used. An empty group is `nested-reft` itself.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
-    ("", "init", start.init, WHOLE_STUDY),
+    ("", "init", init.init, WHOLE_STUDY),
     ("", "check", run.check, WHOLE_STUDY),
     ("", "run", run.run, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
     ("", "report", report.report, WHOLE_STUDY),
-    ("", "compare", after.compare, WHOLE_STUDY),
+    ("", "compare", results.compare, WHOLE_STUDY),
     ("prepare", "model", stages.prepare_model, STAGES),
     ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),
     ("prepare", "dataset", stages.prepare_dataset, STAGES),
@@ -49,9 +49,9 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "analyse", stages.analyse, STAGES),
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),
-    ("", "sample", after.sample, INSPECTION),
+    ("", "sample", results.sample, INSPECTION),
     ("", "grade", inspect.grade, INSPECTION),
-    ("", "export", after.export, INSPECTION),
+    ("", "export", results.export, INSPECTION),
     ("bench", "rollout", bench.bench_rollout, INSPECTION),
     ("bench", "train", bench.bench_train, INSPECTION),
     ("bench", "eval", bench.bench_eval, INSPECTION),

@@ -32,10 +32,10 @@ def init(
     import torch
 
     from nested_reft.cli.run import check
-    from nested_reft.study import start
+    from nested_reft.study.init import plan_study, write_study
 
-    plan = start.plan_study(study, model, data, benchmark or [], torch.cuda.is_available())
-    start.write_study(plan, replace=force)
+    plan = plan_study(study, model, data, benchmark or [], torch.cuda.is_available())
+    write_study(plan, replace=force)
     typer.echo("\n".join(plan.findings))
     typer.echo(f"\nWrote {plan.path}.")
     check(plan.path)

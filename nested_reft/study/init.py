@@ -86,7 +86,7 @@ def read_training_set(path: str) -> tuple[Problems, str]:
         path: a file, a folder, a name on the hub, or `embedded/<name>`.
 
     Raises:
-        UserError: there is no such source, or one of its rows cannot be read.
+        UserError: the path leads to no data, or one of the rows cannot be read.
     """
     entry = {"path": path} | ({"size": EMBEDDED_ROWS} if path.startswith("embedded/") else {})
     source: DatasetSource = parse_settings(DatasetSource, entry, lambda key: "--data")
@@ -100,7 +100,7 @@ def read_benchmark(name: str, path: str) -> Problems:
     """Return a benchmark.
 
     Raises:
-        UserError: there is no such source, or one of its rows cannot be read.
+        UserError: the path leads to no data, or one of the rows cannot be read.
     """
     entry = {"path": path} | ({"size": EMBEDDED_PROBLEMS} if path.startswith("embedded/") else {})
     source: BenchmarkSource = parse_settings(BenchmarkSource, entry, lambda key: "--benchmark")

@@ -10,7 +10,7 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_rows
-from nested_reft.study.start import flow, names_of, plan_study, write_study
+from nested_reft.study.init import flow, names_of, plan_study, write_study
 from tests.conftest import TINY
 
 
