@@ -1,6 +1,5 @@
 """The commands for the MLflow store: `tracking-store`, `track` and `ui`."""
 
-import os
 import signal
 import webbrowser
 from pathlib import Path
@@ -58,7 +57,9 @@ def store_of(config: Path | None) -> str:
     Raises:
         UserError: the study has no store.
     """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+    from nested_reft.records.mlflow_mirror import tracking_uri
+
+    if uri := tracking_uri(None):
         return uri
     if config is None:
         return "sqlite:///results/mlflow.db"

@@ -116,6 +116,11 @@ def store_problem(uri: str) -> str | None:
     )
 
 
+def tracking_uri(configured: str | None) -> str | None:
+    """Return the address of the store: that of the variable MLFLOW_TRACKING_URI, else the configured one."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or configured
+
+
 def open_store(uri: str, study: str) -> tuple[Any, str]:
     """Return the MLflow client and the id of the study's experiment, created if it does not exist.
 

@@ -244,9 +244,9 @@ def check_sampler(sampler: str) -> str:
 
 def check_store(uri: str | None) -> str:
     """Check that the MLflow store answers."""
-    from nested_reft.records.mlflow_mirror import store_problem
+    from nested_reft.records.mlflow_mirror import store_problem, tracking_uri
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    uri = tracking_uri(uri)
     if uri is None:
         return "none, because tracking.uri is null"
     if problem := store_problem(uri):

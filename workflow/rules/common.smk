@@ -17,6 +17,7 @@ from nested_reft.config.study import Study
 from nested_reft.config.study_file import read_mapping, with_nulls
 from nested_reft.errors import UserError
 from nested_reft.records.lock import lock_study
+from nested_reft.records.mlflow_mirror import tracking_uri
 from nested_reft.records.source_code import source_files
 from nested_reft.report.contents import SECTIONS, contents
 from nested_reft.study.jobs import job_name

@@ -16,7 +16,7 @@ rule tracking_store:
         f"{TIMES}/tracking_store.tsv"
     localrule: True
     params:
-        uri=os.environ.get("MLFLOW_TRACKING_URI") or STUDY.tracking.uri or "",
+        uri=tracking_uri(STUDY.tracking.uri) or "",
         study=STUDY.study,
         report_to=[f"--report-to={name}" for name in STUDY.tracking.report_to],
     message:
