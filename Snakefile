@@ -9,7 +9,7 @@
 #   results/<study>/data/                                     training sets, benchmarks
 #   results/<study>/pretrained/model~M/                       the path of a pretrained model
 #   results/<study>/sft/model~M/dataset~D/seed~S/             an SFT warm-up, shared by all runs with this M, D and S
-#   results/<study>/train/model~M/dataset~D/skip_ratio~X/mitigation~H/seed~S/
+#   results/<study>/train/model~M/dataset~D/skip_ratio~X/border~B/mitigation~H/seed~S/
 #   results/<study>/evaluate/<one of the three above>/        all benchmarks of one model
 #   reports/<study>/                                          tables and figures
 

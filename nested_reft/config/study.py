@@ -57,6 +57,16 @@ def instance_label(instance: Mapping[Any, Any], grid: Mapping[str, Collection[An
     return " ".join(filter(None, (words[axis](instance[axis]) for axis in INSTANCE if axis in instance)))
 
 
+def instance_label_alone(axes: Mapping[str, Any]) -> str:
+    """Return the name of an instance where its study is not known: a border is named unless it is the default.
+
+    Args:
+        axes: axis -> value, perhaps as the text of a path or of a tag.
+    """
+    instance = {axis: type(BASELINE[axis])(axes[axis]) for axis in INSTANCE}
+    return instance_label(instance, {"border": {DEFAULT_BORDER, instance["border"]}})
+
+
 class Study(Section):
     """A whole study."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_reft.config.sections import Evaluation, Nesting, Prompt, Section, Sft, Training
-from nested_reft.config.study import BASELINE, DEFAULT_BORDER, INSTANCE, instance_label
+from nested_reft.config.study import BASELINE, INSTANCE, instance_label_alone
 
 # Shown above the runs of a study. docs/how-to/mlflow.md explains the same filters at length.
 HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or paste a filter into the search field:
@@ -112,11 +112,7 @@ def run_name(stage: str, axes: Mapping[str, Any]) -> str:
 
     Examples: `15% retrace s0 | tiny-28 mixed`, `baseline s0 evaluated | tiny-28 mixed`, `sft s0 | tiny-28 mixed`.
     """
-    if "mitigation" in axes:
-        instance = {axis: type(BASELINE[axis])(axes[axis]) for axis in INSTANCE}
-        product = instance_label(instance, {"border": {DEFAULT_BORDER, instance["border"]}})
-    else:
-        product = axes.get("product", stage)
+    product = instance_label_alone(axes) if "mitigation" in axes else axes.get("product", stage)
     seed = f" s{axes['seed']}" if "seed" in axes else ""
     where = " ".join(axes[axis] for axis in ("model", "dataset") if axis in axes)
     return f"{product}{seed}{' evaluated' if stage == 'evaluate' else ''} | {where}"

@@ -1,15 +1,16 @@
 """One job of a study: its name, its files, and what they say about it.
 
 A job is a warm-up (`sft`), a training (`train`) or an evaluation (`evaluate`). It is named by its path below the
-results, such as `train/model~M/dataset~D/skip_ratio~X/mitigation~H/seed~S`. Its log and the table of its run time have
-the same path below their own folders.
+results, such as `train/model~M/dataset~D/skip_ratio~X/border~B/mitigation~H/seed~S`. Its log and the table of its run
+time have the same path below their own folders.
 """
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import layout
-from nested_reft.config.study import DEFAULT_BORDER, Study, instance_label
+from nested_reft.config.study import Study, instance_label_alone
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.job_logs import INTERRUPTED, NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
@@ -93,11 +94,8 @@ def cell_name(path: str) -> str:
 def run_name(path: str) -> str:
     """Return the name of a job within its cell, such as `15% retrace s0`, `baseline s0`, `sft s0` or `pretrained`."""
     axes = axes_of(path)
-    if "skip_ratio" in axes:
-        instance = axes | {"skip_ratio": float(axes["skip_ratio"]), "border": int(axes["border"])}
-        name = instance_label(instance, {"border": {DEFAULT_BORDER, instance["border"]}})
-    else:
-        name = "sft" if "sft/" in path else "pretrained"
+    made = "sft" if "sft/" in path else "pretrained"
+    name = instance_label_alone(axes) if "skip_ratio" in axes else made
     return f"{name} s{axes['seed']}" if "seed" in axes else name
 
 
@@ -155,7 +153,7 @@ def result_of(folders: Folders, path: str) -> str:
     metric = "loss" if path.startswith("sft/") else "reward"
     values = [row[metric] for row in read_rows(folder / "metrics.jsonl") if metric in row]
     count = min(STEPS_OF_A_MEAN, (len(values) + 1) // 2)
-    return f"{metric} {mean(values[:count]):.2f} -> {mean(values[-count:]):.2f}"
+    return f"{metric} {fmean(values[:count]):.2f} -> {fmean(values[-count:]):.2f}"
 
 
 def pace_of(folders: Folders, job: Job) -> str:
@@ -165,17 +163,12 @@ def pace_of(folders: Folders, job: Job) -> str:
     parts = [f"{job.progress.unit} {job.progress.done}/{job.progress.total}"]
     rows = last_rows(folders.results / job.path / "checkpoints/metrics.jsonl")
     if rewards := [row["reward"] for row in rows if "reward" in row]:
-        parts.append(f"reward {mean(rewards):.2f}")
+        parts.append(f"reward {fmean(rewards):.2f}")
     if speeds := [row["perf/total_tok_s"] for row in rows if "perf/total_tok_s" in row]:
-        parts.append(f"{mean(speeds):.0f} tok/s")
+        parts.append(f"{fmean(speeds):.0f} tok/s")
     return ", ".join(parts)
 
 
 def last_rows(path: Path) -> list[dict[str, Any]]:
     """Return the metrics of the last steps of a running job, or nothing before its first step."""
     return read_rows(path, torn_end=True)[-STEPS_OF_A_MEAN:] if path.exists() else []
-
-
-def mean(values: list[float]) -> float:
-    """Return the mean."""
-    return sum(values) / len(values)
