@@ -36,7 +36,7 @@ def model_folder(model: str) -> Path:
         model: that folder, `embedded/<name>`, or a model.json with the path of that folder.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the path is neither the folder of a model nor the name of an embedded one.
     """
     if model.startswith("embedded/"):
         source: sections.ModelSource = parse.parse_settings(sections.ModelSource, {"path": model}, lambda key: "model")

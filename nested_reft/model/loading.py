@@ -33,7 +33,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     A folder without the files of a tokenizer would give an empty one, with which a model trains on empty sequences.
 
     Raises:
-        UserError: there is no tokenizer, it has no EOS token, or it has more tokens than the model.
+        UserError: the folder has no tokenizer, or the tokenizer has no EOS token or more tokens than the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -17,7 +17,7 @@ NO_MESSAGE = (
 
 
 def read_tail(path: Path) -> str:
-    """Return the last `TAIL_BYTES` of a text file, or an empty text if there is no file."""
+    """Return the last `TAIL_BYTES` of a text file, or an empty text if the file does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))

@@ -16,7 +16,7 @@ def evaluation_folder(path: Path) -> Path:
         path: that folder, or the folder of a warm-up or a training that was evaluated, or its folder `model`.
 
     Raises:
-        UserError: there is no finished evaluation.
+        UserError: the path leads to no finished evaluation.
     """
     folder = path.resolve()
     if folder.name == "model":

@@ -103,7 +103,7 @@ ANSWERS += [f"{name}{suffix}" for name in ("sft", "baseline", "instance") for su
 
 
 def table(frames: Iterator[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """Return the frames as one table, which has these columns even if there is no frame."""
+    """Return the frames as one table, which has these columns even without any frame."""
     return pd.concat([pd.DataFrame(columns=columns), *frames], ignore_index=True)[columns]
 
 

@@ -186,7 +186,7 @@ def legend(figure: Figure) -> None:
 
 
 def errors(rows: pd.DataFrame, center: str, low: str, high: str) -> list[pd.Series]:
-    """Return how far an interval reaches below and above its center, 0 where there is no interval."""
+    """Return how far an interval reaches below and above its center, and 0 for a row without an interval."""
     return [(rows[center] - rows[low]).fillna(0).clip(lower=0), (rows[high] - rows[center]).fillna(0).clip(lower=0)]
 
 
