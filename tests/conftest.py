@@ -1,12 +1,14 @@
 """Paths, commands, a small model and one complete smoke study for tests of several folders."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 # Real datasets. Users get them from the hub, and the repository contains no row of them.
@@ -45,17 +47,32 @@ def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.Co
 
 
 @pytest.fixture(scope="session")
-def smoke_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_study(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Return the directory of a finished smoke study, whose four runs were trained at once into a fresh store.
 
-    The file `terminal.txt` holds what the command printed.
+    The file `terminal.txt` holds what the command printed. Parallel test processes (`pytest -n 2`) build the study once,
+    in their common folder, and each of them gets a copy, because Snakemake locks a folder in which it works.
     """
-    directory = tmp_path_factory.mktemp("smoke")
+    common = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        common = common.parent
+    original = common / "smoke-study"
+    with FileLock(common / "smoke-study.lock"):
+        if not (original / "terminal.txt").exists():
+            shutil.rmtree(original, ignore_errors=True)
+            build_smoke_study(original)
+    directory = tmp_path_factory.mktemp("smoke") / "study"
+    shutil.copytree(original, directory, symlinks=True)
+    return directory
+
+
+def build_smoke_study(directory: Path) -> None:
+    """Run the smoke study with two more mitigations in a new folder."""
+    directory.mkdir()
     grid = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
     finished = snakemake(directory, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", grid, cores=4)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (directory / "terminal.txt").write_text(finished.stdout + finished.stderr)
-    return directory
 
 
 @pytest.fixture()
