@@ -50,8 +50,8 @@ def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.Co
 def smoke_study(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Return the directory of a finished smoke study, whose four runs were trained at once into a fresh store.
 
-    The file `terminal.txt` holds what the command printed. Parallel test processes (`pytest -n 2`) build the study once,
-    in their common folder, and each of them gets a copy, because Snakemake locks a folder in which it works.
+    The file `terminal.txt` holds what the command printed. Parallel test processes (`pytest -n 2`) build the study
+    once, in their common folder, and each of them gets a copy, because Snakemake locks a folder in which it works.
     """
     common = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
