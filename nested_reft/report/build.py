@@ -1,7 +1,5 @@
 """Writing a report: from the sources to the tables, and from the tables to captions and figures."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -89,10 +87,15 @@ def write_report(sources: Sources, out: Path) -> None:
 
 def write_page(sources: Sources, file: Path) -> None:
     """Write the page of a report alone. It holds all tables, captions and figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(sources, Path(folder))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(folder) / PAGE, file)
+    tables = make_tables(sources)
+    note = captions.layer_dropout_note(sources.config)
+    images = {
+        name: figure if isinstance(figure, str) else style.as_svg(figure, note)
+        for name, figure in draw_figures(sources, tables)
+    }
+    html = page.page(sources, tables, images, captions.report_facts(sources, tables))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(html)
 
 
 def summary(sources: Sources) -> str:

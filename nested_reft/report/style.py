@@ -1,6 +1,7 @@
 """The style of all figures, and how they are written."""
 
 import textwrap
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,21 @@ def add_note(figure: Figure, note: str) -> None:
     figure.suptitle("\n".join(lines), fontsize=SMALL, color=BASELINE)
 
 
-def save(figure: Figure, path: Path, note: str = "") -> None:
-    """Write the figure as SVG and PNG, with a note above its panels."""
+def as_svg(figure: Figure, note: str = "") -> str:
+    """Return the text of the figure's SVG file, with a note above its panels; the layout is final then."""
+    text = StringIO()
     with plt.rc_context(STYLE):  # matplotlib reads a part of the style when a figure is written
         if note:
             add_note(figure, note)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is final: both files get the same one
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"))
+        figure.set_layout_engine("none")  # other files of the figure get the same layout
+        figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
+    return text.getvalue()
+
+
+def save(figure: Figure, path: Path, note: str = "") -> None:
+    """Write the figure as SVG and PNG, with a note above its panels."""
+    path.with_suffix(".svg").write_text(as_svg(figure, note))
+    with plt.rc_context(STYLE):
+        figure.savefig(path.with_suffix(".png"))
