@@ -214,6 +214,25 @@ def test_16_jobs_on_the_cpu_do_not_see_a_gpu(tmp_path):
         assert f"visible {visible}" in planned.stdout, planned.stdout + planned.stderr
 
 
+def test_16_as_many_gpu_jobs_run_at_once_as_there_are_gpus(tmp_path):
+    """The limit is that of the machine, or the one on the command line; jobs on a cluster have none."""
+    shown = 'print("limit", workflow.global_resources.args)'
+    (tmp_path / "Snakefile").write_text(f'include: "{ROOT}/Snakefile"\n{shown}\n')
+    # An `nvidia-smi` of the machine would say that it has no devices of these names.
+    visible = ["env", "CUDA_VISIBLE_DEVICES=MIG-pretend-0,MIG-pretend-1"]
+    study = ["--configfile", str(ROOT / "config/smoke.yaml"), "--config"]
+    for gpus, options, limit in (
+        (1, [], "'gpu=2'"),
+        (1, ["--resources", "gpu=1"], "'gpu=1'"),
+        (0, [], ""),
+        (1, ["--executor", "slurm", "--jobs", "8"], ""),
+    ):
+        command = [*visible, str(Path(sys.executable).with_name("snakemake")), "-n", "--quiet", *options]
+        planned = run(*command, *study, f"jobs={{gpus: {gpus}}}", cwd=tmp_path)
+        (line,) = re.findall("limit (.*)", planned.stdout)
+        assert ("gpu=" in line) == bool(limit) and limit in line, planned.stdout + planned.stderr
+
+
 def test_16_and_18_snakemake_itself_names_all_problems_before_the_first_job(tmp_path):
     study = load("smoke.yaml") | {"tracking": {"uri": "foo://x"}}
     study["benchmarks"]["one-step"] = {"path": str(tmp_path / "b.jsonl")}

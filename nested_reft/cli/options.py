@@ -102,7 +102,7 @@ def apply_resource_limits() -> None:
     """Restrict the process to the threads in OMP_NUM_THREADS, which Snakemake sets for a job, and to one GPU.
 
     transformers would replicate the model on all visible GPUs, and TRL refuses to train a replicated model. The
-    process uses the first GPU unless the user or the cluster has set CUDA_VISIBLE_DEVICES.
+    process uses the first GPU unless the user, the cluster or a lease has set CUDA_VISIBLE_DEVICES.
 
     Raises:
         UserError: the process is one of several that torchrun started.

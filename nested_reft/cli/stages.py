@@ -19,6 +19,7 @@ from nested_reft.cli.options import (
 )
 from nested_reft.config import layout, sections, stage_settings, study
 from nested_reft.errors import UserError
+from nested_reft.model.devices import leased_devices
 
 
 def prepare_model(settings: Settings, out: Out) -> None:
@@ -46,28 +47,30 @@ def prepare_benchmarks(settings: Settings, out: Out) -> None:
 def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
     """Warm up a model by SFT on the chains of thought of a training set."""
     parsed = read_settings(stage_settings.SftStage, settings)
-    apply_resource_limits()
-    from nested_reft.records.model_card import write_model_card
-    from nested_reft.stages import sft
+    with leased_devices():
+        apply_resource_limits()
+        from nested_reft.records.model_card import write_model_card
+        from nested_reft.stages import sft
 
-    inputs = {"model": model, "data": data}
-    with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
-        sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
-        write_model_card(out)
+        inputs = {"model": model, "data": data}
+        with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
+            sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
+            write_model_card(out)
 
 
 def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
     """Train one run of the grid from its SFT warm-up: GRPO with roll-outs from the nested model."""
     parsed = read_settings(stage_settings.TrainStage, settings)
-    apply_resource_limits()
-    from nested_reft.grading.rewards import reward_files
-    from nested_reft.records.model_card import write_model_card
-    from nested_reft.stages import train
+    with leased_devices():
+        apply_resource_limits()
+        from nested_reft.grading.rewards import reward_files
+        from nested_reft.records.model_card import write_model_card
+        from nested_reft.stages import train
 
-    inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
-    with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
-        train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
-        write_model_card(out)
+        inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
+        with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
+            train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
+            write_model_card(out)
 
 
 def evaluate(
@@ -95,11 +98,12 @@ def evaluate(
     if settings is None or model is None or benchmarks is None:
         raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
     parsed = read_settings(stage_settings.EvaluateStage, settings)
-    apply_resource_limits()
-    inputs = {"model": model, "benchmarks": benchmarks}
-    with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
-        evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
-        add_accuracies(out)
+    with leased_devices():
+        apply_resource_limits()
+        inputs = {"model": model, "benchmarks": benchmarks}
+        with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
+            evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
+            add_accuracies(out)
 
 
 def analyse(

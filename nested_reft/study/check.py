@@ -16,6 +16,7 @@ from nested_reft.config import layout
 from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, local_folder
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
+from nested_reft.model.devices import num_gpus, shown, too_few_gpus, visible_devices
 from nested_reft.study.disk import check_disk
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 
@@ -207,15 +208,21 @@ def count_rows(
 
 
 def check_device(gpus: int, is_local: bool) -> str:
-    """Check that a GPU is there if the jobs ask for one."""
+    """Check that as many GPUs are there as a job asks for."""
     if gpus == 0:
         return "CPU, because jobs.gpus is 0"
     if not is_local:
         return "a GPU of the cluster, which cannot be checked here"
+    devices = visible_devices()
+    if devices and num_gpus(devices) < gpus:
+        raise UserError(too_few_gpus(gpus, devices))
     import torch
 
-    if torch.accelerator.is_available():
-        return f"GPU {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "GPU"
+    with shown(dict.fromkeys(device.name for device in devices)):  # torch finds no GPU if one is listed twice
+        if torch.accelerator.is_available():
+            name = f"GPU {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "GPU"
+            at_once = len(devices) // gpus
+            return name + (f", for {at_once} jobs at once" if at_once > 1 else "")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = "" if visible is None else f" and CUDA_VISIBLE_DEVICES {visible!r}"
     raise UserError(

@@ -1,6 +1,7 @@
 """`nested-reft check`: a study that can start, and each problem that would stop a job later."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from nested_reft.cli import app
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
+from nested_reft.errors import UserError
 from nested_reft.study import check, disk
 from nested_reft.study.check import Work, check_study, unfinished_work
 from tests.config.studies import load
@@ -144,6 +146,21 @@ def test_a_missing_gpu_is_found_unless_the_jobs_run_elsewhere(tmp_path, without_
         problem.startswith("jobs.gpus is 1, but torch ") and "and CUDA_VISIBLE_DEVICES '7'; set jobs.gpus" in problem
     )
     assert problems(study, tmp_path, is_local=False) == []
+
+
+def test_the_gpus_are_counted(monkeypatch):
+    """Two GPUs are pretended; torch finds none if one is listed twice."""
+    seen = []
+    monkeypatch.setattr(
+        torch.accelerator, "is_available", lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]) or 1
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b,MIG-a")
+    assert check.check_device(1, True) == "GPU, for 3 jobs at once"
+    assert check.check_device(2, True) == "GPU"
+    assert seen == ["MIG-a,MIG-b"] * 2
+    with pytest.raises(UserError, match=r"^jobs\.gpus is 3, but CUDA_VISIBLE_DEVICES '.*' allows 2 GPUs; "):
+        check.check_device(3, True)
 
 
 def test_a_small_disk_is_found_with_what_is_needed_and_free(tmp_path, monkeypatch):

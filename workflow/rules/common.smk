@@ -16,6 +16,7 @@ from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.study import Study
 from nested_reft.config.study_file import read_mapping, with_nulls
 from nested_reft.errors import UserError
+from nested_reft.model.devices import visible_devices
 from nested_reft.records.lock import lock_study
 from nested_reft.records.mlflow_mirror import tracking_uri
 from nested_reft.records.source_code import source_files
@@ -58,6 +59,16 @@ if STUDY.jobs.gpus == 0:
     # Jobs compute on the CPU where a GPU is visible, too. They inherit this variable, also on a cluster, where the
     # process that starts a job reads this file.
     os.environ.update(CUDA_VISIBLE_DEVICES="")
+elif (
+    workflow.is_main_process
+    and workflow.resource_settings.nodes is None
+    and "gpu" not in workflow.global_resources
+):
+    # Without this limit, or that of `--resources gpu=N`, Snakemake would start more jobs than there are GPUs, and they
+    # would wait for a lease. Jobs on a cluster, whose number `--jobs` limits, do not use the GPUs of this machine.
+    # A limit below `jobs.gpus` would make Snakemake lower the number of a job's GPUs; the check before the jobs refuses
+    # such a study.
+    workflow.register_resource("gpu", max(len(visible_devices()), STUDY.jobs.gpus))
 
 # The rules call `nested-reft`. Find the command beside this Snakemake even if its environment is not activated.
 os.environ.update(
@@ -81,8 +92,8 @@ FIGURES = [
 report: os.path.abspath(f"{REPORTS}/findings.rst")
 
 
-# The scope `local` restricts the limit of the default profile, `gpu=1`, to jobs on this machine. Without it the limit
-# would also hold for a cluster, which schedules its GPUs itself, and a study would have one GPU job at a time there.
+# The scope `local` restricts a limit such as `--resources gpu=1` to jobs on this machine, because a cluster schedules
+# its GPUs itself.
 resource_scopes:
     gpu="local",
 
