@@ -35,32 +35,14 @@ from nested_reft.errors import NestingError, UserError
 from nested_reft.model.checks import check_structure
 from nested_reft.model.layers import decoder_layers, nested, parameter_counts, skippable_layers
 from nested_reft.model.loading import end_token_ids, load_model
+from nested_reft.model.shape import BENCH_SHAPES
 from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.self_check import logprob_errors, unsupported_reason
 from nested_reft.rollout.token_sampling import SamplingParams
 
 # Qwen2.5-Math-1.5B and -7B.
-MODEL_SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-}
+MODEL_SHAPES: dict[str, dict[str, Any]] = {name: dict(shape) for name, shape in BENCH_SHAPES.items()}
 BORDER = 1
 EMBEDDED = Path(embedded.__file__).parent
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import bench, init, inspect, maintain, report, results, run, stages, status, store
+from nested_reft.cli import bench, init, inspect, maintain, plan, report, results, run, stages, status, store
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
@@ -36,6 +36,7 @@ MAINTENANCE = "Maintenance"
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "init", init.init, WHOLE_STUDY),
     ("", "check", run.check, WHOLE_STUDY),
+    ("", "plan", plan.plan, WHOLE_STUDY),
     ("", "run", run.run, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
     ("", "report", report.report, WHOLE_STUDY),

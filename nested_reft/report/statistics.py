@@ -342,3 +342,78 @@ def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, s
         return float("nan")
     normal = np.random.default_rng(seed).normal(size=(resamples, len(errors) + 1))
     return float(((normal[:, 1:] - normal[:, :1]) / np.sqrt(2) * errors).max(axis=1).mean())
+
+
+class VarianceComponents(NamedTuple):
+    """The variances that make up a delta, in the layout difference = seed + problem + residual.
+
+    Attributes:
+        seed: the variance of the macro average between seeds, without the part that the residual adds to it.
+        problem: the variance between problems that more seeds would not remove, per problem.
+        residual: the variance of a single difference beyond both, such as the noise of single answers, per problem.
+    """
+
+    seed: float
+    problem: float
+    residual: float
+
+
+def variance_components(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> VarianceComponents:
+    """Estimate the components from the paired differences (seeds, n) of one instance; at least two seeds are needed.
+
+    Args:
+        differences: the paired differences, (seeds, n).
+        benchmarks: the benchmark of each problem, (n,).
+    """
+    num_seeds, names = len(differences), np.unique(benchmarks)
+    problem, residual, of_residual = 0.0, 0.0, 0.0
+    for name in names:
+        in_benchmark = differences[:, benchmarks == name]
+        n = in_benchmark.shape[1]
+        per_problem = in_benchmark.mean(axis=0, keepdims=True)
+        left = in_benchmark - per_problem - in_benchmark.mean(axis=1, keepdims=True) + in_benchmark.mean()
+        own = (left**2).sum() / ((num_seeds - 1) * (n - 1))
+        problem += (per_problem.var(ddof=1) - own / num_seeds) / len(names)
+        residual += own / len(names)
+        of_residual += own / n / len(names) ** 2
+    between = float(macro_average(differences, benchmarks).var(ddof=1))
+    return VarianceComponents(between - of_residual, float(problem), float(residual))
+
+
+def smallest_delta(
+    components: VarianceComponents,
+    sizes: npt.ArrayLike,
+    seeds: int,
+    instances: int,
+    confidence: float,
+    power: float = 0.8,
+    samples: int = 1,
+) -> float:
+    """Return the true delta that a study resolves with the given probability, after Holm's correction.
+
+    The correction is that of the first of its steps, in which the p of one delta is multiplied by the number of
+    instances, so that the result holds for a single instance with an effect. With one seed the test does not consider
+    the variation between seeds, and neither does this number.
+
+    Args:
+        components: the variances of a delta, from a pilot study.
+        sizes: the number of problems of each benchmark.
+        seeds: the number of seeds.
+        instances: the instances of a cell, without the baseline.
+        confidence: the confidence level of the study.
+        power: the probability that the delta is resolved.
+        samples: completions per problem. The residual is divided by this number, as if it were sampling noise alone.
+    """
+    sizes = np.asarray(sizes, dtype=float)
+    per_problem = float((1 / sizes).sum() / len(sizes) ** 2)  # variance of a macro average of problems of variance 1
+    problems = max(0.0, components.problem) * per_problem
+    residual = components.residual * per_problem / samples
+    tail, wanted = 0.5 + confidence / 2, power
+    tail = 1 - (1 - tail) / instances
+    if seeds == 1:
+        return float((stats.norm.ppf(tail) + stats.norm.ppf(wanted)) * np.sqrt(problems + residual))
+    seeds_part = (max(0.0, components.seed) + residual) / seeds
+    freedom_of_problems = sizes.sum() - len(sizes)
+    variance = seeds_part + problems
+    freedom = variance**2 / (seeds_part**2 / (instances * (seeds - 1)) + problems**2 / freedom_of_problems)
+    return float((stats.t.ppf(tail, freedom) + stats.t.ppf(wanted, freedom)) * np.sqrt(variance))

@@ -1,0 +1,503 @@
+"""What one job costs: its memory at the peak, its operations, its tokens and its time, by arithmetic.
+
+The numbers follow the code of the stages: TRL 1.16 scores completions in tiles, so that the logits of a batch never
+exist at once; transformers keeps a number of vectors per token and layer for the backward pass; the roll-out engine
+keeps its KV buffers between steps. Nothing is imported that computes.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from nested_reft.config.sections import Evaluation, Optimization, Sft, Training
+from nested_reft.model.shape import BYTES, ModelShape
+from nested_reft.study.cards import Card
+
+# TRL scores this many tokens against this many entries of the vocabulary at once (`ChunkedLogProbFunction`).
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
+# float32 tiles that exist at once in the backward pass of the loss on a CPU; a GPU has one tile, in the type of the
+# forward pass, which a kernel changes in place.
+CPU_TILES = 7
+# Operations of PyTorch per layer: in a forward pass, in a decode step of the engine, and in a compiled one.
+FORWARD_OPS, DECODE_OPS, COMPILED_OPS = 45, 50, 6
+# How often the loss reads or writes a logit: by operations of PyTorch on a CPU, by a kernel on a GPU.
+CPU_TILE_ACCESSES, GPU_TILE_ACCESSES = 50, 6
+# Operations of PyTorch that sample a token, and that update one tensor of weights.
+SAMPLING_OPS, OPTIMIZER_OPS = 40, 5
+# Tensors of weights in a layer.
+TENSORS_PER_LAYER = 12
+# Bytes per token of the vocabulary that sampling reads and writes: logits, softmax, a cumulative sum in float64.
+SAMPLING_BYTES = 48
+# Numbers that AdamW and the clipping of gradients read and write for each trained parameter.
+OPTIMIZER_ACCESSES = 12
+# The seconds that one answer is graded in, a step logs in, a job starts in.
+GRADE_SECONDS, STEP_SECONDS, START_SECONDS = 1e-3, 0.02, 25.0
+# Bytes per second of the disk that checkpoints are written to.
+DISK_BANDWIDTH = 1e9
+# What a process holds on a GPU outside of its tensors: the CUDA context and the libraries' workspaces.
+CUDA_CONTEXT = 600 * 2**20
+# The KV buffers of the engine grow by this factor when a batch has longer prompts than those before it.
+KV_GROWTH = 1.5
+
+
+class Memory(NamedTuple):
+    """The parts of a process's memory in one phase, in bytes.
+
+    Attributes:
+        weights: the weights, with copies in another type.
+        gradients: the gradients of the trained parameters.
+        optimizer: the state of the optimizer, and what its step needs for a moment.
+        activations: what the forward pass keeps for the backward pass, and the gradients of one layer.
+        logits: the tiles of logits, or the logits of a decode step, and the gradient of the output projection.
+        kv_cache: the keys and values.
+        fixed: what a process holds besides: the CUDA context.
+    """
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    kv_cache: float = 0.0
+    fixed: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts."""
+        return sum(self)
+
+
+class Cost(NamedTuple):
+    """The cost of a job.
+
+    Attributes:
+        memory: phase -> memory of one process.
+        seconds: phase -> time of the whole job in seconds.
+        flops: operations of matrix products, over all processes.
+        tokens: tokens that are read and sampled, over all processes.
+        gpus: the number of GPUs that the job holds.
+        parameters: the parameters of the model.
+        trained: the parameters that are trained; 0 for an evaluation.
+    """
+
+    memory: dict[str, Memory]
+    seconds: dict[str, float]
+    flops: float
+    tokens: float
+    gpus: int
+    parameters: int
+    trained: int
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase with the largest memory."""
+        return max(self.memory, key=lambda phase: self.memory[phase].total)
+
+    @property
+    def peak(self) -> Memory:
+        """The memory of that phase."""
+        return self.memory[self.peak_phase]
+
+    @property
+    def wall_seconds(self) -> float:
+        """The time of the job."""
+        return sum(self.seconds.values())
+
+
+class Lengths(NamedTuple):
+    """Lengths of texts in tokens: the mean, the longest of a batch on average, and the longest of all."""
+
+    mean: float
+    typical: float
+    longest: float
+
+
+class Layout(NamedTuple):
+    """How a job is spread over processes.
+
+    Attributes:
+        processes: the number of processes, one per GPU.
+        sharded: whether weights, gradients and optimizer state are sharded over them (FSDP).
+    """
+
+    processes: int = 1
+    sharded: bool = False
+
+    @property
+    def shards(self) -> int:
+        """The number of parts that the state of the model is split into."""
+        return self.processes if self.sharded else 1
+
+
+ONE_PROCESS = Layout()
+
+
+def lora_of(settings: Optimization) -> Any:
+    """Return the section `lora`, or None."""
+    return getattr(settings, "lora", None)
+
+
+def trained_parameters(shape: ModelShape, settings: Optimization) -> int:
+    """Return the number of parameters that are trained: those of the LoRA adapter if there is one."""
+    lora = lora_of(settings)
+    return shape.parameters if lora is None else shape.lora_parameters(lora.r, lora.target_modules)
+
+
+def compute_dtype(settings: Optimization) -> str:
+    """Return the type of the matrix products of a forward and backward pass."""
+    return "bfloat16" if settings.bf16 else settings.dtype
+
+
+def layer_activation_bytes(shape: ModelShape, settings: Optimization) -> float:
+    """Return the bytes per token that a layer keeps for its backward pass.
+
+    The counts are those of transformers' layers in PyTorch without fusion. Each of the two norms keeps its input and
+    the normalized input; attention keeps queries, keys and values (repeated for all heads) and its output, twice; the
+    MLP keeps the outputs of both projections, of the activation and of their product. Under autocast, each matrix
+    keeps its own cast of its input.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `sft` or `training`.
+    """
+    width, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_size
+    compute = compute_dtype(settings)
+    stream, size = BYTES[settings.dtype], BYTES[compute]
+    if settings.dtype == compute == "float32":
+        norms = 2 * 3 * width * 4
+    elif settings.dtype == "float32":
+        norms = 2 * 2 * width * 4 + 5 * width * size
+    else:
+        norms = 2 * width * (4 + 2 * stream)
+    attention = size * (5 * query)
+    mlp = size * 4 * inner
+    lora = lora_of(settings)
+    adapters = size * 2 * lora.r * len(shape.adapted(lora.target_modules)) if lora else 0
+    return norms + attention + mlp + adapters
+
+
+def update_memory(
+    shape: ModelShape,
+    settings: Optimization,
+    length: float,
+    scored: float,
+    card: Card,
+    layout: Layout = ONE_PROCESS,
+    kv_cache: float = 0.0,
+) -> dict[str, Memory]:
+    """Return the memory of the forward and backward pass, and of the optimizer step.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `sft` or `training`.
+        length: the tokens of the longest sequence.
+        scored: the tokens of a sequence that the loss is on.
+        card: the card.
+        layout: the processes.
+        kv_cache: the size of KV buffers that stay allocated.
+    """
+    compute, lora = compute_dtype(settings), lora_of(settings)
+    stored, size, batch = BYTES[settings.dtype], BYTES[compute], settings.per_device_train_batch_size
+    tokens = batch * length
+    trained = trained_parameters(shape, settings)
+    state = 2 if getattr(settings, "optim", "") == "paged_adamw_8bit" else 2 * stored
+    fixed = CUDA_CONTEXT if card.is_gpu else 0.0
+    weights = (shape.parameters + (trained if lora else 0)) * stored / layout.shards
+    if layout.sharded:  # the layer that computes and the next one are gathered, and so is the output projection
+        weights += (2 * shape.layer_parameters + shape.embedding_parameters) * size
+    model = Memory(
+        weights=weights,
+        gradients=trained * stored / layout.shards,
+        optimizer=trained * state / layout.shards,
+        kv_cache=kv_cache,
+        fixed=fixed,
+    )
+    per_layer = tokens * layer_activation_bytes(shape, settings)
+    casts = shape.num_layers * shape.matrix_parameters * size if compute != settings.dtype else 0.0
+    if settings.gradient_checkpointing:
+        casts /= shape.num_layers
+        activations = shape.num_layers * tokens * shape.hidden_size * stored + per_layer
+    else:
+        activations = shape.num_layers * per_layer
+    activations += tokens * (3 * shape.intermediate_size + 4 * shape.hidden_size) * size  # gradients of one layer
+    rows = min(TILE_TOKENS, batch * (scored if card.is_gpu else length))
+    tile = rows * min(TILE_VOCABULARY, shape.vocab_size)
+    logits = rows * TILE_VOCABULARY * size if card.is_gpu else CPU_TILES * tile * 4
+    if lora is None:  # the gradients of the output projection and of the embedding, before they are added up
+        logits += shape.embedding_parameters * (4 + stored)
+    update = model._replace(activations=activations + casts, logits=logits)
+    temporary = trained * stored / layout.shards if card.is_gpu else shape.embedding_parameters * stored
+    return {"update": update, "optimizer": model._replace(optimizer=model.optimizer + temporary)}
+
+
+def kv_columns(prompt: Lengths, new_tokens: int, card: Card, grows: bool) -> int:
+    """Return the columns of the engine's KV buffers: prompt and completion, in whole blocks, and one more block.
+
+    Args:
+        prompt: the lengths of prompts.
+        new_tokens: the longest completion.
+        card: the card, on which the size of a block depends.
+        grows: whether later batches may have longer prompts, for which the buffers grow by half.
+    """
+    block = 64 if card.is_gpu else 16
+    columns = prompt.longest + new_tokens
+    if grows and prompt.longest > prompt.typical:
+        columns = max(columns, KV_GROWTH * (prompt.typical + new_tokens))
+    return int(-(-columns // block) + 1) * block
+
+
+def decode_seconds(
+    shape: ModelShape,
+    card: Card,
+    rows: int,
+    attended: float,
+    dtype: str,
+    sampler: str,
+    num_skipped: int = 0,
+    shards: int = 1,
+) -> float:
+    """Return the time in which one token of each of `rows` sequences is sampled.
+
+    Args:
+        shape: the shape of the model.
+        card: the card.
+        rows: B, the sequences that are decoded at once.
+        attended: the tokens that a token attends to, on average.
+        dtype: the type of the weights and of the KV cache.
+        sampler: the name of the sampler.
+        num_skipped: k, the layers that are skipped.
+        shards: the number of processes that the weights are sharded over.
+    """
+    layers, size = shape.num_layers - num_skipped, BYTES[dtype]
+    flops = rows * (layers * shape.layer_flops(attended) + shape.lm_head_flops)
+    weights = (layers * shape.layer_parameters + shape.embedding_parameters) * size
+    keys_and_values = 2 * layers * rows * attended * shape.key_size * size
+    traffic = (
+        weights + keys_and_values * (3 if sampler == "generate" else 1) + rows * shape.vocab_size * SAMPLING_BYTES
+    )
+    ops = layers * (COMPILED_OPS if sampler == "engine-compiled" else DECODE_OPS)
+    ops += SAMPLING_OPS * (2 if sampler == "generate" else 1)
+    return card.seconds(flops, traffic, ops, dtype, decoding=True)
+
+
+def update_seconds(
+    shape: ModelShape,
+    settings: Optimization,
+    sequences: float,
+    length: float,
+    scored: float,
+    card: Card,
+) -> tuple[float, float]:
+    """Return the time and the operations of the forward and backward passes over some sequences.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `sft` or `training`.
+        sequences: the number of sequences of one process.
+        length: the tokens of a sequence, padding included.
+        scored: the tokens of a sequence that the loss is on.
+        card: the card.
+    """
+    compute = compute_dtype(settings)
+    tokens = sequences * length
+    on_head = sequences * scored if card.is_gpu else tokens
+    # once forward, once for the gradients of inputs, once for those of weights, and once more to recompute
+    passes = 1 + (1 if lora_of(settings) else 2) + settings.gradient_checkpointing
+    head_passes = 3 if lora_of(settings) else 4  # the tiles of logits are always computed twice
+    body = shape.forward_flops(tokens, length, 0)
+    flops = passes * body + head_passes * on_head * shape.lm_head_flops
+    traffic = tokens * shape.num_layers * layer_activation_bytes(shape, settings) * 2 * passes
+    accesses = GPU_TILE_ACCESSES * BYTES[compute] if card.is_gpu else CPU_TILE_ACCESSES * 4
+    traffic += on_head * shape.vocab_size * accesses
+    micro_batches = sequences / settings.per_device_train_batch_size
+    traffic += micro_batches * shape.parameters * BYTES[settings.dtype] * passes
+    ops = micro_batches * shape.num_layers * FORWARD_OPS * passes * (1.5 if lora_of(settings) else 1)
+    return card.seconds(flops, traffic, ops, compute), flops
+
+
+def optimizer_seconds(shape: ModelShape, settings: Optimization, trained: int, card: Card, shards: int) -> float:
+    """Return the time of one optimizer step."""
+    traffic = OPTIMIZER_ACCESSES * trained / shards * BYTES[settings.dtype]
+    ops = shape.num_layers * TENSORS_PER_LAYER * (OPTIMIZER_OPS if not card.is_gpu else 1)
+    return card.seconds(0.0, traffic, ops, settings.dtype)
+
+
+def checkpoint_seconds(shape: ModelShape, settings: Optimization, trained: int, steps: int) -> float:
+    """Return the time in which all checkpoints, and the model at the end, are written."""
+    size = BYTES[settings.dtype]
+    one = (shape.parameters + 2 * trained) * size
+    return (math.ceil(steps / settings.save_steps) * one + shape.parameters * size) / DISK_BANDWIDTH
+
+
+def start_seconds(shape: ModelShape, dtype: str) -> float:
+    """Return the time until a job has imported its libraries and read its model."""
+    return START_SECONDS + shape.parameters * BYTES[dtype] / DISK_BANDWIDTH
+
+
+def sft_cost(
+    shape: ModelShape,
+    settings: Sft,
+    rows: int,
+    text: Lengths,
+    solution: float,
+    card: Card,
+    layout: Layout = ONE_PROCESS,
+) -> Cost:
+    """Return the cost of a warm-up.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `sft`.
+        rows: the size of the training set.
+        text: the lengths of prompt and solution together.
+        solution: the mean length of a solution.
+        card: the card.
+        layout: the processes.
+    """
+    trained = trained_parameters(shape, settings)
+    steps = math.ceil(settings.num_train_epochs * math.ceil(rows / settings.batch_size))
+    length, longest = (min(settings.max_length, tokens) for tokens in (text.typical, text.longest))
+    sequences = steps * settings.batch_size / layout.processes
+    update, flops = update_seconds(shape, settings, sequences, length, solution, card)
+    seconds = {
+        "start": start_seconds(shape, settings.dtype),
+        "update": update,
+        "optimizer": steps * optimizer_seconds(shape, settings, trained, card, layout.shards),
+        "other": steps * STEP_SECONDS,
+        "checkpoints": checkpoint_seconds(shape, settings, trained, steps),
+    }
+    scored = min(longest, solution * longest / text.mean)
+    memory = update_memory(shape, settings, longest, scored, card, layout)
+    tokens = steps * settings.batch_size * min(settings.max_length, text.mean)
+    return Cost(memory, seconds, flops * layout.processes, tokens, gpus_of(card, layout), shape.parameters, trained)
+
+
+def train_cost(
+    shape: ModelShape,
+    settings: Training,
+    prompt: Lengths,
+    num_skipped: int,
+    card: Card,
+    layout: Layout = ONE_PROCESS,
+) -> Cost:
+    """Return the cost of a training.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `training`.
+        prompt: the lengths of prompts.
+        num_skipped: k, the layers that roll-outs skip.
+        card: the card.
+        layout: the processes.
+    """
+    trained, new_tokens = trained_parameters(shape, settings), settings.max_completion_length
+    dtype = settings.sampling_dtype or settings.dtype
+    rows = settings.prompts_per_generation * settings.num_generations // layout.processes
+    samplings = settings.max_steps / settings.optimizer_steps_per_generation
+    sequences = settings.max_steps * settings.prompts_per_step * settings.num_generations / layout.processes
+
+    length = prompt.typical + new_tokens
+    attended = prompt.mean + new_tokens / 2
+    update, flops = update_seconds(shape, settings, sequences, length, new_tokens, card)
+    decode = decode_seconds(shape, card, rows, attended, dtype, settings.sampler, num_skipped, layout.shards)
+    prefilled = rows / (1 if settings.sampler == "generate" else settings.num_generations)
+    sampling_flops = shape.forward_flops(prefilled * prompt.mean, prompt.mean, 0)
+    prefill = card.seconds(sampling_flops, 0.0, shape.num_layers * FORWARD_OPS, dtype)
+    layers = shape.num_layers - num_skipped
+    sampling_flops += rows * new_tokens * (layers * shape.layer_flops(attended) + shape.lm_head_flops)
+    scoring = rows * GRADE_SECONDS
+    if settings.optimizer_steps_per_generation > 1:  # TRL scores the batch that later optimizer steps use again
+        forward = shape.forward_flops(rows * length, length, rows * new_tokens)
+        scoring += card.seconds(forward, 0.0, shape.num_layers * FORWARD_OPS, dtype)
+    seconds = {
+        "start": start_seconds(shape, settings.dtype),
+        "generate": samplings * (prefill + new_tokens * decode),
+        "score": samplings * scoring,
+        "update": update,
+        "optimizer": settings.max_steps * optimizer_seconds(shape, settings, trained, card, layout.shards),
+        "other": settings.max_steps * STEP_SECONDS,
+        "checkpoints": checkpoint_seconds(shape, settings, trained, settings.max_steps),
+    }
+
+    columns = kv_columns(prompt, new_tokens, card, grows=True)
+    kv_cache = shape.kv_bytes(rows, columns, dtype)
+    copy = shape.parameters * BYTES[dtype] if dtype != settings.dtype else 0
+    keeps = settings.sampler != "generate"
+    memory = update_memory(
+        shape,
+        settings,
+        prompt.longest + new_tokens,
+        new_tokens,
+        card,
+        layout,
+        kv_cache if keeps else 0.0,
+    )
+    memory = {phase: parts._replace(weights=parts.weights + copy) for phase, parts in memory.items()}
+    memory["generate"] = memory["update"]._replace(
+        gradients=0.0,
+        activations=prefilled * prompt.longest * (4 * shape.hidden_size + 3 * shape.intermediate_size) * BYTES[dtype],
+        logits=rows * shape.vocab_size * SAMPLING_BYTES / 2,
+        kv_cache=kv_cache,
+    )
+    if layout.sharded and not copy:  # a process samples from weights that are gathered
+        gathered = shape.parameters * BYTES[settings.dtype]
+        memory["generate"] = memory["generate"]._replace(weights=memory["generate"].weights + gathered)
+    tokens = sequences * layout.processes * (prompt.mean + new_tokens)
+    flops = (flops + samplings * sampling_flops) * layout.processes
+    return Cost(memory, seconds, flops, tokens, gpus_of(card, layout), shape.parameters, trained)
+
+
+def evaluate_cost(
+    shape: ModelShape,
+    settings: Evaluation,
+    problems: int,
+    prompt: Lengths,
+    completion: float,
+    card: Card,
+    layout: Layout = ONE_PROCESS,
+) -> Cost:
+    """Return the cost of an evaluation.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `evaluation`.
+        problems: the problems of all benchmarks.
+        prompt: the lengths of prompts.
+        completion: the mean length of a completion.
+        card: the card.
+        layout: the processes, each of which answers a part of the problems.
+    """
+    completions = math.ceil(problems * settings.num_samples / layout.processes)
+    rows = min(settings.batch_size, completions)
+    attended = prompt.mean + completion / 2
+    # All rows are busy until no completion waits; then the last ones end.
+    steps = completions * completion / rows + settings.max_new_tokens - completion
+    sampler = "engine" if settings.sampler == "vllm" else settings.sampler
+    decode = decode_seconds(shape, card, rows, attended, settings.dtype, sampler)
+    prefill_flops = shape.forward_flops(completions * prompt.mean, prompt.mean, 0)
+    flops = prefill_flops + completions * completion * (
+        shape.num_layers * shape.layer_flops(attended) + shape.lm_head_flops
+    )
+    prefill_ops = completions / max(1, rows) * shape.num_layers * FORWARD_OPS
+    seconds = {
+        "start": start_seconds(shape, settings.dtype),
+        "generate": steps * decode + card.seconds(prefill_flops, 0.0, prefill_ops, settings.dtype),
+        "score": completions * GRADE_SECONDS,
+    }
+    size = BYTES[settings.dtype]
+    columns = kv_columns(prompt, settings.max_new_tokens, card, grows=False)
+    memory = Memory(
+        weights=shape.parameters * size,
+        activations=rows * prompt.longest * (4 * shape.hidden_size + 3 * shape.intermediate_size) * size,
+        logits=rows * shape.vocab_size * SAMPLING_BYTES / 2,
+        kv_cache=shape.kv_bytes(rows, columns, settings.dtype),
+        fixed=CUDA_CONTEXT if card.is_gpu else 0.0,
+    )
+    tokens = layout.processes * completions * (prompt.mean + completion)
+    return Cost(
+        {"generate": memory}, seconds, flops * layout.processes, tokens, gpus_of(card, layout), shape.parameters, 0
+    )
+
+
+def gpus_of(card: Card, layout: Layout) -> int:
+    """Return the number of GPUs that a job holds."""
+    return layout.processes if card.is_gpu else 0

@@ -1,0 +1,426 @@
+"""The plan of a study before it runs: jobs, memory, time, disk, and the smallest delta that it can resolve."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nested_reft.config.sections import Optimization, Sft, Training
+from nested_reft.config.study import Study
+from nested_reft.errors import UserError
+from nested_reft.model.shape import HUB_SHAPES, ModelShape, read_shape
+from nested_reft.nesting import num_skipped
+from nested_reft.study.cards import CARDS, GIB, Card
+from nested_reft.study.costs import ONE_PROCESS, Cost, Layout, evaluate_cost, sft_cost, train_cost
+from nested_reft.study.disk import bytes_needed
+from nested_reft.study.jobs import axes_of, job_paths, stage_of
+from nested_reft.study.lengths import Texts, joined, lengths, texts_of
+from nested_reft.study.measured import measured_factors
+from nested_reft.study.resolution import DEFAULT_PILOT, Pilot, Resolution, resolution
+
+# A completion of an evaluation is assumed to have this many tokens, or `max_new_tokens` if that is less.
+COMPLETION_TOKENS = 750
+# A job fits a card if it needs at most this share of the memory: the rest is lost to fragmentation.
+USABLE_MEMORY = 0.92
+# The numbers of GPUs that a remedy proposes.
+MORE_GPUS = (2, 4, 8)
+SECTIONS = {"sft": "sft", "train": "training", "evaluate": "evaluation"}
+# What the request of a job on a cluster is above its plan at the first attempt, in memory and in time.
+MEMORY_FACTOR, TIME_FACTOR = 1.5, 2.0
+# The memory of the process itself with its libraries, in bytes: on the CPU (the imports of `train` take 0.51 GiB), and
+# beside a GPU.
+PROCESS_ON_CPU, PROCESS_ON_GPU = 0.62 * GIB, 6.0 * GIB
+# The least that a job on a cluster requests.
+LEAST_MB, LEAST_MINUTES = 4000, 30
+
+
+class Row(NamedTuple):
+    """The jobs of one stage and one model.
+
+    Attributes:
+        stage: `sft`, `train` or `evaluate`.
+        model: the name of the model.
+        costs: the cost of each job; empty if the shape of the model is not known.
+        jobs: the number of jobs.
+        card: the card that they run on.
+    """
+
+    stage: str
+    model: str
+    costs: list[Cost]
+    jobs: int
+    card: Card
+
+    @property
+    def largest(self) -> Cost:
+        """The job that needs most memory."""
+        return max(self.costs, key=lambda cost: cost.peak.total)
+
+    @property
+    def wall_seconds(self) -> tuple[float, float]:
+        """The time of the shortest and of the longest job."""
+        times = [cost.wall_seconds for cost in self.costs]
+        return min(times), max(times)
+
+    @property
+    def job_seconds(self) -> float:
+        """The time of all jobs, one after the other."""
+        return sum(cost.wall_seconds for cost in self.costs)
+
+    @property
+    def gpu_hours(self) -> float:
+        """The GPU hours of all jobs."""
+        return sum(cost.wall_seconds * cost.gpus for cost in self.costs) / 3600
+
+    @property
+    def fits(self) -> bool:
+        """Whether the largest job fits the card."""
+        return not self.card.is_gpu or self.largest.peak.total <= USABLE_MEMORY * self.card.memory
+
+
+class Plan(NamedTuple):
+    """The plan of a study.
+
+    Attributes:
+        study: the name of the study.
+        rows: a row for each stage and model.
+        disk: the disk space in bytes, without models whose shape is unknown.
+        resolution: the smallest deltas that the study resolves.
+        warnings: a sentence for each row that does not fit its card, and for each model whose shape is unknown.
+        assumptions: what was assumed.
+    """
+
+    study: str
+    rows: list[Row]
+    disk: int
+    resolution: Resolution
+    warnings: list[str]
+    assumptions: list[str]
+
+
+class Planner:
+    """Plans the jobs of a study; shapes and lengths of texts are read once.
+
+    Args:
+        study: the study.
+        cards: the card of each model.
+        bench: files with measurements on the card, which correct the planned times.
+
+    Raises:
+        UserError: a file holds no measurement, or there are measurements and several cards.
+    """
+
+    def __init__(self, study: Study, cards: Mapping[str, Card], bench: list[Path] | None = None) -> None:
+        self.study = study
+        self.cards = {name: card.on_threads(study.jobs.threads) for name, card in cards.items()}
+        self.factors: dict[str, float] = {}
+        if bench:
+            if len({card.name for card in cards.values()}) > 1:
+                raise UserError("--bench holds measurements on one card, but the models have several; name one card")
+            self.factors = measured_factors(bench, next(iter(cards.values())))
+        self.shapes = {name: shape_of(study, name) for name in study.grid.model}
+        self.known: dict[tuple[Any, ...], Cost | None] = {}
+
+    @cached_property
+    def datasets(self) -> dict[tuple[str, str], Texts]:
+        """(model, dataset) -> the texts of the training set."""
+        return {
+            (model, dataset): texts_of(self.study.datasets[dataset], *self.reading(model))
+            for model in self.study.grid.model
+            for dataset in self.study.grid.dataset
+        }
+
+    @cached_property
+    def benchmarks(self) -> dict[str, Texts]:
+        """The texts of all benchmarks together, by model."""
+        sources = self.study.benchmarks.values()
+        return {
+            model: joined([texts_of(source, *self.reading(model)) for source in sources])
+            for model in self.study.grid.model
+        }
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of problems of each benchmark."""
+        reading = self.reading(self.study.grid.model[0])
+        return [texts_of(source, *reading).rows for source in self.study.benchmarks.values()]
+
+    def reading(self, model: str) -> tuple[str, Path | None]:
+        """Return the template and the folder of the model, whose tokenizer counts tokens."""
+        return self.study.prompt.template, self.study.models[model].local_path
+
+    def layout(self, model: str) -> Layout:
+        """Return the processes of a job of a model."""
+        return ONE_PROCESS
+
+    def cost(self, path: str) -> Cost | None:
+        """Return the cost of a job, or None if the shape of its model is unknown.
+
+        Args:
+            path: the path of the job below the results.
+        """
+        axes, stage = axes_of(path), stage_of(path)
+        skip_ratio = axes.get("skip_ratio") if stage == "train" else None
+        key = (stage, axes["model"], axes.get("dataset") if stage != "evaluate" else None, skip_ratio)
+        if key not in self.known:
+            self.known[key] = self.cost_with(stage, axes["model"], axes.get("dataset", ""), float(skip_ratio or 0))
+        return self.known[key]
+
+    def cost_with(
+        self,
+        stage: str,
+        model: str,
+        dataset: str,
+        skip_ratio: float,
+        settings: Any = None,
+        spread: Layout | None = None,
+    ) -> Cost | None:
+        """Return the cost of a job with other settings or another number of processes than those of the study."""
+        shape, card = self.shapes[model], self.cards[model]
+        spread = spread or self.layout(model)
+        settings = settings or getattr(self.study, SECTIONS[stage])
+        if shape is None:
+            return None
+        if stage == "evaluate":
+            texts, tokens = self.benchmarks[model], min(COMPLETION_TOKENS, settings.max_new_tokens)
+            prompt = lengths(texts.prompts, settings.batch_size)
+            cost = evaluate_cost(shape, settings, texts.rows, prompt, tokens, card, spread)
+        else:
+            texts = self.datasets[model, dataset]
+            if stage == "sft":
+                text = lengths(texts.wholes, settings.per_device_train_batch_size)
+                cost = sft_cost(shape, settings, texts.rows, text, texts.solution, card, spread)
+            else:
+                prompt = lengths(texts.prompts, settings.prompts_per_generation)
+                k = num_skipped(shape.num_layers, skip_ratio)
+                cost = train_cost(shape, settings, prompt, k, card, spread)
+        seconds = {phase: time * self.factors.get(phase, 1.0) for phase, time in cost.seconds.items()}
+        return cost._replace(seconds=seconds)
+
+    def rows(self) -> list[Row]:
+        """Return a row for each stage and model, in the order of a study."""
+        paths: dict[tuple[str, str], list[str]] = {}
+        for path in job_paths(self.study):
+            paths.setdefault((stage_of(path), axes_of(path)["model"]), []).append(path)
+        order = sorted(paths, key=lambda key: (list(SECTIONS).index(key[0]), self.study.grid.model.index(key[1])))
+        return [
+            Row(
+                stage,
+                model,
+                [cost for cost in map(self.cost, paths[stage, model]) if cost is not None],
+                len(paths[stage, model]),
+                self.cards[model],
+            )
+            for stage, model in order
+        ]
+
+    # ---- what would make a job fit --------------------------------------------------------------
+
+    def fitting(self, row: Row) -> list[str]:
+        """Return the changes of the study with which the jobs of a row fit their card, each with its memory."""
+        section = SECTIONS[row.stage]
+        settings = getattr(self.study, section)
+        now, limit = self.layout(row.model), USABLE_MEMORY * row.card.memory
+        found: list[str] = []
+
+        def memory(changed: Any, spread: Layout) -> float:
+            costs = [
+                self.cost_with(row.stage, row.model, dataset, 0.0, changed, spread)
+                for dataset in self.study.grid.dataset
+            ]
+            return max(cost.peak.total for cost in costs if cost is not None)
+
+        def attempt(changes: list[tuple[str, dict[str, Any]]], spread: Layout = now, gpus: str = "") -> bool:
+            update: dict[str, Any] = {}
+            for _, values in changes:
+                update |= values
+            needed = memory(settings.model_copy(update=update), spread)
+            if needed <= limit:
+                names = [f"{section}.{name}" for name, _ in changes] + ([gpus] if gpus else [])
+                found.append(f"{' and '.join(names)} ({needed / GIB:.0f} GiB)")
+            return needed <= limit
+
+        if row.stage == "evaluate":
+            size = settings.batch_size
+            while (size := size // 2) and not attempt([(f"batch_size: {size}", {"batch_size": size})]):
+                pass
+            return found
+        changes = list(changes_that_save(settings))
+        for change in changes:
+            attempt([change])
+        if not found:
+            attempt_all(changes, attempt)
+        for number in MORE_GPUS:
+            spread = Layout(number, sharded=True)
+            if micro_batches(settings) % number == 0 and number > now.processes:
+                name = f"jobs.gpus: {number} with jobs.distributed: fsdp"
+                if attempt([], spread, name) or attempt(changes[:1], spread, name):
+                    break
+        return found
+
+
+def micro_batches(settings: Sft | Training) -> int:
+    """Return the number of micro-batches of an optimizer step, over all processes."""
+    if isinstance(settings, Sft):
+        return settings.batch_size // settings.per_device_train_batch_size
+    return settings.gradient_accumulation_steps
+
+
+def attempt_all(changes: list[Any], attempt: Callable[[list[Any]], bool]) -> None:
+    """Try pairs of changes, and then all of them together, until one is enough."""
+    pairs = [[first, second] for place, first in enumerate(changes) for second in changes[place + 1 :]]
+    if not [pair for pair in pairs if attempt(pair)]:
+        attempt(changes)
+
+
+def changes_that_save(settings: Optimization) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield changes of a section that save memory, as text and as values, from the mildest to the strongest."""
+    if not settings.gradient_checkpointing:
+        yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
+    if settings.per_device_train_batch_size > 1:
+        yield "per_device_train_batch_size: 1", {"per_device_train_batch_size": 1}
+    if getattr(settings, "sampling_dtype", "") is None and settings.dtype == "float32":
+        yield "sampling_dtype: bfloat16", {"sampling_dtype": "bfloat16"}
+    if getattr(settings, "optim", None) == "adamw_torch":
+        yield "optim: paged_adamw_8bit", {"optim": "paged_adamw_8bit"}
+    if settings.dtype == "float32":
+        yield "dtype: bfloat16", {"dtype": "bfloat16"}
+
+
+def shape_of(study: Study, name: str) -> ModelShape | None:
+    """Return the shape of a model: of its folder, of the cache of the hub, or of the table of known models."""
+    source = study.models[name]
+    if source.shape:
+        return read_shape(source.shape)
+    if source.path in HUB_SHAPES:
+        return read_shape(HUB_SHAPES[source.path])
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
+    return read_shape(json.loads(Path(cached).read_text())) if isinstance(cached, str) else None
+
+
+def default_card(study: Study) -> str:
+    """Return the card that is assumed if none is named."""
+    return "a100-80gb" if study.jobs.gpus else "cpu"
+
+
+def cards_of(study: Study, names: list[str]) -> dict[str, Card]:
+    """Return the card of each model.
+
+    Args:
+        study: the study.
+        names: cards, such as `h100` for all models or `MODEL=h100` for one of them; later ones take precedence.
+
+    Raises:
+        UserError: there is no such card or model.
+    """
+    chosen = dict.fromkeys(study.grid.model, default_card(study))
+    for name in names:
+        model, equals, card = name.rpartition("=")
+        if card not in CARDS:
+            raise UserError(f"--card {name} is not a card; choose one of {', '.join(CARDS)}")
+        if equals and model not in chosen:
+            raise UserError(f"--card {name} names no model of the study; choose one of {', '.join(chosen)}")
+        chosen |= {model: card} if equals else dict.fromkeys(chosen, card)
+    return {model: CARDS[card] for model, card in chosen.items()}
+
+
+def make_plan(
+    study: Study,
+    cards: Mapping[str, Card],
+    bench: list[Path] | None = None,
+    pilot: Pilot = DEFAULT_PILOT,
+) -> Plan:
+    """Return the plan of a study.
+
+    Args:
+        study: the study.
+        cards: the card of each model.
+        bench: files with measurements on the card.
+        pilot: the variances of a delta.
+    """
+    planner = Planner(study, cards, bench)
+    rows = planner.rows()
+    parameters = {name: shape.parameters for name, shape in planner.shapes.items() if shape}
+    jobs = Counter({(row.stage, row.model): row.jobs for row in rows})
+    disk = bytes_needed(study, parameters, jobs, cores=study.jobs.threads)
+    return Plan(
+        study.study,
+        rows,
+        disk,
+        resolution(study, planner.sizes, pilot),
+        list(warnings(planner, rows)),
+        list(assumptions(planner)),
+    )
+
+
+def warnings(planner: Planner, rows: list[Row]) -> Iterator[str]:
+    """Yield a sentence for each model whose shape is unknown, and for each row that does not fit its card."""
+    for name, shape in planner.shapes.items():
+        if shape is None:
+            path = planner.study.models[name].path
+            yield (
+                f"the shape of {name} is unknown, because {path} is neither here nor in the table of known models, or "
+                "has experts; its jobs are not part of the sums. Download the model and give its folder as `path`"
+            )
+    for row in rows:
+        if row.costs and not row.fits:
+            needed, usable = row.largest.peak.total / GIB, USABLE_MEMORY * row.card.memory / GIB
+            remedies = planner.fitting(row)
+            advice = f"What would fit: {'; '.join(remedies)}" if remedies else "No change of one key would fit"
+            yield (
+                f"{row.stage} {row.model} needs {needed:.0f} GiB and does not fit {row.card.name} ({usable:.0f} GiB "
+                f"usable). {advice}"
+            )
+
+
+def assumptions(planner: Planner) -> Iterator[str]:
+    """Yield what the plan assumes."""
+    study = planner.study
+    for card in {card.name: card for card in planner.cards.values()}.values():
+        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s {dtype}" for dtype, rate in card.flops.items())
+        size = f"{card.memory / GIB:.0f} GiB" if card.is_gpu else f"{study.jobs.threads} threads"
+        yield (
+            f"{card.name}: {size}, {rates}, {card.bandwidth / 1e9:,.0f} GB/s ({card.source}); reached are "
+            f"{card.update_efficiency:.0%} of the FLOP/s in updates, {card.decode_efficiency:.0%} of them in decode "
+            f"steps, and {card.bandwidth_efficiency:.0%} of the bandwidth; {1e6 * card.op_seconds:.3g} µs start an "
+            "operation"
+        )
+    if planner.factors:
+        measured = ", ".join(f"{phase} {factor:.2f}" for phase, factor in planner.factors.items())
+        yield f"measured time over planned time: {measured}; the times of these phases are multiplied by it"
+    texts = [*planner.datasets.values(), *planner.benchmarks.values()]
+    yield from (f"texts: {text}" for text in dict.fromkeys(text.assumption for text in texts) if text)
+    if study.evaluation.max_new_tokens > COMPLETION_TOKENS:
+        yield f"a completion of an evaluation has {COMPLETION_TOKENS} tokens on average"
+    yield "a job starts in 25 s; checkpoints and models are written and read at 1 GB/s"
+
+
+# ---- requests of jobs on a cluster ---------------------------------------------------------------
+
+
+def requested(planner: Planner, path: str, attempt: int) -> tuple[int, int] | None:
+    """Return the memory in MB and the walltime in minutes that a job requests, or None if its model is unknown.
+
+    Both are above the plan and grow with each attempt, because a plan is an estimate. The memory is that of the node;
+    that of a GPU is not requested from a scheduler.
+
+    Args:
+        planner: the planner of the study.
+        path: the path of the job below the results.
+        attempt: 1 for the first attempt.
+    """
+    cost = planner.cost(path)
+    if cost is None:
+        return None
+    if cost.gpus:  # the weights pass through the memory of the node
+        memory = cost.gpus * (PROCESS_ON_GPU + 1.5 * 4 * cost.parameters)
+    else:
+        memory = PROCESS_ON_CPU + MEMORY_FACTOR * cost.peak.total
+    growth = (1 + attempt) / 2
+    megabytes = max(LEAST_MB, memory / 1e6) * growth
+    minutes = max(LEAST_MINUTES, TIME_FACTOR * cost.wall_seconds / 60) * growth
+    return round(megabytes), round(minutes)

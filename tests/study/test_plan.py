@@ -1,0 +1,120 @@
+"""The plan of a study: rows, what fits, and what would make it fit."""
+
+import json
+
+import pytest
+
+from nested_reft.config.study_file import read_study
+from nested_reft.errors import UserError
+from nested_reft.study.cards import CARDS, GIB
+from nested_reft.study.jobs import job_paths
+from nested_reft.study.plan import USABLE_MEMORY, Planner, cards_of, make_plan, requested
+from nested_reft.study.plan_text import as_dict, hours_figure, render
+from tests.conftest import ROOT
+
+PAPER = read_study(ROOT / "config/paper.yaml")
+SMOKE = read_study(ROOT / "config/smoke.yaml")
+SEVEN_B = "Qwen2.5-Math-7B-Instruct"
+
+
+def test_the_paper_is_planned_without_a_network():
+    plan = make_plan(PAPER, cards_of(PAPER, ["h100"]))
+    assert [(row.stage, row.jobs) for row in plan.rows] == [
+        ("sft", 3),
+        ("sft", 3),
+        ("train", 30),
+        ("train", 30),
+        ("evaluate", 34),
+        ("evaluate", 34),
+    ]
+    by_name = {(row.stage, row.model): row for row in plan.rows}
+    assert not by_name["train", SEVEN_B].fits
+    assert by_name["train", "Qwen2.5-Math-1.5B-Instruct"].fits
+    assert any(warning.startswith(f"train {SEVEN_B} needs") for warning in plan.warnings)
+    text = render(plan, at_once=8)
+    assert "does not fit" in text and "Smallest delta" in text and "GPU hours" in text
+    assert json.loads(json.dumps(as_dict(plan, 8)))["gpu_hours"] == pytest.approx(
+        sum(row.gpu_hours for row in plan.rows)
+    )
+
+
+def test_what_is_said_to_fit_fits():
+    """Each remedy of one key, put into the study, removes the warning about this stage."""
+    changes = [
+        "grid.model=[Qwen2.5-Math-1.5B-Instruct]",
+        "training.gradient_checkpointing=false",
+        "training.per_device_train_batch_size=64",
+    ]
+    study = read_study(ROOT / "config/paper.yaml", changes)
+    cards = cards_of(study, ["l40s"])
+    planner = Planner(study, cards)
+    row = next(row for row in planner.rows() if row.stage == "train")
+    assert not row.fits
+    remedies = [text.partition(" (")[0] for text in planner.fitting(row)]
+    single = [remedy for remedy in remedies if remedy.startswith("training.") and " and " not in remedy]
+    assert single
+    for remedy in single:
+        changed = read_study(ROOT / "config/paper.yaml", [*changes, remedy.replace(": ", "=")])
+        fitted = next(row for row in Planner(changed, cards).rows() if row.stage == "train")
+        assert fitted.largest.peak.total <= USABLE_MEMORY * CARDS["l40s"].memory
+
+
+def test_a_smaller_batch_makes_an_evaluation_fit():
+    study = read_study(ROOT / "config/paper.yaml", ["evaluation.batch_size=512"])
+    plan = make_plan(study, cards_of(study, ["l40s"]))
+    assert any("evaluation.batch_size: " in warning for warning in plan.warnings)
+
+
+def test_an_unknown_model_is_left_out_of_the_sums():
+    study = read_study(ROOT / "config/smoke.yaml", ["models={other: {path: nobody/nothing}}", "grid.model=[other]"])
+    plan = make_plan(study, cards_of(study, []))
+    assert "nobody/nothing" in plan.warnings[0]
+    assert "unknown" in render(plan, 1)
+
+
+def test_a_card_of_one_model():
+    cards = cards_of(PAPER, ["a100-80gb", f"{SEVEN_B}=h200"])
+    assert [card.name for card in cards.values()] == ["a100-80gb", "h200"]
+    assert [card.name for card in cards_of(SMOKE, []).values()] == ["cpu"]
+    for wrong in ("h101", "Llama=h100"):
+        with pytest.raises(UserError, match="choose one of"):
+            cards_of(PAPER, [wrong])
+
+
+def test_measurements_correct_the_time_of_their_phases():
+    cards = cards_of(SMOKE, [])
+    path = next(path for path in job_paths(SMOKE) if path.startswith("train"))
+    plain = Planner(SMOKE, cards).cost(path)
+    planner = Planner(SMOKE, cards, [ROOT / "docs/reports/benchmarks/train-tiny-28.json"])
+    assert set(planner.factors) == {"generate", "update", "optimizer"}
+    for phase, factor in planner.factors.items():
+        assert planner.cost(path).seconds[phase] == pytest.approx(factor * plain.seconds[phase])
+    assert planner.cost(path).seconds["start"] == plain.seconds["start"]
+
+
+def test_a_file_without_measurements_is_refused(tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text('{"bench": "eval"}')
+    with pytest.raises(UserError, match="was not written by"):
+        Planner(SMOKE, cards_of(SMOKE, []), [other])
+    with pytest.raises(UserError, match="name one card"):
+        Planner(PAPER, cards_of(PAPER, [f"{SEVEN_B}=h100"]), [other])
+
+
+def test_requests_are_above_the_plan_and_grow():
+    planner = Planner(PAPER, cards_of(PAPER, ["h100"]))
+    path = next(path for path in job_paths(PAPER) if path.startswith("train") and SEVEN_B in path)
+    (memory, minutes), (more, longer) = (requested(planner, path, attempt) for attempt in (1, 2))
+    assert more > memory and longer > minutes
+    assert 60 * minutes > planner.cost(path).wall_seconds
+    assert memory * 1e6 > 4 * planner.cost(path).parameters  # the weights pass through the memory of the node
+    small = Planner(SMOKE, cards_of(SMOKE, []))
+    for path in job_paths(SMOKE):
+        memory, minutes = requested(small, path, 1)
+        assert 1e6 * memory > small.cost(path).peak.total + GIB
+
+
+def test_the_figure_has_a_bar_for_each_row():
+    plan = make_plan(PAPER, cards_of(PAPER, ["h100"]))
+    labels = [label.get_text() for label in hours_figure(plan).axes[0].get_yticklabels()]
+    assert len(labels) == len(plan.rows)
