@@ -19,7 +19,7 @@ def plan(
             help="The card that jobs run on, such as h100, or MODEL=h100 for the jobs of one model; may be repeated."
         ),
     ] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Jobs that run at the same time.")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, help="GPUs that work at the same time; on a CPU, jobs.")] = 1,
     bench: Annotated[
         list[Path] | None,
         typer.Option(

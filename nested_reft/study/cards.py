@@ -17,6 +17,7 @@ class Card(NamedTuple):
         memory: the memory in bytes; 0 for a CPU, whose memory is not limited by the card.
         flops: dtype -> operations per second of a matrix product, for each thread of a CPU.
         bandwidth: bytes per second.
+        link: bytes per second between two cards of a node, in each direction.
         op_seconds: the time to start one operation of PyTorch.
         update_efficiency: the share of `flops` that a forward and backward pass over whole sequences reaches.
         decode_efficiency: the share of `flops` that a decode step reaches, in which matrices have few rows.
@@ -28,6 +29,7 @@ class Card(NamedTuple):
     memory: int
     flops: dict[str, float]
     bandwidth: float
+    link: float
     op_seconds: float
     update_efficiency: float
     decode_efficiency: float
@@ -54,6 +56,10 @@ class Card(NamedTuple):
         starts = ops * self.op_seconds
         return max(device, starts) if self.is_gpu else device + starts
 
+    def exchange_seconds(self, size: float, processes: int) -> float:
+        """Return the time in which `size` bytes reach all of several processes, each of which holds a part."""
+        return size * (processes - 1) / processes / (self.link * self.bandwidth_efficiency)
+
     def on_threads(self, threads: int) -> "Card":
         """Return the card with the rate of several threads of a CPU; a GPU is returned unchanged."""
         if self.is_gpu:
@@ -61,29 +67,31 @@ class Card(NamedTuple):
         return self._replace(flops={dtype: rate * threads for dtype, rate in self.flops.items()})
 
 
-def gpu(name: str, gigabytes: int, bfloat16: float, float32: float, bandwidth: float) -> Card:
-    """Return a GPU from its datasheet: memory in GB, dense TFLOP/s, bandwidth in GB/s.
+def gpu(name: str, gigabytes: int, bfloat16: float, float32: float, bandwidth: float, link: float) -> Card:
+    """Return a GPU from its datasheet: memory in GB, dense TFLOP/s, bandwidths in GB/s (link: NVLink or PCIe).
 
     The float32 rate is that without TF32, which PyTorch does not use by default. The efficiencies are
     assumptions: no GPU was at hand when they were chosen.
     """
     rates = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
-    return Card(name, int(gigabytes * 0.985 * GIB), rates, bandwidth * 1e9, 10e-6, 0.55, 0.5, 0.6, "datasheet")
+    return Card(
+        name, int(gigabytes * 0.985 * GIB), rates, bandwidth * 1e9, link * 1e9, 10e-6, 0.55, 0.5, 0.6, "datasheet"
+    )
 
 
 CARDS = {
     card.name: card
     for card in (
-        gpu("a100-40gb", 40, 312, 19.5, 1555),
-        gpu("a100-80gb", 80, 312, 19.5, 2039),
-        gpu("h100", 80, 989, 67, 3350),
-        gpu("h200", 141, 989, 67, 4800)._replace(memory=int(139.8 * GIB)),
-        gpu("l40s", 48, 362, 91.6, 864),
-        gpu("a10", 24, 125, 31.2, 600),
-        gpu("l4", 24, 121, 30.3, 300),
-        gpu("rtx-4090", 24, 165, 82.6, 1008),
+        gpu("a100-40gb", 40, 312, 19.5, 1555, 300),
+        gpu("a100-80gb", 80, 312, 19.5, 2039, 300),
+        gpu("h100", 80, 989, 67, 3350, 450),
+        gpu("h200", 141, 989, 67, 4800, 450)._replace(memory=int(139.8 * GIB)),
+        gpu("l40s", 48, 362, 91.6, 864, 32),
+        gpu("a10", 24, 125, 31.2, 600, 32),
+        gpu("l4", 24, 121, 30.3, 300, 32),
+        gpu("rtx-4090", 24, 165, 82.6, 1008, 32),
         # The rates are those of one core of an AMD EPYC with AVX-512 (matrix product of 1024 x 1024, copy of 256 MB).
         # The efficiencies and the time of an operation were fitted to the cases of `bench plan` that are marked so.
-        Card("cpu", 0, {"float32": 91e9, "bfloat16": 45e9}, 27e9, 7e-6, 1.0, 0.7, 0.6, "measured"),
+        Card("cpu", 0, {"float32": 91e9, "bfloat16": 45e9}, 27e9, 5e9, 7e-6, 1.0, 0.7, 0.6, "measured"),
     )
 }

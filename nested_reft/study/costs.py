@@ -253,7 +253,6 @@ def decode_seconds(
     dtype: str,
     sampler: str,
     num_skipped: int = 0,
-    shards: int = 1,
 ) -> float:
     """Return the time in which one token of each of `rows` sequences is sampled.
 
@@ -265,7 +264,6 @@ def decode_seconds(
         dtype: the type of the weights and of the KV cache.
         sampler: the name of the sampler.
         num_skipped: k, the layers that are skipped.
-        shards: the number of processes that the weights are sharded over.
     """
     layers, size = shape.num_layers - num_skipped, BYTES[dtype]
     flops = rows * (layers * shape.layer_flops(attended) + shape.lm_head_flops)
@@ -314,6 +312,36 @@ def update_seconds(
     return card.seconds(flops, traffic, ops, compute), flops
 
 
+def exchange_seconds(
+    shape: ModelShape, settings: Optimization, micro_batches: float, card: Card, layout: Layout
+) -> float:
+    """Return the time in which processes exchange gradients, and with FSDP also weights, during a job.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `sft` or `training`.
+        micro_batches: the micro-batches of one process in the whole job.
+        card: the card.
+        layout: the processes.
+    """
+    if layout.processes == 1:
+        return 0.0
+    weights = shape.parameters * BYTES[settings.dtype]
+    gradients = trained_parameters(shape, settings) * BYTES[settings.dtype]
+    if layout.sharded:  # weights are gathered for each forward and backward pass, and gradients are reduced
+        return micro_batches * card.exchange_seconds(2 * weights + gradients, layout.processes)
+    steps = micro_batches * layout.processes / accumulation(settings)
+    return steps * card.exchange_seconds(2 * gradients, layout.processes)
+
+
+def accumulation(settings: Optimization) -> int:
+    """Return the number of micro-batches of an optimizer step, over all processes."""
+    if isinstance(settings, Training):
+        return settings.gradient_accumulation_steps
+    assert isinstance(settings, Sft)
+    return settings.batch_size // settings.per_device_train_batch_size
+
+
 def optimizer_seconds(shape: ModelShape, settings: Optimization, trained: int, card: Card, shards: int) -> float:
     """Return the time of one optimizer step."""
     traffic = OPTIMIZER_ACCESSES * trained / shards * BYTES[settings.dtype]
@@ -357,11 +385,13 @@ def sft_cost(
     steps = math.ceil(settings.num_train_epochs * math.ceil(rows / settings.batch_size))
     length, longest = (min(settings.max_length, tokens) for tokens in (text.typical, text.longest))
     sequences = steps * settings.batch_size / layout.processes
+    micro_batches = sequences / settings.per_device_train_batch_size
     update, flops = update_seconds(shape, settings, sequences, length, solution, card)
     seconds = {
         "start": start_seconds(shape, settings.dtype),
         "update": update,
         "optimizer": steps * optimizer_seconds(shape, settings, trained, card, layout.shards),
+        "exchange": exchange_seconds(shape, settings, micro_batches, card, layout),
         "other": steps * STEP_SECONDS,
         "checkpoints": checkpoint_seconds(shape, settings, trained, steps),
     }
@@ -398,10 +428,13 @@ def train_cost(
     length = prompt.typical + new_tokens
     attended = prompt.mean + new_tokens / 2
     update, flops = update_seconds(shape, settings, sequences, length, new_tokens, card)
-    decode = decode_seconds(shape, card, rows, attended, dtype, settings.sampler, num_skipped, layout.shards)
+    decode = decode_seconds(shape, card, rows, attended, dtype, settings.sampler, num_skipped)
     prefilled = rows / (1 if settings.sampler == "generate" else settings.num_generations)
     sampling_flops = shape.forward_flops(prefilled * prompt.mean, prompt.mean, 0)
     prefill = card.seconds(sampling_flops, 0.0, shape.num_layers * FORWARD_OPS, dtype)
+    exchange = exchange_seconds(shape, settings, sequences / settings.per_device_train_batch_size, card, layout)
+    if layout.sharded:  # the weights are gathered for each sampling
+        exchange += samplings * card.exchange_seconds(shape.parameters * BYTES[settings.dtype], layout.processes)
     layers = shape.num_layers - num_skipped
     sampling_flops += rows * new_tokens * (layers * shape.layer_flops(attended) + shape.lm_head_flops)
     scoring = rows * GRADE_SECONDS
@@ -414,6 +447,7 @@ def train_cost(
         "score": samplings * scoring,
         "update": update,
         "optimizer": settings.max_steps * optimizer_seconds(shape, settings, trained, card, layout.shards),
+        "exchange": exchange,
         "other": settings.max_steps * STEP_SECONDS,
         "checkpoints": checkpoint_seconds(shape, settings, trained, settings.max_steps),
     }

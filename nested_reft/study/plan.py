@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nested_reft.config.sections import Optimization, Sft, Training
+from nested_reft.config.sections import Optimization
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.model.shape import HUB_SHAPES, ModelShape, read_shape
 from nested_reft.nesting import num_skipped
 from nested_reft.study.cards import CARDS, GIB, Card
-from nested_reft.study.costs import ONE_PROCESS, Cost, Layout, evaluate_cost, sft_cost, train_cost
+from nested_reft.study.costs import ONE_PROCESS, Cost, Layout, accumulation, evaluate_cost, sft_cost, train_cost
 from nested_reft.study.disk import bytes_needed
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 from nested_reft.study.lengths import Texts, joined, lengths, texts_of
@@ -68,6 +68,11 @@ class Row(NamedTuple):
     def job_seconds(self) -> float:
         """The time of all jobs, one after the other."""
         return sum(cost.wall_seconds for cost in self.costs)
+
+    @property
+    def device_seconds(self) -> float:
+        """The time of all jobs, each multiplied by its GPUs; on a CPU, the time of all jobs."""
+        return sum(cost.wall_seconds * max(1, cost.gpus) for cost in self.costs)
 
     @property
     def gpu_hours(self) -> float:
@@ -254,18 +259,11 @@ class Planner:
             attempt_all(changes, attempt)
         for number in MORE_GPUS:
             spread = Layout(number, sharded=True)
-            if micro_batches(settings) % number == 0 and number > now.processes:
+            if accumulation(settings) % number == 0 and number > now.processes:
                 name = f"jobs.gpus: {number} with jobs.distributed: fsdp"
                 if attempt([], spread, name) or attempt(changes[:1], spread, name):
                     break
         return found
-
-
-def micro_batches(settings: Sft | Training) -> int:
-    """Return the number of micro-batches of an optimizer step, over all processes."""
-    if isinstance(settings, Sft):
-        return settings.batch_size // settings.per_device_train_batch_size
-    return settings.gradient_accumulation_steps
 
 
 def attempt_all(changes: list[Any], attempt: Callable[[list[Any]], bool]) -> None:

@@ -24,7 +24,7 @@ PARTS = {
     "kv_cache": "KV cache",
     "fixed": "fixed",
 }
-PHASES = ("start", "generate", "score", "update", "optimizer", "other", "checkpoints")
+PHASES = ("start", "generate", "score", "update", "exchange", "optimizer", "other", "checkpoints")
 
 
 def amount(number: float) -> str:
@@ -87,7 +87,7 @@ def jobs_table(plan: Plan) -> list[str]:
             amount(sum(cost.flops for cost in known)),
             amount(sum(cost.tokens for cost in known)),
             "",
-            duration(sum(row.job_seconds for row in plan.rows)),
+            "",
             f"{sum(row.gpu_hours for row in plan.rows):.1f}",
         )
     )
@@ -123,11 +123,12 @@ def render(plan: Plan, at_once: int) -> str:
 
     Args:
         plan: the plan.
-        at_once: the jobs that run at the same time.
+        at_once: the GPUs that work at the same time; on a CPU, the jobs.
     """
     lines = [f"Plan of the study {plan.study!r}", "", *jobs_table(plan), ""]
     elapsed = elapsed_seconds(plan, at_once)
-    lines += [f"With {at_once} job{'s' * (at_once > 1)} at once the study takes {duration(elapsed)}."]
+    unit = "GPU" if any(row.card.is_gpu for row in plan.rows) else "job"
+    lines += [f"With {at_once} {unit}{'s' * (at_once > 1)} at once the study takes {duration(elapsed)}."]
     lines += [f"Disk: {gigabytes(plan.disk)} for models and checkpoints.", ""]
     lines += ["Memory of one process at its peak, in GiB", *memory_table(plan), ""]
     lines += resolution_lines(plan)
@@ -140,8 +141,8 @@ def render(plan: Plan, at_once: int) -> str:
 
 
 def elapsed_seconds(plan: Plan, at_once: int) -> float:
-    """Return the time of a study: all jobs over those at once, and at least the longest chain of stages."""
-    work = sum(row.job_seconds for row in plan.rows)
+    """Return the time of a study: the work over the devices, and at least the longest chain of stages."""
+    work = sum(row.device_seconds for row in plan.rows)
     longest: Counter[str] = Counter()
     for row in plan.rows:
         if row.costs:
@@ -175,7 +176,7 @@ def as_dict(plan: Plan, at_once: int) -> dict[str, Any]:
         "rows": rows,
         "gpu_hours": sum(row.gpu_hours for row in plan.rows),
         "seconds": elapsed_seconds(plan, at_once),
-        "jobs_at_once": at_once,
+        "at_once": at_once,
         "disk_bytes": plan.disk,
         "smallest_delta": plan.resolution._asdict(),
         "warnings": plan.warnings,
@@ -199,14 +200,14 @@ def phase_seconds(row: Row) -> dict[str, float]:
 
 def hours_figure(plan: Plan) -> "Figure":
     """Draw where the hours go: a bar for each row of the plan, divided by phase."""
-    from nested_reft.report.style import PALETTE, STYLE, WIDTH, plt
+    from nested_reft.report.style import BASELINE, PALETTE, STYLE, WIDTH, plt
 
     rows = [row for row in plan.rows if row.costs][::-1]
     on_gpu = any(row.card.is_gpu for row in rows)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
         left = [0.0] * len(rows)
-        for color, phase in zip(PALETTE, PHASES, strict=True):
+        for color, phase in zip([*PALETTE, BASELINE], PHASES, strict=True):
             hours = [
                 phase_seconds(row).get(phase, 0.0) / 3600 * (max(1, row.largest.gpus) if on_gpu else 1) for row in rows
             ]
