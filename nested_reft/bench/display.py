@@ -48,6 +48,17 @@ def compared(summary: Mapping[str, Any]) -> str:
     )
 
 
+def scale_table(results: Mapping[str, Any]) -> str:
+    """Return the results of `bench scale` as text: a row per command, and three columns per number of runs."""
+    rows: dict[str, dict[str, str]] = {}
+    for measured in results["measured"]:
+        row = rows.setdefault(measured["command"], {"command": measured["command"]})
+        row[f"{measured['runs']:,} runs, s"] = f"{measured['seconds']:.1f}"
+        row[f"{measured['runs']:,} runs, CPU s"] = f"{measured['cpu_seconds']:.1f}"
+        row[f"{measured['runs']:,} runs, GiB"] = f"{measured['peak_gib']:.2f}"
+    return markdown(list(rows.values()))
+
+
 def rollout_table(results: Mapping[str, Any]) -> str:
     """Return the results of `bench rollout` as text."""
     tokens = {name: row["median"] for name, row in results["generate"]["tokens_per_second"].items()}

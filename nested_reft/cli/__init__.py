@@ -57,6 +57,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "train", bench.bench_train, INSPECTION),
     ("bench", "eval", bench.bench_eval, INSPECTION),
     ("bench", "grade", bench.bench_grade, INSPECTION),
+    ("bench", "scale", bench.bench_scale, INSPECTION),
     ("bench", "figure", bench.bench_figure, INSPECTION),
     ("", "tracking-store", store.tracking_store, MAINTENANCE),
     ("", "ui", store.ui, MAINTENANCE),

@@ -152,6 +152,27 @@ def bench_grade(
         )
 
 
+def bench_scale(
+    study: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="YAML file of a study that is finished in this folder.")
+    ],
+    runs: Annotated[str, typer.Option(help="Numbers of trainings, multiples of 60.")] = "60,600,6000",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps per training.")] = 50,
+    problems: Annotated[int, typer.Option(min=1, help="Problems per benchmark.")] = 100,
+    store: Annotated[bool, typer.Option("--store", help="Fill an MLflow store with all runs, too.")] = False,
+    json_path: Json = None,
+) -> None:
+    """Measure what grows with the number of runs: plan, status, report and MLflow, on synthetic studies."""
+    from nested_reft.bench import display, scale
+    from nested_reft.config.study_file import read_study
+
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in runs.split(",")]
+    if any(number < 1 or number % scale.RUNS_PER_SEED for number in numbers):
+        raise UserError(f"--runs is {runs!r}; give multiples of {scale.RUNS_PER_SEED}, such as 60,600")
+    results = scale.measure_scale(read_study(study), Path.cwd(), numbers, steps, problems, store)
+    print_and_save(results, display.scale_table(results), json_path)
+
+
 def bench_figure(
     files: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="Files written by `bench rollout`.")
