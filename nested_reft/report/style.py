@@ -9,6 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")  # no display on a cluster
 import matplotlib.pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442"]  # Okabe and Ito's
@@ -59,7 +61,8 @@ def as_svg(figure: Figure, note: str = "") -> str:
             add_note(figure, note)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # other files of the figure get the same layout
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        # `figure.savefig` would draw the figure twice, because of the layout engine.
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     plt.close(figure)
     return text.getvalue()
 
@@ -68,4 +71,4 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write the figure as SVG and PNG, with a note above its panels."""
     path.with_suffix(".svg").write_text(as_svg(figure, note))
     with plt.rc_context(STYLE):
-        figure.savefig(path.with_suffix(".png"))
+        FigureCanvasAgg(figure).print_png(path.with_suffix(".png"))
