@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from nested_reft.config.layout import PAGE
 from nested_reft.config.study import Study
 from nested_reft.report import captions, page, style
+from nested_reft.report.collect import collect
 from nested_reft.report.contents import contents
 from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
 from nested_reft.report.paper import config_table, paper_table2
-from nested_reft.report.sources import Sources, collect, read_sources, write_sources
+from nested_reft.report.sources import Sources, read_sources, write_sources
 from nested_reft.report.tables import (
     answers_table,
     efficiency_table,

@@ -153,11 +153,9 @@ def mcnemar_table(sources: Sources) -> pd.DataFrame:
     baselines = scores[scores["skip_ratio"] == 0][[*keys, "num_correct"]]
     paired = scores[scores["skip_ratio"] > 0].merge(baselines, on=keys, suffixes=("", "_baseline"))
     paired = pd.concat([paired, paired.assign(benchmark="all problems")])
-    rows = []
-    for key, pairs in paired.groupby([*RUN, "benchmark"], sort=False):
-        only_instance = int((pairs["num_correct"] > pairs["num_correct_baseline"]).sum())
-        only_baseline = int((pairs["num_correct"] < pairs["num_correct_baseline"]).sum())
-        row: dict[str, Any] = dict(zip([*RUN, "benchmark"], key, strict=True))
-        row |= {"n": len(pairs), "only_instance": only_instance, "only_baseline": only_baseline}
-        rows.append(row | {"p": mcnemar_test(only_instance, only_baseline)})
-    return pd.DataFrame(rows, columns=[*RUN, "benchmark", "n", "only_instance", "only_baseline", "p"])
+    right, right_before = paired["num_correct"], paired["num_correct_baseline"]
+    paired = paired.assign(only_instance=right > right_before, only_baseline=right < right_before)
+    counts = {"n": ("num_correct", "size"), **{name: (name, "sum") for name in ("only_instance", "only_baseline")}}
+    table = paired.groupby([*RUN, "benchmark"], sort=False).agg(**counts).reset_index()
+    table["p"] = list(map(mcnemar_test, table["only_instance"], table["only_baseline"]))
+    return table

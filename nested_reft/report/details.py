@@ -7,9 +7,9 @@
 Reports of earlier versions lack these files. Figures that need them are then left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from nested_reft.config.layout import PRETRAINED, products
 from nested_reft.config.study import Study
 from nested_reft.mitigation import WEIGHT_BINS
 from nested_reft.records.files import read_rows
+from nested_reft.report.statistics import Floats
 
 SFT_STEPS = ["model", "dataset", "seed", "step", "loss"]
 NUM_ANSWERS = 20  # in one report, spread over its cells
@@ -41,18 +42,12 @@ def sft_steps(study: Study, results: Path) -> Iterator[pd.DataFrame]:
             yield losses.assign(**{axis: product[axis] for axis in ("model", "dataset", "seed")})[SFT_STEPS]
 
 
-def token_weights(study: Study, results: Path) -> Iterator[pd.DataFrame]:
+def token_weights(runs: Iterable[tuple[Mapping[str, Any], Floats | None]]) -> Iterator[pd.DataFrame]:
     """Yield the number of tokens in each bin of weights of every run, summed over its steps."""
-    for path, product in products(study):
-        file = results / path / "metrics.jsonl"
-        if product["product"] != "train" or not file.exists():
-            continue
-        counts = [
-            row["sampling/token_weight_counts"] for row in read_rows(file) if "sampling/token_weight_counts" in row
-        ]
-        if counts:
+    for product, counts in runs:
+        if counts is not None:
             axes = {axis: value for axis, value in product.items() if axis != "product"}
-            yield pd.DataFrame({**axes, "weight": WEIGHT_BINS, "tokens": np.sum(counts, axis=0)})
+            yield pd.DataFrame({**axes, "weight": WEIGHT_BINS, "tokens": counts})
 
 
 def shortened(completion: str) -> str:
@@ -107,12 +102,18 @@ def table(frames: Iterator[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(columns=columns), *frames], ignore_index=True)[columns]
 
 
-def collect_details(study: Study, results: Path) -> Details:
-    """Read the losses, weights and answers of a study from the files that the stages wrote."""
+def collect_details(study: Study, results: Path, runs: Iterable[tuple[Mapping[str, Any], Floats | None]]) -> Details:
+    """Read the losses and answers of a study from the files that the stages wrote.
+
+    Args:
+        study: the configuration.
+        results: the folder that the stages wrote into.
+        runs: the axes of each training run, and the sampled tokens per bin of weights, summed over its steps.
+    """
     axes = ["model", "dataset", *(axis for axis in study.grid.model_dump() if axis not in ("model", "dataset"))]
     return Details(
         table(sft_steps(study, results), SFT_STEPS),
-        table(token_weights(study, results), [*axes, "weight", "tokens"]),
+        table(token_weights(runs), [*axes, "weight", "tokens"]),
         table(sampled_answers(study, results), ANSWERS),
     )
 

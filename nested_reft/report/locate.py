@@ -5,7 +5,8 @@ from pathlib import Path
 from nested_reft.config.layout import LOGS, REPORTS, RESULTS
 from nested_reft.config.study_file import read_mapping, read_study
 from nested_reft.errors import UserError
-from nested_reft.report.sources import Sources, collect, read_sources
+from nested_reft.report.collect import collect
+from nested_reft.report.sources import Sources, read_sources
 
 
 def newest_study() -> Path:

@@ -10,7 +10,8 @@ from nested_reft.config import layout
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report import build
 from nested_reft.report.captions import layer_dropout_note, literal, render, report_facts
-from nested_reft.report.sources import Sources, collect, read_sources
+from nested_reft.report.collect import collect
+from nested_reft.report.sources import Sources, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
 

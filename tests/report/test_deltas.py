@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from nested_reft.config import layout
+from nested_reft.report.collect import collect
 from nested_reft.report.deltas import covers, delta_table, mcnemar_table, overall
-from nested_reft.report.sources import collect, read_sources
+from nested_reft.report.sources import read_sources
 from nested_reft.report.statistics import Delta, accuracy_deltas, holm, mcnemar_test
 from tests import synthetic
 

@@ -31,7 +31,7 @@ def test_the_losses_of_every_sft_model_are_collected(made_up):
 
 def test_a_report_without_these_files_has_empty_tables(tmp_path):
     assert all(table.empty for table in read_details(tmp_path))
-    nothing = collect_details(synthetic.study(models=1), tmp_path)
+    nothing = collect_details(synthetic.study(models=1), tmp_path, [])
     assert all(table.empty and isinstance(table, pd.DataFrame) for table in nothing)
 
 

@@ -13,13 +13,14 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
 from nested_reft.report import style
 from nested_reft.report.build import make_tables
+from nested_reft.report.collect import collect
 from nested_reft.report.contents import contents
 from nested_reft.report.figures import FIGURES, figures_of_study
 from nested_reft.report.figures.off_policy import off_policy
 from nested_reft.report.figures.speed import pareto_front
 from nested_reft.report.figures.training import reward_curves
 from nested_reft.report.layer_harm import layer_harm
-from nested_reft.report.sources import Sources, collect, read_sources
+from nested_reft.report.sources import Sources, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
 

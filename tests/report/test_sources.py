@@ -12,7 +12,8 @@ from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
 from nested_reft.records.lock import lock_product
 from nested_reft.report import build
-from nested_reft.report.sources import collect, instance_label, missing_reason, read_sources
+from nested_reft.report.collect import collect, missing_reason
+from nested_reft.report.sources import instance_label, read_sources
 from tests import synthetic
 from tests.conftest import run
 

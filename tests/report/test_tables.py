@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from nested_reft.config.sections import Sft
-from nested_reft.report.sources import collect, read_sources
+from nested_reft.report.collect import collect
+from nested_reft.report.sources import read_sources
 from nested_reft.report.tables import round_toward_zero, stages_table, strategy_counts, table1, table2
 from tests import synthetic
 from tests.conftest import ROOT

@@ -196,8 +196,11 @@ def seed_range(runs: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
 
 
 def spread_of(seeds: pd.DataFrame) -> list[pd.Series]:
-    """Return how far the lowest and the highest seed are from the mean, as error bars."""
-    return [seeds["mean"] - seeds["min"], seeds["max"] - seeds["mean"]]
+    """Return how far the lowest and the highest seed are from the mean, as error bars.
+
+    The mean of equal values can differ from them by rounding, and matplotlib refuses an error bar below zero.
+    """
+    return [(seeds["mean"] - seeds["min"]).clip(lower=0), (seeds["max"] - seeds["mean"]).clip(lower=0)]
 
 
 def largest_ratio(steps: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
