@@ -72,7 +72,7 @@ def cell_deltas(
         return {metric: [Delta()] * len(instances) for metric in ("accuracy", *SPEEDS)}
     with_baseline = [BASELINE, *instances]
     scores, benchmarks = cell_scores(problem_scores, with_baseline, seeds)
-    deltas = {"accuracy": accuracy_deltas(scores, benchmarks, confidence)}
+    deltas = {"accuracy": list(accuracy_deltas(scores, benchmarks, confidence))}
     keys = pd.MultiIndex.from_tuples([(*instance.values(), seed) for instance in with_baseline for seed in seeds])
     for metric in SPEEDS:
         values = runs.set_index([*INSTANCE, "seed"])[metric].reindex(keys).to_numpy(float)

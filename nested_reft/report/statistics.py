@@ -6,6 +6,7 @@ unweighted mean over benchmarks, whatever their sizes. `docs/concepts/statistics
 method and reports the coverage of its intervals.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -274,8 +275,8 @@ def metric_deltas(values: Floats, confidence: float) -> list[Delta]:
 
 def accuracy_deltas(
     scores: Floats, benchmarks: npt.NDArray[np.str_], confidence: float, resamples: int = RESAMPLES
-) -> list[Delta]:
-    """Return the delta of each instance's macro-average accuracy, paired per problem and seed.
+) -> Iterator[Delta]:
+    """Yield the delta of each instance's macro-average accuracy, paired per problem and seed.
 
     One seed: the percentile interval of a bootstrap over problems within benchmarks, and the p of `sign_flip_test`.
     Both cover the choice of problems for these two trained models, and not the randomness of training.
@@ -292,12 +293,11 @@ def accuracy_deltas(
     averages = macro_average(scores, benchmarks)  # (1 + instances, seeds)
     spread = seed_variance(averages)
     freedom = len(benchmarks) - len(np.unique(benchmarks))
-    deltas = []
     for row, average in zip(scores[1:], averages[1:], strict=True):
         paired = ~np.isnan(average) & ~np.isnan(averages[0])
         seeds = int(paired.sum())
         if not seeds:
-            deltas.append(Delta())
+            yield Delta()
             continue
         baseline, instance = float(averages[0, paired].mean()), float(average[paired].mean())
         differences = row[paired] - scores[0, paired]  # (seeds, n)
@@ -306,7 +306,7 @@ def accuracy_deltas(
             # per problem, the first-order change of the relative delta
             linear = (row[paired] - instance / scale * scores[0, paired]) / scale
             variances = problem_variance(differences, benchmarks), problem_variance(linear, benchmarks)
-            deltas.append(over_seeds(baseline, instance, seeds, spread, variances, freedom, confidence))
+            yield over_seeds(baseline, instance, seeds, spread, variances, freedom, confidence)
             continue
         both = np.stack([row[paired][0], scores[0, paired][0]], axis=1)  # (n, 2)
         drawn = bootstrap_macro_averages(both, benchmarks, resamples)
@@ -315,14 +315,11 @@ def accuracy_deltas(
         with np.errstate(divide="ignore", invalid="ignore"):
             relative_low, relative_high = np.quantile(drawn[:, 0] / drawn[:, 1] - 1, tails)
             relative = float(np.divide(instance - baseline, baseline))
-        deltas.append(
-            Delta(
-                seeds, baseline, instance, instance - baseline, float(low), float(high),
-                relative, float(relative_low), float(relative_high),
-                float((drawn[:, 0] - drawn[:, 1]).std()), sign_flip_test(differences[0], benchmarks, resamples),
-            )
+        yield Delta(
+            seeds, baseline, instance, instance - baseline, float(low), float(high),
+            relative, float(relative_low), float(relative_high),
+            float((drawn[:, 0] - drawn[:, 1]).std()), sign_flip_test(differences[0], benchmarks, resamples),
         )  # fmt: skip
-    return deltas
 
 
 def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:

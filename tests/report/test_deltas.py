@@ -31,7 +31,7 @@ def test_deltas_of_a_study_are_those_of_its_files(made_up):
             records[axes["skip_ratio"], axes["mitigation"], axes["seed"]] = frame["correct"].to_numpy(float)
     instances = list(dict.fromkeys((ratio, name) for ratio, name, _ in records))
     scores = np.stack([np.stack([records[*instance, seed] for seed in (0, 1)]) for instance in instances])
-    expected = accuracy_deltas(scores, frame["benchmark"].to_numpy(str), 0.95)
+    expected = list(accuracy_deltas(scores, frame["benchmark"].to_numpy(str), 0.95))
     table = pd.read_csv(made_up / "report/deltas.csv")
     table = table[(table["dataset"] == "algebra") & (table["metric"] == "accuracy")]
     assert list(zip(table["skip_ratio"], table["mitigation"], strict=True)) == instances[1:]

@@ -76,7 +76,7 @@ def coverage_of_deltas(simulation: Simulation, repeats: int = REPEATS) -> tuple[
     absolute, relative = instance - baseline, instance / baseline - 1
     held = np.zeros(2)
     for _ in range(repeats):
-        delta = accuracy_deltas(simulation.draw(rng), simulation.benchmarks, LEVEL, resamples=600)[0]
+        delta = next(accuracy_deltas(simulation.draw(rng), simulation.benchmarks, LEVEL, resamples=600))
         held += [
             delta.ci_low <= absolute <= delta.ci_high,
             delta.relative_ci_low <= relative <= delta.relative_ci_high,
@@ -188,12 +188,12 @@ def test_a_null_study_resolves_nothing(seeds, seed_sd, repeats):
     )
     alarms = 0
     for _ in range(repeats):
-        deltas = accuracy_deltas(simulation.draw(rng), simulation.benchmarks, LEVEL, resamples=500)
+        deltas = list(accuracy_deltas(simulation.draw(rng), simulation.benchmarks, LEVEL, resamples=500))
         alarms += holm([delta.p for delta in deltas]).min() < 1 - LEVEL
     assert alarms / repeats <= 0.05
     # and it can: one instance that is far off is found
     simulation.delta = -1.5
-    deltas = accuracy_deltas(simulation.draw(rng), simulation.benchmarks, LEVEL, resamples=500)
+    deltas = list(accuracy_deltas(simulation.draw(rng), simulation.benchmarks, LEVEL, resamples=500))
     assert holm([delta.p for delta in deltas]).max() < 0.05
 
 
@@ -339,7 +339,7 @@ def test_missing_runs_leave_the_rest():
     scores = simulation.draw(np.random.default_rng(0))
     scores[2] = np.nan
     scores[3, 0] = np.nan
-    deltas = accuracy_deltas(scores, simulation.benchmarks, LEVEL)
+    deltas = list(accuracy_deltas(scores, simulation.benchmarks, LEVEL))
     assert [delta.seeds for delta in deltas] == [3, 0, 2]
     assert np.isnan(deltas[1].absolute) and not np.isnan(deltas[2].p)
 
