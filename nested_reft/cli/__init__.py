@@ -58,6 +58,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "eval", bench.bench_eval, INSPECTION),
     ("bench", "grade", bench.bench_grade, INSPECTION),
     ("bench", "scale", bench.bench_scale, INSPECTION),
+    ("bench", "plan", bench.bench_plan, INSPECTION),
     ("bench", "figure", bench.bench_figure, INSPECTION),
     ("", "tracking-store", store.tracking_store, MAINTENANCE),
     ("", "ui", store.ui, MAINTENANCE),

@@ -173,6 +173,14 @@ def bench_scale(
     print_and_save(results, display.scale_table(results), json_path)
 
 
+def bench_plan(json_path: Json = None) -> None:
+    """Compare the plan with small jobs on this machine: peak memory, and the time of a step."""
+    from nested_reft.bench import plan
+
+    results = plan.measure_plan()
+    print_and_save(results, plan.plan_table(results), json_path)
+
+
 def bench_figure(
     files: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="Files written by `bench rollout`.")

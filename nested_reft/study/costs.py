@@ -171,7 +171,9 @@ def layer_activation_bytes(shape: ModelShape, settings: Optimization) -> float:
     attention = size * (5 * query)
     mlp = size * 4 * inner
     lora = lora_of(settings)
-    adapters = size * 2 * lora.r * len(shape.adapted(lora.target_modules)) if lora else 0
+    adapters = 0
+    if lora:  # the frozen norms do not keep their normalized inputs
+        adapters = size * 2 * lora.r * len(shape.adapted(lora.target_modules)) - 2 * width * 4
     return norms + attention + mlp + adapters
 
 
@@ -352,7 +354,7 @@ def optimizer_seconds(shape: ModelShape, settings: Optimization, trained: int, c
 def checkpoint_seconds(shape: ModelShape, settings: Optimization, trained: int, steps: int) -> float:
     """Return the time in which all checkpoints, and the model at the end, are written."""
     size = BYTES[settings.dtype]
-    one = (shape.parameters + 2 * trained) * size
+    one = 3 * trained * size  # the trained weights and both moments of Adam
     return (math.ceil(steps / settings.save_steps) * one + shape.parameters * size) / DISK_BANDWIDTH
 
 

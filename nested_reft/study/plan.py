@@ -13,7 +13,15 @@ from nested_reft.errors import UserError
 from nested_reft.model.shape import HUB_SHAPES, ModelShape, read_shape
 from nested_reft.nesting import num_skipped
 from nested_reft.study.cards import CARDS, GIB, Card
-from nested_reft.study.costs import ONE_PROCESS, Cost, Layout, accumulation, evaluate_cost, sft_cost, train_cost
+from nested_reft.study.costs import (
+    ONE_PROCESS,
+    Cost,
+    Layout,
+    accumulation,
+    evaluate_cost,
+    sft_cost,
+    train_cost,
+)
 from nested_reft.study.disk import bytes_needed
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 from nested_reft.study.lengths import Texts, joined, lengths, texts_of
@@ -94,6 +102,7 @@ class Plan(NamedTuple):
         disk: the disk space in bytes, without models whose shape is unknown.
         resolution: the smallest deltas that the study resolves.
         warnings: a sentence for each row that does not fit its card, and for each model whose shape is unknown.
+        savings: a sentence for each change of the trainings that would save GPU hours.
         assumptions: what was assumed.
     """
 
@@ -102,6 +111,7 @@ class Plan(NamedTuple):
     disk: int
     resolution: Resolution
     warnings: list[str]
+    savings: list[str]
     assumptions: list[str]
 
 
@@ -351,6 +361,7 @@ def make_plan(
         disk,
         resolution(study, planner.sizes, pilot),
         list(warnings(planner, rows)),
+        list(savings(planner, rows)),
         list(assumptions(planner)),
     )
 
@@ -373,6 +384,26 @@ def warnings(planner: Planner, rows: list[Row]) -> Iterator[str]:
                 f"{row.stage} {row.model} needs {needed:.0f} GiB and does not fit {row.card.name} ({usable:.0f} GiB "
                 f"usable). {advice}"
             )
+
+
+def savings(planner: Planner, rows: list[Row]) -> Iterator[str]:
+    """Yield the GPU hours that each change of sampling would save in the trainings."""
+    settings = planner.study.training
+    changes = []
+    if settings.sampler != "generate" and settings.sampling_dtype is None and settings.dtype == "float32":
+        changes.append(("sampling_dtype: bfloat16", {"sampling_dtype": "bfloat16"}))
+    if settings.sampler != "engine-compiled":
+        changes.append(("sampler: engine-compiled", {"sampler": "engine-compiled"}))
+    trainings = [row for row in rows if row.stage == "train" and row.costs and row.card.is_gpu]
+    for name, values in changes:
+        changed = Planner(
+            planner.study.model_copy(update={"training": settings.model_copy(update=values)}), planner.cards
+        )
+        changed.factors = planner.factors
+        before = sum(row.gpu_hours for row in trainings)
+        after = sum(row.gpu_hours for row in changed.rows() if row.stage == "train")
+        if after < 0.98 * before:
+            yield f"training.{name} would save {before - after:,.0f} of {before:,.0f} GPU hours"
 
 
 def assumptions(planner: Planner) -> Iterator[str]:

@@ -134,6 +134,8 @@ def render(plan: Plan, at_once: int) -> str:
     lines += resolution_lines(plan)
     for warning in plan.warnings:
         lines += ["", *textwrap.wrap(f"Warning: {warning}.", WIDTH)]
+    for saving in plan.savings:
+        lines += ["", *textwrap.wrap(f"Time: {saving}.", WIDTH)]
     lines += ["", "Assumed:"]
     for assumption in plan.assumptions:
         lines += textwrap.wrap(assumption, WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -180,6 +182,7 @@ def as_dict(plan: Plan, at_once: int) -> dict[str, Any]:
         "disk_bytes": plan.disk,
         "smallest_delta": plan.resolution._asdict(),
         "warnings": plan.warnings,
+        "savings": plan.savings,
         "assumptions": plan.assumptions,
     }
 

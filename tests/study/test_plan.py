@@ -59,6 +59,18 @@ def test_what_is_said_to_fit_fits():
         assert fitted.largest.peak.total <= USABLE_MEMORY * CARDS["l40s"].memory
 
 
+def test_a_saving_of_hours_is_the_difference_of_two_plans():
+    cards = cards_of(PAPER, ["a100-80gb"])
+    hours = {}
+    for dtype in ("null", "bfloat16"):
+        study = read_study(ROOT / "config/paper.yaml", [f"training.sampling_dtype={dtype}"])
+        plan = make_plan(study, cards)
+        hours[dtype] = sum(row.gpu_hours for row in plan.rows if row.stage == "train")
+        assert any("sampling_dtype" in saving for saving in plan.savings) == (dtype == "null")
+    saved = next(saving for saving in make_plan(PAPER, cards).savings if "sampling_dtype" in saving)
+    assert f"save {hours['null'] - hours['bfloat16']:,.0f} of {hours['null']:,.0f}" in saved
+
+
 def test_a_smaller_batch_makes_an_evaluation_fit():
     study = read_study(ROOT / "config/paper.yaml", ["evaluation.batch_size=512"])
     plan = make_plan(study, cards_of(study, ["l40s"]))
