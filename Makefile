@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 # The YAML file of a study. Without it, `make study` runs the embedded study, and `make report` shows the study run last.
 CONFIG ?=
-# `make ui PORT=5001 OPEN=1` chooses the port and opens the browser.
+# `make ui PORT=5001 OPEN=1` chooses the port and opens the browser; `make server` has a port, too.
 PORT ?= 5000
 OPEN ?=
 # More options for pytest, as in `make test PYTEST="--cov --durations=20"`.
@@ -16,7 +16,7 @@ PAGES = $(shell git ls-files '*.md' ':!docs/reports' ':!config' ':!nested_reft')
 # The package's own command must be found by the shell commands of the rules.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup study report ui test test-slow test-gpu coverage lint lint-prose format docs
+.PHONY: help setup study report server ui test test-slow test-gpu coverage lint lint-prose format docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
@@ -26,6 +26,9 @@ study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
 
 report: setup  ## write report.html, one file, of the study run last, or of CONFIG=config/paper.yaml
 	$(BIN)/nested-reft report $(CONFIG)
+
+server: setup  ## start an MLflow server on this machine, to which several jobs can write: PORT=5001
+	$(BIN)/nested-reft server --port $(PORT)
 
 ui: setup  ## browse the runs in MLflow, on this machine only: PORT=5001, OPEN=1 opens the browser
 	$(BIN)/nested-reft ui $(CONFIG) --port $(PORT) $(if $(OPEN),--open)

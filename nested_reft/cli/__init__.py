@@ -61,6 +61,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "plan", bench.bench_plan, INSPECTION),
     ("bench", "figure", bench.bench_figure, INSPECTION),
     ("", "tracking-store", store.tracking_store, MAINTENANCE),
+    ("", "server", store.server, MAINTENANCE),
     ("", "ui", store.ui, MAINTENANCE),
     ("", "track", store.track, MAINTENANCE),
     ("", "schema", maintain.schema, MAINTENANCE),

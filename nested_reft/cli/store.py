@@ -1,15 +1,20 @@
-"""The commands for the MLflow store: `tracking-store`, `track` and `ui`."""
+"""The commands for the MLflow store: `tracking-store`, `track`, `ui` and `server`."""
 
-import signal
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nested_reft.cli.options import Out
+from nested_reft.config.sections import Tracking
 from nested_reft.config.study_file import read_study
 from nested_reft.errors import UserError
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+DEFAULT_STORE = str(Tracking().uri)
 
 
 def tracking_store(
@@ -20,11 +25,11 @@ def tracking_store(
 ) -> None:
     """Create the MLflow store, the experiment of a study and its parent run, before jobs write to them."""
     from nested_reft.records.files import write_json
-    from nested_reft.records.mlflow_mirror import open_study, store_problem
+    from nested_reft.records.mlflow_mirror import open_study, shared_store_problem
     from nested_reft.records.trackers import trackers_problem
 
     trackers = report_to or []
-    if problem := trackers_problem(trackers) or (store_problem(uri) if uri else None):
+    if problem := trackers_problem(trackers) or (shared_store_problem(uri) if uri else None):
         raise UserError(problem)
     if uri:
         open_study(uri, study)
@@ -34,14 +39,19 @@ def tracking_store(
 def track(
     results: Annotated[Path, typer.Argument(help="Folder with finished products of stages.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Folder with the reports of the studies.")] = Path("reports"),
-    uri: Annotated[str, typer.Option(help="Address of the MLflow store.")] = "sqlite:///results/mlflow.db",
+    uri: Annotated[
+        str | None,
+        typer.Option(help=f"Address of the MLflow store (default: MLFLOW_TRACKING_URI, else {DEFAULT_STORE})."),
+    ] = None,
 ) -> None:
     """Rebuild the MLflow store from the files of the results, and from the reports if they exist."""
     if not results.is_dir():
         raise UserError(f"results folder {str(results)!r} does not exist; give the folder of a study")
-    from nested_reft.records.mlflow_mirror import store_problem
+    from nested_reft.records.mlflow_mirror import store_problem, tracking_uri
     from nested_reft.records.mlflow_report import rebuild_store
 
+    uri = uri or tracking_uri(DEFAULT_STORE)
+    assert uri is not None
     if problem := store_problem(uri):
         raise UserError(problem)
 
@@ -62,16 +72,28 @@ def store_of(config: Path | None) -> str:
     if uri := tracking_uri(None):
         return uri
     if config is None:
-        return "sqlite:///results/mlflow.db"
+        return DEFAULT_STORE
     uri = read_study(config).tracking.uri
     if uri is None:
         raise UserError(f"tracking.uri is null in {config}, so the study has no MLflow store; name a store there")
     return uri
 
 
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")]
+
+
+def wait_for(server: "Popen[bytes]") -> None:
+    """Wait until the server ends, which Ctrl-C and SIGTERM bring about."""
+    typer.echo("MLflow runs until Ctrl-C.")
+    try:
+        raise typer.Exit(server.wait())
+    except KeyboardInterrupt:  # the server has received it, too
+        server.wait()
+
+
 def ui(
     config: Annotated[Path | None, typer.Argument(help="YAML file of the study whose store is shown.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 5000,
+    port: Port = 5000,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the runs of the newest study.")] = False,
 ) -> None:
     """Serve MLflow's UI on this machine, and print the address of each study's runs, the newest study first."""
@@ -85,14 +107,30 @@ def ui(
         mlflow_ui.check_port(port)
         addresses = mlflow_ui.study_addresses(uri, f"http://127.0.0.1:{port}")
         server = mlflow_ui.serve(uri, port)
-        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     for study, address in addresses.items():
         typer.echo(f"Runs of {study}: {address}")
     if open_browser and addresses:
         webbrowser.open(next(iter(addresses.values())))
     if server:
-        typer.echo("MLflow runs until Ctrl-C.")
-        try:
-            raise typer.Exit(server.wait())
-        except KeyboardInterrupt:  # the server has received it, too
-            server.wait()
+        wait_for(server)
+
+
+def server(
+    store: Annotated[str, typer.Option(help="Address of the database, which is created if it does not exist.")] = (
+        DEFAULT_STORE
+    ),
+    port: Port = 5000,
+) -> None:
+    """Start an MLflow server on this machine, to which several jobs can write at once, and print how to use it."""
+    from nested_reft.records import mlflow_ui
+    from nested_reft.records.mlflow_mirror import local_artifacts, store_problem
+
+    if problem := store_problem(store):
+        raise UserError(problem)
+    mlflow_ui.check_port(port)
+    if artifacts := local_artifacts(store):
+        artifacts.mkdir(parents=True, exist_ok=True)
+    running = mlflow_ui.serve(store, port)
+    typer.echo(f"MLflow serves {store}. Start studies of this machine after")
+    typer.echo(f"  export MLFLOW_TRACKING_URI=http://127.0.0.1:{port}")
+    wait_for(running)

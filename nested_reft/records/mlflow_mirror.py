@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nested_reft.records.mlflow_views import curve_names, description, experiment_tags, result_names, run_name
+from nested_reft.records.mounts import network_file_system
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,22 @@ def store_problem(uri: str) -> str | None:
     )
 
 
+def shared_store_problem(uri: str) -> str | None:
+    """Return why several jobs cannot share the MLflow store, as one sentence with the remedy, or None if they can.
+
+    A SQLite file on a network file system is refused even if all jobs run on one machine: the locks that SQLite needs
+    do not work reliably there, and metrics would be lost without a message.
+    """
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and (system := network_file_system(database)):
+        return (
+            f"the MLflow store {uri!r} is on {system}, a network file system, where SQLite loses what several jobs "
+            "write at once; set tracking.uri to null and run `nested-reft track` after the study, or set it to "
+            "sqlite:///FILE on a local disk, or to the http://HOST:PORT of an MLflow server"
+        )
+    return store_problem(uri)
+
+
 def tracking_uri(configured: str | None) -> str | None:
     """Return the address of the store: that of the variable MLFLOW_TRACKING_URI, else the configured one."""
     return os.environ.get("MLFLOW_TRACKING_URI") or configured
@@ -162,10 +179,17 @@ def save_artifact(client: Any, run: str, file: Path, folder: str | None = None) 
     get_artifact_repository(address, tracking_uri=client.tracking_uri).log_artifact(str(file), folder)
 
 
+def find_runs(client: Any, experiment: str, uid: str) -> list[Any]:
+    """Return the MLflow runs of this `uid`.
+
+    They are several if a server has created a run after the client gave up waiting for it and asked again.
+    """
+    return client.search_runs([experiment], f"tags.uid = '{uid}'")
+
+
 def find_run(client: Any, experiment: str, uid: str) -> Any:
-    """Return the MLflow run of this `uid`, or None."""
-    found = client.search_runs([experiment], f"tags.uid = '{uid}'")
-    return found[0] if found else None
+    """Return the MLflow run of this `uid`, that with most metrics if there are several, or None."""
+    return max(find_runs(client, experiment, uid), key=lambda run: len(run.data.metrics), default=None)
 
 
 def open_study(uri: str, study: str) -> tuple[Any, str, str]:
@@ -195,7 +219,7 @@ class MLflowMirror:
         self.record = record
         self.uri = uri
         self.client: Any = None  # an MlflowClient as soon as the MLflow run is open
-        self.run_id = ""
+        self.experiment = self.run_id = ""
         self.waiting: list[dict[str, Any]] = []
         self.next_attempt = 0.0
         self.pause = SECONDS_BETWEEN_SENDS
@@ -205,8 +229,8 @@ class MLflowMirror:
         """Find the MLflow run of this record by its `uid`, so that a resumed stage continues it, or create it."""
         from mlflow.entities import Param
 
-        client, experiment, parent = open_study(self.uri, self.record["study"])
-        found = find_run(client, experiment, self.record["uid"])
+        client, self.experiment, parent = open_study(self.uri, self.record["study"])
+        found = find_run(client, self.experiment, self.record["uid"])
         if found is not None:
             self.run_id = found.info.run_id
         else:
@@ -217,7 +241,7 @@ class MLflowMirror:
             tags["mlflow.parentRunId"] = parent
             name = run_name(self.record["stage"], axes)
             started = mlflow_timestamp(self.record["started"])
-            self.run_id = client.create_run(experiment, start_time=started, tags=tags, run_name=name).info.run_id
+            self.run_id = client.create_run(self.experiment, start_time=started, tags=tags, run_name=name).info.run_id
         params = [Param(name, value[:PARAM_LENGTH]) for name, value in flatten(self.record["settings"]).items()]
         for start in range(0, len(params), PARAMS_PER_BATCH):
             client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
@@ -261,6 +285,9 @@ class MLflowMirror:
             self.client.set_tag(self.run_id, "mlflow.note.content", description(self.record, metrics))
             if (folder / "records.parquet").exists():
                 self.save_completions(folder / "records.parquet")
+            for run in find_runs(self.client, self.experiment, self.record["uid"]):
+                if run.info.run_id != self.run_id:
+                    self.client.delete_run(run.info.run_id)
             self.client.set_terminated(self.run_id, "FINISHED", mlflow_timestamp(self.record["finished"]))
         except Exception as error:
             log.warning("MLflow did not close the run (%s); it is closed later", reason(error))

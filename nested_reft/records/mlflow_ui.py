@@ -1,6 +1,7 @@
-"""MLflow's UI of a store, served on this machine, and the addresses at which it opens on the runs of a study."""
+"""MLflow's server of a store, on this machine, and the addresses at which its UI opens on the runs of a study."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def check_port(port: int) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(
-                f"port {port} is in use; choose another one, as in `make ui PORT={port + 1}` (--port {port + 1})"
+                f"port {port} is in use; choose another one, as in `make ui PORT={port + 1}` or --port {port + 1}"
             )
 
 
@@ -52,15 +53,20 @@ def study_addresses(uri: str, server: str) -> dict[str, str]:
 
 
 def serve(uri: str, port: int) -> subprocess.Popen[bytes]:
-    """Start MLflow's server of a store for a single reader on this machine, and wait until it answers."""
+    """Start MLflow's server of a store for programs on this machine, and wait until it answers.
+
+    The server is one process with several threads, so that a SQLite store has a single writer.
+    """
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-opts", "--log-level warning"]
+    command += ["--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"]
     if artifacts := local_artifacts(uri):
         command += ["--artifacts-destination", str(artifacts)]
     # The server's job runner is for evaluations of GenAI traces, and starts seven more processes.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
     server = subprocess.Popen(command, env=os.environ | quiet)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     deadline = time.monotonic() + SECONDS_TO_START
     while server.poll() is None and time.monotonic() < deadline:
         try:

@@ -250,13 +250,13 @@ def check_sampler(sampler: str) -> str:
 
 
 def check_store(uri: str | None) -> str:
-    """Check that the MLflow store answers."""
-    from nested_reft.records.mlflow_mirror import store_problem, tracking_uri
+    """Check that the MLflow store answers, and that several jobs can use it at once."""
+    from nested_reft.records.mlflow_mirror import shared_store_problem, tracking_uri
 
     uri = tracking_uri(uri)
     if uri is None:
         return "none, because tracking.uri is null"
-    if problem := store_problem(uri):
+    if problem := shared_store_problem(uri):
         raise UserError(problem)
     return uri
 

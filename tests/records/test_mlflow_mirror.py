@@ -9,7 +9,7 @@ import pytest
 
 from nested_reft.records import mlflow_mirror
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
-from nested_reft.records.mlflow_mirror import open_store, open_study, store_problem
+from nested_reft.records.mlflow_mirror import open_store, open_study, shared_store_problem, store_problem
 from nested_reft.records.stage_record import StageRecord
 from tests.records.conftest import EXPECTED, STEPS, history, record_in, run_stage
 
@@ -90,6 +90,51 @@ def test_a_store_that_exists_or_can_be_created_is_no_problem(mirrored_study, tmp
     assert store_problem(mirrored_study[0].tracking_uri) is None
     assert store_problem(f"sqlite:///{tmp_path}/new/mlflow.db") is None
     assert not (tmp_path / "new").exists()
+
+
+def test_sqlite_on_a_network_file_system_is_no_store_of_several_jobs(mirrored_study, monkeypatch, tmp_path):
+    uri = mirrored_study[0].tracking_uri
+    assert shared_store_problem(uri) is None
+    monkeypatch.setattr(mlflow_mirror, "network_file_system", lambda path: "nfs4")
+    problem = shared_store_problem(uri)
+    assert problem is not None and f"{uri!r} is on nfs4, a network file system" in problem and "\n" not in problem
+    assert "set tracking.uri to null and run `nested-reft track` after the study" in problem
+    assert store_problem(uri) is None  # a single process may use it, as `nested-reft track` and `ui` do
+    assert "Connection refused" in (shared_store_problem("http://127.0.0.1:9") or "")
+
+
+def test_a_run_that_a_slow_server_created_twice_is_one_run_in_the_end(tmp_path, monkeypatch):
+    """The client gives up waiting for the first run and asks for a second one; the server creates both."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    open_study(uri, "study")
+    create_run = MlflowClient.create_run
+
+    def create_and_time_out(client, *arguments, **options):
+        monkeypatch.setattr(MlflowClient, "create_run", create_twice)
+        raise TimeoutError("API request timed out")
+
+    def create_twice(client, *arguments, **options):
+        create_run(client, *arguments, **options)  # that of the first request
+        return create_run(client, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_and_time_out)
+    first = record_in(tmp_path, "run", uri)
+    first.trackers[0].try_to_send()
+    for step in range(1, 9):
+        first.log(step, {"reward": step / STEPS})
+    first.trackers[0].try_to_send()  # and now the process dies; its last checkpoint is of step 8
+    client, experiment = open_store(uri, "study")
+    assert len(client.search_runs([experiment], "tags.stage = 'train'")) == 2
+
+    second = record_in(tmp_path, "run", uri)
+    second.resume_at(8)
+    for step in range(9, STEPS + 1):
+        second.log(step, {"reward": step / STEPS})
+    second.finish({"mean_reward": 1.0})
+    (run,) = client.search_runs([experiment], "tags.stage = 'train'")
+    assert history(uri)["run"]["reward"] == EXPECTED and run.info.status == "FINISHED"
 
 
 def test_a_finished_run_has_a_name_a_description_and_its_result(tmp_path):

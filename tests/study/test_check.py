@@ -225,6 +225,16 @@ def test_the_command_lists_all_problems(tmp_path, monkeypatch, without_gpu):
     assert all(line.startswith("Error: ") for line in shown.stderr.splitlines())
 
 
+def test_a_server_that_is_down_is_found_before_the_first_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    shown = CliRunner().invoke(app, ["check", str(ROOT / "config/smoke.yaml")])
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    (sentence,) = shown.stderr.splitlines()
+    assert sentence.startswith("Error: the MLflow store 'http://127.0.0.1:9' cannot be opened (Connection refused); ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_of_the_hub_is_checked_when_it_is_there(tmp_path):
     study = load("smoke.yaml")
     study["models"]["tiny-28"]["path"] = "nobody/no-such-model"
