@@ -52,12 +52,20 @@ def draw_figures(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> Iterat
 
 
 def write_table(name: str, title: str, table: pd.DataFrame, out: Path) -> None:
-    """Write a table as CSV, Markdown, LaTeX (with the rules of the package booktabs) and HTML."""
+    """Write a table as CSV, Markdown, LaTeX (with the rules of the package booktabs) and HTML.
+
+    The CSV file has all rows. The other files have the first ones of a long table.
+    """
     path = out / name
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
-    shown = table.astype(object).where(table.notna(), "")
-    path.with_suffix(".md").write_text(shown.to_markdown(index=False, floatfmt=".4f") + "\n")
-    path.with_suffix(".tex").write_text(table.to_latex(index=False, escape=True, na_rep="", float_format="%.4f"))
+    more, first = page.more_rows(name, table), table.head(page.SHOWN_ROWS)
+    shown = first.astype(object).where(first.notna(), "")
+    path.with_suffix(".md").write_text(
+        shown.to_markdown(index=False, floatfmt=".4f") + "\n" + (f"\n{more}\n" if more else "")
+    )
+    path.with_suffix(".tex").write_text(
+        first.to_latex(index=False, escape=True, na_rep="", float_format="%.4f") + (f"% {more}\n" if more else "")
+    )
     path.with_suffix(".html").write_text(page.table_document(name, title, table))
 
 

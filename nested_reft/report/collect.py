@@ -38,7 +38,9 @@ class Evaluation(NamedTuple):
 def read_evaluation(folder: Path, product: dict[str, Any]) -> Evaluation:
     """Return an evaluated model from the folder of its evaluation."""
     columns = ["benchmark", "problem_id", "correct"]
-    verdicts = pq.read_table(folder / "records.parquet", columns=columns, read_dictionary=["benchmark"])
+    file = folder / "records.parquet"
+    # Threads cost more than they save, because the files are small and many.
+    verdicts = pq.read_table(file, columns=columns, read_dictionary=["benchmark"], use_threads=False)
     return Evaluation(product, verdicts, read_versioned_json(folder / "metrics.json"))
 
 

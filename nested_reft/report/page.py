@@ -42,6 +42,8 @@ HEADINGS = {
     "train_runtime_s": "run time, s",
     "train_runtime_s_relative_delta": "run time, change",
 }
+# A longer table would make the page too large for a browser. Its CSV file has all rows.
+SHOWN_ROWS = 1000
 
 # ---- texts --------------------------------------------------------------------------------------------
 
@@ -131,19 +133,27 @@ def table_columns(table: pd.DataFrame) -> Iterator[tuple[str, list[Cell]]]:
         )
 
 
+def more_rows(name: str, table: pd.DataFrame) -> str:
+    """Return a sentence on the rows that are not shown of a long table, or an empty text."""
+    if len(table) <= SHOWN_ROWS:
+        return ""
+    return f"These are the first {SHOWN_ROWS:,} of {len(table):,} rows; {name.removesuffix('-of-speeds')}.csv has all."
+
+
 def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
-    """Return what the template of a table needs: its headings, its rows of cells, and its whole content as CSV."""
+    """Return what the template of a table needs: its headings, its first rows of cells, and its content as CSV."""
     shown = table.drop(columns=LEFT_OUT.get(name.removesuffix("-of-speeds"), []))
     if "border" in shown and shown["border"].nunique() == 1:
         shown = shown.drop(columns="border")
     if "metric" in shown:
         shown = shown.assign(metric=shown["metric"].replace(HEADINGS))
-    columns = list(table_columns(shown))
-    csv = table.to_csv(index=False, float_format="%.6g")
+    columns = list(table_columns(shown.head(SHOWN_ROWS)))
+    csv = table.head(SHOWN_ROWS).to_csv(index=False, float_format="%.6g")
     return {
         "name": name,
         "headings": [(heading, any(cell.is_number for cell in cells)) for heading, cells in columns],
         "rows": list(zip(*(cells for _, cells in columns), strict=True)),
+        "more_rows": more_rows(name, table),
         "csv": f"data:text/csv;charset=utf-8,{quote(csv)}",
     }
 

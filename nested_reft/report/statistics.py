@@ -7,6 +7,7 @@ method and reports the coverage of its intervals.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +104,7 @@ def median_interval(
     return float(low), float(high)
 
 
+@cache  # a large study has the same two numbers many times
 def mcnemar_test(only_instance: int, only_baseline: int) -> float:
     """Return the two-sided p of McNemar's exact test, from the numbers of problems that only one of the two solves."""
     discordant = only_instance + only_baseline

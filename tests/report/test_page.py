@@ -9,6 +9,7 @@ import pytest
 
 from nested_reft.config import layout
 from nested_reft.report import page
+from nested_reft.report.build import write_table
 from nested_reft.report.contents import contents
 from nested_reft.report.figures import figures_of_study
 from tests import synthetic
@@ -169,3 +170,13 @@ def break_study(root: Path) -> tuple[str, str]:
     log.parent.mkdir(parents=True)
     log.write_text("INFO train starts\nError: the disk is full\n")
     return missing, failed
+
+
+def test_a_long_table_is_shown_in_part_and_says_so(tmp_path):
+    table = pd.DataFrame({"run": range(1500)})
+    write_table("mcnemar", "Title", table, tmp_path)
+    said = "These are the first 1,000 of 1,500 rows; mcnemar.csv has all."
+    for suffix, rows in (("md", 1000), ("tex", 1000), ("html", 1000), ("csv", 1500)):
+        content = (tmp_path / f"mcnemar.{suffix}").read_text()
+        assert (said in content) == (rows == 1000), suffix
+        assert ("1234" in content) == (rows == 1500), suffix
