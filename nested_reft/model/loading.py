@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nested_reft.errors import UserError
-from nested_reft.model.weights import weight_files
+from nested_reft.model.weights import count_parameters
 
 # A text that any tokenizer must be able to encode.
 PROBE = "What is 1 + 2?"
@@ -19,7 +19,7 @@ def load_model(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
     Raises:
         UserError: the folder lacks the weights or a tokenizer that fits the model.
     """
-    weight_files(path)
+    count_parameters(path)  # refuses files that are missing, incomplete or no weights
     tokenizer = load_tokenizer(path)
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False

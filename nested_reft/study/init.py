@@ -14,7 +14,15 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nested_reft.config.parse import parse_settings
-from nested_reft.config.sections import BenchmarkSource, DatasetSource, Decontamination, ModelSource, Training
+from nested_reft.config.sections import (
+    HUB_NAME,
+    BenchmarkSource,
+    DatasetSource,
+    Decontamination,
+    ModelSource,
+    Training,
+    local_folder,
+)
 from nested_reft.config.study import Study, expand_grid
 from nested_reft.config.templates import TEMPLATES as PROMPT_TEMPLATES
 from nested_reft.data.decontamination import contaminated, duplicates_and_contradictions
@@ -24,6 +32,7 @@ from nested_reft.data.sources import Row, load_rows, parsed_rows
 from nested_reft.errors import UserError
 from nested_reft.mitigation import MITIGATIONS
 from nested_reft.records.files import write_rows
+from nested_reft.study.check import describe_download
 
 # Without a benchmark, every fifth problem is held out as one, up to 200 problems.
 HELD_OUT_EVERY, HELD_OUT_AT_MOST = 5, 200
@@ -168,7 +177,12 @@ def plan_study(study: str, models: list[str], data: str, benchmarks: list[str], 
     Raises:
         UserError: the study would not be valid, for example because a row cannot be read or a model has few layers.
     """
+    if study.endswith((".yaml", ".yml")):
+        raise UserError(f"the name of the study is {study!r}; leave the suffix out, because a name also names folders")
     sources: list[ModelSource] = [parse_settings(ModelSource, {"path": one}, lambda key: "--model") for one in models]
+    for named in (*models, data, *benchmarks):
+        if HUB_NAME.fullmatch(named) and not named.startswith("embedded/") and local_folder(named) is None:
+            describe_download(named)  # refuses a mistyped path, which would be looked up on the hub for half a minute
     training_set, columns = read_training_set(data)
     findings = [f"Training set {data}: {len(training_set.rows)} rows with the columns {columns}. The first row:"]
     findings += show(training_set.rows[0])

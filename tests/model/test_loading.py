@@ -26,6 +26,13 @@ def test_a_pickle_is_never_loaded(tmp_path):
         load_model(folder, "float32")
 
 
+def test_a_git_lfs_pointer_in_the_place_of_weights_is_refused(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=r"is not a file of weights .*git lfs pull"):
+        load_model(folder, "float32")
+
+
 def without_files(folder):
     for path in folder.glob("tokenizer*"):
         path.unlink()

@@ -131,11 +131,16 @@ def test_existing_files_are_replaced_only_on_demand(folder):
         ({"data": "few.jsonl", "benchmarks": []}, "few.jsonl has 9 different problems, too few to hold out some"),
         ({"data": "columns.jsonl"}, "columns.jsonl: row 1 has the columns problem, answer, but needs"),
         ({"study": "two words"}, "config key `study` is 'two words'"),
+        ({"study": "mine.yaml"}, "the name of the study is 'mine.yaml'; leave the suffix out"),
+        # they have the form of a name on the hub, where nothing must be looked up
+        ({"data": "data/nothing.jsonl"}, "data/nothing.jsonl does not exist in"),
+        ({"models": ["data/nothing"]}, "data/nothing does not exist in"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(folder, changed, words):
     Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in additions(range(9))))
     Path("columns.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
+    Path("data").mkdir()
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError, match=words):
         write_study(plan(**changed), replace=False)
