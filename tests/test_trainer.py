@@ -612,6 +612,60 @@ def test_gradient_checkpointing_changes_nothing(algorithm, small_model, tmp_path
     assert equal(trained(ours(model, tmp_path, algorithm, arguments={"gradient_checkpointing": True})), plain)
 
 
+@pytest.mark.parametrize(
+    "kind", ["generate", "engine", pytest.param("engine-compiled", marks=pytest.mark.slow), "a copy in bfloat16"]
+)
+def test_checkpointing_bfloat16_and_adapters_work_together(kind, small_model, tmp_path):
+    """Checkpointing is off while the samplers run, on again in each training forward, and changes no weight."""
+    states = set()
+    kwargs = {"skip_ratio": 0.5, "mitigation": "retrace", "peft_config": lora()}
+    weights = []
+    for checkpointing in (False, True):
+        arguments = {"gradient_checkpointing": checkpointing, "bf16": True, "use_cpu": True, "max_steps": 3}
+        chosen = Sampler("engine", torch.bfloat16) if "copy" in kind else Sampler(kind)
+        model = copy.deepcopy(small_model)
+        some_trainer = make(NestedGRPOTrainer, model, tmp_path, arguments=arguments, sampler=chosen, **kwargs)
+        layers = decoder_layers(model)
+
+        def noting(where, function, layers=layers, checkpointing=checkpointing):
+            def noted(*args, **kwargs):
+                flags = [layer.gradient_checkpointing for layer in layers]
+                replaced = sum("forward" in vars(layer) for layer in layers)
+                states.add((checkpointing, where, *sorted(set(flags)), replaced))
+                return function(*args, **kwargs)
+
+            return noted
+
+        chosen.sample = noting("sampling", chosen.sample)
+        some_trainer._compute_loss = noting("loss", some_trainer._compute_loss)
+        weights.append(trained(some_trainer))
+        assert chosen.kind in kind or chosen.engine.model.dtype == torch.bfloat16
+    assert states == {
+        *((on, "loss", on, 0) for on in (False, True)),
+        *((on, "sampling", False, 0) for on in (False, True)),
+    }
+    assert equal(*weights)
+    adapters = {name: weight for name, weight in weights[0].items() if "lora_B" in name}
+    assert len(adapters) == 6 * 7 and all(weight.any() for weight in adapters.values())
+
+
+def test_a_copy_of_the_weights_has_the_adapters(small_model, tmp_path):
+    """Without them, the copy would not be the target policy but for rounding."""
+    arguments = {"learning_rate": 0.1, "max_steps": 3}
+    others = {"peft_config": lora(), "skip_ratio": 0.0, "mitigation": "base"}
+    chosen = Sampler("engine", torch.bfloat16)
+    some_trainer = make(NestedGRPOTrainer, small_model, tmp_path, arguments=arguments, sampler=chosen, **others)
+    seen = ratios(some_trainer)
+    assert chosen.kind == "engine" and chosen.engine.model is not chosen.engine.source
+    assert 1e-5 < seen.log().abs().mean() < 0.05
+    copied, own = chosen.engine.model, some_trainer.model
+    ids = torch.arange(3, 13).unsqueeze(0)
+    with torch.no_grad(), own.disable_adapter():
+        without = own(ids).logits
+    with torch.no_grad():
+        assert (copied(ids).logits - without).abs().mean() > 5 * (copied(ids).logits - own(ids).logits).abs().mean()
+
+
 def test_adapters_are_skipped_with_their_layers_and_trained(small_model, tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -276,6 +276,30 @@ def test_a_study_without_warm_up_is_trained_and_reported(configured, tmp_path):
     assert answers["before training"].notna().all()
 
 
+@pytest.mark.slow
+def test_a_study_with_lora_evaluates_its_merged_models(tmp_path):
+    """A warm-up and five nested steps that train adapters, evaluated as plain models; MLflow knows the rank."""
+    instance = "dataset~mixed/skip_ratio~0.15/border~1/mitigation~retrace/seed~0"
+    target = f"results/smoke/evaluate/train/model~tiny-28/{instance}/run.json"
+    lora = "lora: {r: 4, target_modules: [q_proj, v_proj]}, gradient_checkpointing: true"
+    changes = [f"sft={{{lora}}}", f"training={{{lora}, max_steps: 5}}"]
+    finished = snakemake(tmp_path, target, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", *changes)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    training = tmp_path / "results/smoke/train/model~tiny-28" / instance
+    assert [row["nesting/num_skipped"] for row in read_rows(training / "metrics.jsonl")] == [4] * 5
+    assert read_json(training / "run.json")["settings"]["training"]["lora"]["r"] == 4
+    card = (training / "model/README.md").read_text()
+    assert "Only a LoRA adapter of rank 4 was trained." in card and "The model has not been evaluated yet" not in card
+    assert read_json(tmp_path / target)["inputs"]["model"]["path"].endswith(f"{instance}/model")
+    client, experiment = open_store(f"sqlite:///{tmp_path}/results/mlflow.db", "smoke")
+    for stage, section in (("sft", "sft"), ("train", "training")):
+        (found,) = client.search_runs([experiment], f"tags.stage = '{stage}'")
+        assert found.data.params[f"{section}.lora.r"] == "4"
+    warm_up = tmp_path / "results/smoke/sft/model~tiny-28/dataset~mixed/seed~0"
+    sampled = run("nested-reft", "sample", str(warm_up), str(training), "--problem", "What is 1 + 1?", cwd=tmp_path)
+    assert sampled.returncode == 0 and "warm-up, seed 0" in sampled.stdout and "15% retrace, seed 0" in sampled.stdout
+
+
 def test_a_prompt_template_is_compared_by_its_text(smoke_study, configured, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text(TEMPLATES["qwen-math"] + "So ")

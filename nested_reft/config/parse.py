@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -24,7 +24,7 @@ def known_keys(section: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], Fiel
         yield (name,), field
         for child in [field.annotation, *get_args(field.annotation)]:
             if isinstance(child, type) and issubclass(child, BaseModel):
-                between = () if child is field.annotation else ("<name>",)
+                between = ("<name>",) if get_origin(field.annotation) is dict else ()
                 yield from (((name, *between, *path), below) for path, below in known_keys(child))
 
 

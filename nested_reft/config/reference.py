@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -69,7 +69,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
         yield f"{prefix}{name}", field, described[name]
         values = [arg for arg in get_args(inner) if isinstance(arg, type) and issubclass(arg, BaseModel)]
         for value in values:
-            yield from keys(value, f"{prefix}{name}.<name>.")
+            yield from keys(value, f"{prefix}{name}.<name>." if get_origin(inner) is dict else f"{prefix}{name}.")
 
 
 def default_of(field: FieldInfo) -> str:

@@ -290,6 +290,32 @@ class Nesting(Section):
     )
 
 
+class Lora(Section):
+    """A LoRA adapter that is trained in place of all weights. The names are those of LoraConfig in peft."""
+
+    r: int = key(16, "The rank of the adapter.", "TRL", ge=1)
+    lora_alpha: int = key(32, "The adapter is scaled by lora_alpha / r.", "TRL", ge=1)
+    target_modules: list[str] = key(
+        ["all-linear"],
+        "The modules that get an adapter, by the ends of their names, such as `[q_proj, v_proj]`. `all-linear` stands "
+        "for all linear layers of the decoder.",
+        min_length=1,
+    )
+    lora_dropout: float = key(
+        0.0,
+        "The dropout of the adapter's input. It must be 0 in `training`, where the log-probabilities of the training "
+        "forward would not be those of the policy that sampled.",
+        ge=0,
+        lt=1,
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def one_name_is_a_list(cls, value: Any) -> Any:
+        """Accept a single name, as in `target_modules: all-linear`, as the list of that name."""
+        return [value] if isinstance(value, str) else value
+
+
 class Optimization(Section):
     """The keys that the two training stages share. The names are those of TrainingArguments in transformers."""
 
@@ -301,6 +327,13 @@ class Optimization(Section):
     adam_beta2: float = key(0.999, "The decay rate of AdamW's second moment.", "TRL", ge=0, lt=1)
     adam_epsilon: float = key(1e-8, "The epsilon of AdamW.", "TRL", gt=0)
     max_grad_norm: float = key(1.0, "The norm that gradients are clipped to.", "TRL", gt=0)
+    optim: Literal["adamw_torch", "paged_adamw_8bit"] = key(
+        "adamw_torch",
+        "The optimizer, in the words of transformers: AdamW, or AdamW with moments of 8 bits, which are moved to the "
+        "memory of the CPU when the GPU is full. The latter needs an NVIDIA GPU and bitsandbytes "
+        "(`pip install .[bitsandbytes]`).",
+        "TRL",
+    )
     per_device_train_batch_size: int = key(
         8, "The micro-batch: sequences in one forward and backward pass.", unit="sequences", gt=0
     )
@@ -308,6 +341,11 @@ class Optimization(Section):
     bf16: bool = key(True, "Whether forward and backward passes run in bfloat16 by autocast.", "chosen")
     gradient_checkpointing: bool = key(
         True, "Whether activations are recomputed in the backward pass to save memory.", "chosen"
+    )
+    lora: Lora | None = key(
+        None,
+        "The LoRA adapter that is trained while all other weights stay as they are. At the end it is merged into the "
+        "weights, so that the result is a plain model. null trains all weights.",
     )
     save_steps: int = key(
         50,
@@ -437,6 +475,16 @@ class Training(Optimization):
         """The number of optimizer steps on one generation batch."""
         micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
         return micro_batches * self.num_iterations // self.gradient_accumulation_steps
+
+    @model_validator(mode="after")
+    def adapter_has_no_dropout(self) -> "Training":
+        """Refuse dropout, with which the training forward would not compute the policy that sampled."""
+        if self.lora and self.lora.lora_dropout:
+            raise ValueError(
+                f"has lora.lora_dropout {self.lora.lora_dropout}, with which the log-probabilities of the training "
+                "forward would not be those of the policy that sampled; set lora.lora_dropout to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def sampler_reads_the_copy(self) -> "Training":

@@ -85,7 +85,9 @@ def model_card(
     label = instance_label(run, {"border": [run["border"]]}) if is_training else "warm-up"
     shown: dict[str, Any] = {axis: value for axis, value in run.items() if axis not in ("model", "dataset")}
     shown |= {name: section[name] for name in SHOWN_SETTINGS if section.get(name) is not None}
-    tags = ["nested-reft", "trl", section["algorithm"] if is_training else "sft"]
+    lora = section.get("lora") or {}
+    shown |= {f"lora.{name}": value for name, value in lora.items()}
+    tags = ["nested-reft", "trl", section["algorithm"] if is_training else "sft", *(["lora"] if lora else [])]
     metadata: dict[str, Any] = {"base_model": base_model, "library_name": "transformers", "license": license}
     metadata |= {"pipeline_tag": "text-generation", "tags": tags}
     text = CARDS.get_template("model_card.md.j2").render(
@@ -97,6 +99,7 @@ def model_card(
         warmed_up=warmed_up,
         num_skipped=record.get("num_skipped", 0),
         num_layers=record.get("num_layers"),
+        lora=lora,
         folder=folder,
         accuracies=accuracies,
         shown_settings=shown,

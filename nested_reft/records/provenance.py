@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "math-verify", "mlflow", "snakemake")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "math-verify", "mlflow", "snakemake")
 
 
 def installed_version(package: str) -> str | None:

@@ -312,9 +312,13 @@ class BatchRows:
 
 
 def clone_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a model of the same architecture whose weights are of another type and not yet initialized."""
+    """Return a model of the same architecture and adapters whose weights are of another type and not yet set."""
     with torch.device("meta"):
         clone = type(model)(model.config)
+        for name, config in getattr(model, "peft_config", {}).items():
+            from peft import inject_adapter_in_model  # bench/gpu.py samples where peft is not installed
+
+            inject_adapter_in_model(config, clone, name)
     clone = clone.to(dtype).to_empty(device=model.device).eval()
     clone.tie_weights()
     for name, buffer in model.named_buffers():  # rotary frequencies, for example, keep their precision

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -147,7 +148,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
         "adam_beta2": settings.adam_beta2,
         "adam_epsilon": settings.adam_epsilon,
         "max_grad_norm": settings.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": settings.optim,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "bf16": settings.bf16,
         "fp16": False,
@@ -190,6 +191,8 @@ def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.add_callback(StepLogger(record))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if is_peft_model(trainer.model):
+        trainer.model = trainer.model.merge_and_unload()
 
     unfinished, model = record.out / "model.part", record.out / "model"
     trainer.save_model(str(unfinished))

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from nested_reft.config.sections import Prompt, Sft
 from nested_reft.data.prompts import format_prompt
 from nested_reft.model.loading import load_model
+from nested_reft.model.lora import adapter_for
+from nested_reft.model.optim import check_optim
 from nested_reft.records.files import read_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages.loop import check_bf16, run_trainer, shared_arguments
@@ -17,9 +20,10 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
     """Fine-tune the model at `start` on the problems in `data`; the loss is on the chain of thought only.
 
     Raises:
-        UserError: if the device does not support `sft.bf16`.
+        UserError: if the device does not support `sft.bf16` or `sft.optim`, or if a target of `sft.lora` is wrong.
     """
     check_bf16(settings, "sft")
+    check_optim(settings, "sft", torch.cuda.is_available())
     model, tokenizer = load_model(start, settings.dtype)
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template), "completion": row["solution"] + tokenizer.eos_token}
@@ -36,6 +40,12 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
         padding_free=False,
         completion_only_loss=True,
     )
-    trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer = SFTTrainer(
+        model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=adapter_for(model, settings.lora, "sft.lora"),
+    )
     totals = run_trainer(trainer, record)
     record.finish(totals | {"loss": record.rows[-1]["loss"], "num_examples": len(rows)})

@@ -17,6 +17,8 @@ from nested_reft.errors import NestingError, UserError
 from nested_reft.grading.rewards import Reward, correctness, first_answer_correctness, load_reward
 from nested_reft.model.layers import parameter_counts
 from nested_reft.model.loading import load_model
+from nested_reft.model.lora import adapter_for
+from nested_reft.model.optim import check_optim
 from nested_reft.records.files import read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
@@ -68,6 +70,7 @@ def build_trainer(
         "reward_funcs": reward_functions(settings),
         "train_dataset": Dataset.from_list(rows),
         "processing_class": tokenizer,
+        "peft_config": adapter_for(model, settings.lora, "training.lora"),
         "skip_ratio": run.skip_ratio,
         "border": run.border,
         "mitigation": run.mitigation,
@@ -97,10 +100,11 @@ def train(
     """Train one run of the grid: Nested-ReFT from the model at `start`, by GRPO or RLOO.
 
     Raises:
-        UserError: if the data hold too few problems, if the model cannot be nested as configured, or if the device
-            does not support `training.bf16`.
+        UserError: if the data hold too few problems, if the model cannot be nested as configured, if the device does
+            not support `training.bf16` or `training.optim`, or if a target of `training.lora` is wrong.
     """
     check_bf16(settings, "training")
+    check_optim(settings, "training", torch.cuda.is_available())
     # TRL passes all columns but the prompt to the reward functions.
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template)}

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nested_reft.config import layout
 from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, local_folder
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.model.devices import num_gpus, shown, too_few_gpus, visible_devices
-from nested_reft.study.disk import check_disk
+from nested_reft.study.disk import SECTION_OF, check_disk
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 
 # The stages that load a model.
@@ -113,6 +113,11 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
         yield "rewards", partial(check_rewards, study.training.reward_funcs)
     if work.has("evaluate"):
         yield "sampler", partial(check_sampler, study.evaluation.sampler)
+    for stage, section in SECTION_OF.items():
+        if work.has(stage) and getattr(study, section).lora:
+            yield f"{section}.lora", partial(check_adapter, study, section)
+        if work.has(stage):
+            yield f"{section}.optim", partial(check_optimizer, study, section, work.is_local)
     if work.has(*MODEL_STAGES):
         yield "MLflow", partial(check_store, study.tracking.uri)
         yield "trackers", partial(check_trackers, study.tracking.report_to)
@@ -247,6 +252,29 @@ def check_sampler(sampler: str) -> str:
             "evaluation.sampler is 'vllm', which is not installed; `pip install .[vllm]`, or choose another sampler"
         )
     return f"{sampler} for evaluations"
+
+
+def check_adapter(study: Study, section: Literal["sft", "training"]) -> str:
+    """Check that each target of an adapter names modules of each model that is on this machine."""
+    from nested_reft.model.lora import read_adapter
+    from nested_reft.model.weights import downloaded_folder
+
+    lora = getattr(study, section).lora
+    found = []
+    for name in study.grid.model:
+        if (folder := downloaded_folder(study.models[name])) is not None:
+            found.append(f"{read_adapter(folder, lora, f'{section}.lora')} of {name}")
+    return f"rank {lora.r}, {'; '.join(found) or 'checked when the models are downloaded'}"
+
+
+def check_optimizer(study: Study, section: Literal["sft", "training"], is_local: bool) -> str:
+    """Check that bitsandbytes can run if it optimizes."""
+    import torch
+
+    from nested_reft.model.optim import check_optim
+
+    has_gpu = study.jobs.gpus > 0 and (not is_local or torch.cuda.is_available())
+    return check_optim(getattr(study, section), section, has_gpu)
 
 
 def check_store(uri: str | None) -> str:

@@ -3,20 +3,30 @@
 import math
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from nested_reft.config import layout
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 
+# The stages that train a model, and the section of each.
+SECTION_OF: dict[str, Literal["sft", "training"]] = {"sft": "sft", "train": "training"}
 BYTES = {"float32": 4, "bfloat16": 2}
-# A checkpoint has the weights and two moments of Adam for each of them.
+# A checkpoint has the trained weights and two moments of Adam for each of them.
 NUMBERS_PER_CHECKPOINT = 3
 # A new checkpoint is written before the one before it is deleted.
 CHECKPOINTS_PER_JOB = 2
 
 
-def bytes_needed(study: Study, parameters: dict[str, int], jobs: Counter[tuple[str, str]], cores: int) -> int:
+def bytes_needed(
+    study: Study,
+    parameters: dict[str, int],
+    jobs: Counter[tuple[str, str]],
+    cores: int,
+    adapters: Mapping[tuple[str, str], int],
+) -> int:
     """Return the disk space that the jobs need at most at any time, in bytes, without the records of evaluations.
 
     Args:
@@ -24,17 +34,22 @@ def bytes_needed(study: Study, parameters: dict[str, int], jobs: Counter[tuple[s
         parameters: model -> number of parameters.
         jobs: (stage, model) -> number of jobs that have to run.
         cores: the CPU cores that the jobs share.
+        adapters: (stage, model) -> number of weights of the adapter, where LoRA trains the model.
     """
     bytes_of = {"sft": BYTES[study.sft.dtype], "train": BYTES[study.training.dtype]}
     sizes = [
-        (parameters[model] * bytes_of[stage], number)
+        (
+            parameters[model] * bytes_of[stage],
+            adapters.get((stage, model), parameters[model]) * bytes_of[stage],
+            number,
+        )
         for (stage, model), number in jobs.items()
         if stage in bytes_of and model in parameters and number
     ]
     at_once = 1 if study.jobs.gpus else max(1, cores // study.jobs.threads)
-    running = min(at_once, sum(number for _, number in sizes))
-    largest = max((size for size, _ in sizes), default=0)
-    models = sum(size * number for size, number in sizes)
+    running = min(at_once, sum(number for *_, number in sizes))
+    largest = max((trained for _, trained, _ in sizes), default=0)
+    models = sum(size * number for size, _, number in sizes)
     return models + running * CHECKPOINTS_PER_JOB * NUMBERS_PER_CHECKPOINT * largest
 
 
@@ -48,7 +63,17 @@ def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], co
 
     folders = {name: downloaded_folder(study.models[name]) for name in study.grid.model}
     parameters = {name: count_parameters(folder) for name, folder in folders.items() if folder is not None}
-    needed = bytes_needed(study, parameters, jobs, cores)
+    adapters: dict[tuple[str, str], int] = {}
+    for stage, section in SECTION_OF.items():
+        if lora := getattr(study, section).lora:
+            from nested_reft.model.lora import read_adapter
+
+            adapters |= {
+                (stage, name): read_adapter(folder, lora, f"{section}.lora").num_parameters
+                for name, folder in folders.items()
+                if folder is not None
+            }
+    needed = bytes_needed(study, parameters, jobs, cores, adapters)
     results = directory / layout.RESULTS.format(study=study.study)
     existing = next(folder for folder in [results, *results.parents] if folder.exists())
     free = shutil.disk_usage(existing).free

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nested_reft.records.files import checksum, read_rows, write_rows, write_versioned_json
+from nested_reft.records.files import checksum, read_rows, read_versioned_json, write_rows, write_versioned_json
 from nested_reft.records.model_card import add_accuracies, base_model_name, license_of, write_model_card
 from tests.conftest import TINY
 
@@ -52,6 +52,17 @@ def read_card(product: Path) -> tuple[dict, str]:
     return yaml.safe_load(metadata), text
 
 
+def test_the_card_of_a_model_trained_with_lora_says_so_with_its_rank(study):
+    record = read_versioned_json(study / "train/run.json")
+    record["settings"]["training"]["lora"] = {"r": 4, "target_modules": ["q_proj"]}
+    write_versioned_json(study / "train/run.json", record)
+    write_model_card(study / "train")
+    metadata, text = read_card(study / "train")
+    assert metadata["tags"] == ["nested-reft", "trl", "grpo", "lora"]
+    assert "Only a LoRA adapter of rank 4 was trained. It is merged into the weights" in text
+    assert "| lora.r | 4 |" in text and "| lora.target_modules | ['q_proj'] |" in text
+
+
 def test_the_card_of_a_training_names_its_origin_and_its_settings(study):
     write_model_card(study / "train")
     metadata, text = read_card(study / "train")
@@ -67,7 +78,7 @@ def test_the_card_of_a_training_names_its_origin_and_its_settings(study):
     assert "4 of the 28 layers were skipped only while completions were sampled" in text
     assert 'folder = "results/mine/train/model"' in text
     assert "| learning_rate | 0.5 |" in text and "\nUser: {problem}\nAssistant: <think>\n````" in text
-    assert "after a warm-up by SFT and 40 steps" in text
+    assert "after a warm-up by SFT and 40 steps" in text and "LoRA" not in text
     assert "has not been evaluated yet" in text
     assert "commit `abc123`; torch 2.13.0, trl 1.16.0; study `mine`, finished 2026-01-02." in text
 

@@ -1,8 +1,11 @@
 """The stage `sft`: what it writes, and autocast to bfloat16."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from nested_reft.config.sections import Prompt, Sft
+from nested_reft.config.sections import Lora, Prompt, Sft
+from nested_reft.records import stage_record
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages.sft import sft
@@ -33,6 +36,30 @@ def test_a_warm_up_writes_a_row_per_step_and_the_model(tmp_path, data):
     assert metrics["num_examples"] == 4 and metrics["loss"] == rows[-1]["loss"]
     assert metrics["train_runtime_s"] == pytest.approx(sum(row["perf/step_s"] for row in rows))
     assert (folder / "model/model.safetensors").exists() and not (folder / "model/training_args.bin").exists()
+
+
+def test_a_warm_up_by_lora_writes_a_plain_model_that_its_adapter_was_merged_into(tmp_path, data, monkeypatch):
+    lora = Lora(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"])
+    checkpoint = tmp_path / "kept"
+    discard = stage_record.discard
+    monkeypatch.setattr(
+        stage_record, "discard", lambda folder: (folder.exists() and folder.rename(checkpoint)) or discard(folder)
+    )
+    settings = SMALL.model_copy(update={"lora": lora, "gradient_checkpointing": True, "learning_rate": 1e-2})
+    folder = warm_up(tmp_path / "run", data, settings)
+    assert not {path.name for path in (folder / "model").iterdir()} & {"adapter_config.json", "README.md"}
+    last = checkpoint / "checkpoint-2"
+    assert (last / "adapter_model.safetensors").exists() and not (last / "model.safetensors").exists()
+    adapter, before = load_file(last / "adapter_model.safetensors"), load_file(TINY / "model.safetensors")
+    after = load_file(folder / "model/model.safetensors")
+    assert set(after) == set(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith(("q_proj.weight", "down_proj.weight"))}
+    for name in changed:
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        delta = 12 / 4 * adapter[f"{module}.lora_B.weight"] @ adapter[f"{module}.lora_A.weight"]
+        torch.testing.assert_close(after[name], before[name] + delta)
+    assert read_json(folder / "run.json")["settings"]["lora"]["r"] == 4
 
 
 def test_a_warm_up_computes_in_bfloat16_without_a_gpu(tmp_path, data):

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOTrainer
 
-from nested_reft.config.sections import Nesting, Prompt, Training
+from nested_reft.config.sections import Lora, Nesting, Prompt, Training
 from nested_reft.config.study import Run
+from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
+from nested_reft.grading.rewards import first_answer_correctness
+from nested_reft.model.layers import parameter_counts
 from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.stage_record import StageRecord
@@ -111,11 +117,14 @@ def test_an_own_reward_is_weighted_and_logged_under_its_name(tmp_path, data):
     assert row["reward"] == pytest.approx(0.5 + 2.0 * row["rewards/correctness/mean"])
 
 
+LORA = SMALL.model_copy(update={"lora": Lora(r=4), "gradient_checkpointing": True})
 REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_per_generation": 2, "save_steps": 2})
 
 
 @pytest.mark.parametrize(
-    ("settings", "algorithm"), [(SMALL, "grpo"), (SMALL, "rloo"), (REUSED, "grpo")], ids=["grpo", "rloo", "reused"]
+    ("settings", "algorithm"),
+    [(SMALL, "grpo"), (SMALL, "rloo"), (REUSED, "grpo"), (LORA, "grpo")],
+    ids=["grpo", "rloo", "reused", "lora"],
 )
 def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path, data, monkeypatch):
     settings = settings.model_copy(update={"algorithm": algorithm})
@@ -133,11 +142,38 @@ def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path,
         train_run(stopped, data, 0.15, "retrace", settings)
     monkeypatch.setattr(StageRecord, "log", log)
     assert not (stopped / "run.json").exists() and not (stopped / "model").exists()
+    saved = {path.name for path in stopped.glob("checkpoints/checkpoint-*/*")}
+    assert ("adapter_model.safetensors" in saved) == (settings.lora is not None)
+    assert ("model.safetensors" in saved) == (settings.lora is None)
     train_run(stopped, data, 0.15, "retrace", settings)
     assert read_json(stopped / "run.json")["attempts"] == 2
     assert untimed(stopped) == untimed(whole)
     assert (stopped / "skipped_layers.jsonl").read_text() == (whole / "skipped_layers.jsonl").read_text()
     assert equal(weights(stopped), weights(whole))
+
+
+def test_an_adapter_without_skipped_layers_is_that_of_stock_trl_bit_for_bit(tmp_path, data):
+    """The merged model of the stage and of TRL's own trainer, with LoRA as its users write it."""
+    settings = LORA.model_copy(update={"sampler": "generate"})
+    folder = train_run(tmp_path / "run", data, 0.0, "retrace", settings)
+    run = Run(model="tiny-28", dataset="mixed", skip_ratio=0.0, border=0, mitigation="base", seed=0)
+    prompts = [{"prompt": format_prompt(row["problem"], Prompt().template)} | row for row in read_rows(data)]
+    model, tokenizer = load_model(TINY, "float32")
+    args = training.build_trainer(settings, Nesting(), run, model, tokenizer, prompts, tmp_path / "trl").args
+    stock = GRPOTrainer(
+        load_model(TINY, "float32")[0],
+        args=args,
+        reward_funcs=first_answer_correctness,
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    stock.train()
+    merged = stock.model.merge_and_unload().state_dict()
+    assert equal(merged, weights(folder)) and not equal(merged, model.state_dict())
+    facts = read_json(folder / "run.json")  # the bound on the speed-up is that of the model without its adapter
+    counts = facts["layer_parameters"], facts["lm_head_parameters"]
+    assert counts == parameter_counts(load_model(TINY, "float32")[0])
 
 
 def test_a_second_process_is_refused_and_not_half_supported(monkeypatch):

@@ -105,6 +105,14 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
         lambda study, folder: study["evaluation"].update(sampler="vllm"),
         "evaluation.sampler is 'vllm', which is not installed; `pip install .[vllm]`",
     ),
+    "a LoRA target": (
+        lambda study, folder: study["training"].update(lora={"target_modules": ["c_attn"]}),
+        "training.lora.target_modules has 'c_attn', which names no linear layer of the decoder of Qwen2ForCausalLM",
+    ),
+    "bitsandbytes": (
+        lambda study, folder: study["sft"].update(optim="paged_adamw_8bit"),
+        "sft.optim is 'paged_adamw_8bit', which needs bitsandbytes, which is not installed",
+    ),
     "a reward": (
         lambda study, folder: study["training"].update(reward_funcs=["no_such_module:reward"]),
         "training.reward_funcs has no_such_module:reward, whose import failed",
@@ -174,8 +182,20 @@ def test_the_disk_space_is_that_of_models_and_running_checkpoints():
     jobs = Counter({("sft", "tiny-28"): 1, ("train", "tiny-28"): 3, ("evaluate", ""): 5})
     models, checkpoint = 4 * 4 * 1000, 3 * 4 * 1000
     for cores, running in ((1, 1), (2, 2), (64, 4)):
-        assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, cores) == models + running * 2 * checkpoint
-    assert disk.bytes_needed(study, {}, jobs, 2) == 0  # a model of the hub that is not downloaded yet
+        assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, cores, {}) == models + running * 2 * checkpoint
+    assert disk.bytes_needed(study, {}, jobs, 2, {}) == 0  # a model of the hub that is not downloaded yet
+    adapters = {("sft", "tiny-28"): 10, ("train", "tiny-28"): 20}  # checkpoints hold the adapter only
+    assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, 1, adapters) == models + 2 * 3 * 4 * 20
+
+
+def test_adapters_are_described_and_need_little_space(tmp_path):
+    study = load("smoke.yaml")
+    study["sft"]["lora"], study["training"]["lora"] = {"r": 4}, {"r": 2, "target_modules": "q_proj"}
+    parsed = parse_settings(Study, study)
+    found = dict(check_study(parsed, tmp_path, unfinished_work(parsed, tmp_path, True)).found)
+    assert found["sft.lora"] == "rank 4, 196 modules, 0.15 M parameters of tiny-28"
+    assert found["training.lora"] == "rank 2, 28 modules, 0.01 M parameters of tiny-28"
+    assert found["training.optim"] == "adamw_torch"
 
 
 def test_only_what_the_jobs_need_is_checked(tmp_path, without_gpu):
