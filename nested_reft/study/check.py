@@ -117,7 +117,7 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
         if work.has(stage) and getattr(study, section).lora:
             yield f"{section}.lora", partial(check_adapter, study, section)
         if work.has(stage):
-            yield f"{section}.optim", partial(check_optimizer, study, section, work.is_local)
+            yield f"{section}.optim", partial(check_optimizer, study, section)
     if work.has(*MODEL_STAGES):
         yield "MLflow", partial(check_store, study.tracking.uri)
         yield "trackers", partial(check_trackers, study.tracking.report_to)
@@ -267,14 +267,11 @@ def check_adapter(study: Study, section: Literal["sft", "training"]) -> str:
     return f"rank {lora.r}, {'; '.join(found) or 'checked when the models are downloaded'}"
 
 
-def check_optimizer(study: Study, section: Literal["sft", "training"], is_local: bool) -> str:
-    """Check that bitsandbytes can run if it optimizes."""
-    import torch
-
+def check_optimizer(study: Study, section: Literal["sft", "training"]) -> str:
+    """Check that bitsandbytes can run if it optimizes. Another check looks for the GPUs that `jobs.gpus` asks for."""
     from nested_reft.model.optim import check_optim
 
-    has_gpu = study.jobs.gpus > 0 and (not is_local or torch.cuda.is_available())
-    return check_optim(getattr(study, section), section, has_gpu)
+    return check_optim(getattr(study, section), section, has_gpu=study.jobs.gpus > 0)
 
 
 def check_store(uri: str | None) -> str:

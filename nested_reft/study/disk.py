@@ -25,7 +25,7 @@ def bytes_needed(
     parameters: dict[str, int],
     jobs: Counter[tuple[str, str]],
     cores: int,
-    adapters: Mapping[tuple[str, str], int],
+    trained: Mapping[tuple[str, str], int],
 ) -> int:
     """Return the disk space that the jobs need at most at any time, in bytes, without the records of evaluations.
 
@@ -34,13 +34,13 @@ def bytes_needed(
         parameters: model -> number of parameters.
         jobs: (stage, model) -> number of jobs that have to run.
         cores: the CPU cores that the jobs share.
-        adapters: (stage, model) -> number of weights of the adapter, where LoRA trains the model.
+        trained: (stage, model) -> number of parameters that are trained, where these are not all of them.
     """
     bytes_of = {"sft": BYTES[study.sft.dtype], "train": BYTES[study.training.dtype]}
     sizes = [
         (
             parameters[model] * bytes_of[stage],
-            adapters.get((stage, model), parameters[model]) * bytes_of[stage],
+            trained.get((stage, model), parameters[model]) * bytes_of[stage],
             number,
         )
         for (stage, model), number in jobs.items()
@@ -48,7 +48,7 @@ def bytes_needed(
     ]
     at_once = 1 if study.jobs.gpus else max(1, cores // study.jobs.threads)
     running = min(at_once, sum(number for *_, number in sizes))
-    largest = max((trained for _, trained, _ in sizes), default=0)
+    largest = max((size for _, size, _ in sizes), default=0)
     models = sum(size * number for size, _, number in sizes)
     return models + running * CHECKPOINTS_PER_JOB * NUMBERS_PER_CHECKPOINT * largest
 

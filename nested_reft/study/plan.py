@@ -21,8 +21,9 @@ from nested_reft.study.costs import (
     evaluate_cost,
     sft_cost,
     train_cost,
+    trained_parameters,
 )
-from nested_reft.study.disk import bytes_needed
+from nested_reft.study.disk import SECTION_OF, bytes_needed
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 from nested_reft.study.lengths import Texts, joined, lengths, texts_of
 from nested_reft.study.measured import measured_factors
@@ -354,7 +355,13 @@ def make_plan(
     rows = planner.rows()
     parameters = {name: shape.parameters for name, shape in planner.shapes.items() if shape}
     jobs = Counter({(row.stage, row.model): row.jobs for row in rows})
-    disk = bytes_needed(study, parameters, jobs, cores=study.jobs.threads)
+    trained = {
+        (stage, name): trained_parameters(shape, getattr(study, section))
+        for stage, section in SECTION_OF.items()
+        for name, shape in planner.shapes.items()
+        if shape
+    }
+    disk = bytes_needed(study, parameters, jobs, study.jobs.threads, trained)
     return Plan(
         study.study,
         rows,
