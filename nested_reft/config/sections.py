@@ -344,7 +344,7 @@ class Optimization(Section):
     )
     lora: Lora | None = key(
         None,
-        "The LoRA adapter that is trained while all other weights stay as they are. At the end it is merged into the "
+        "The LoRA adapter that is trained while all other weights are frozen. At the end it is merged into the "
         "weights, so that the result is a plain model. null trains all weights.",
     )
     save_steps: int = key(
