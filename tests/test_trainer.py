@@ -658,6 +658,7 @@ def test_a_copy_of_the_weights_has_the_adapters(small_model, tmp_path):
     seen = ratios(some_trainer)
     assert chosen.kind == "engine" and chosen.engine.model is not chosen.engine.source
     assert 1e-5 < seen.log().abs().mean() < 0.05
+    chosen.engine.sync_weights()  # after the last optimizer step
     copied, own = chosen.engine.model, some_trainer.model
     ids = torch.arange(3, 13).unsqueeze(0)
     with torch.no_grad(), own.disable_adapter():
