@@ -2,6 +2,7 @@
 #
 #   snakemake --cores all                                     run the embedded study: CPU, no network
 #   snakemake --cores all --configfile config/paper.yaml      run the study of arXiv 2508.10123
+#   snakemake --workflow-profile slurm                        run it on a cluster with Slurm
 #   snakemake --report all.html --report-stylesheet workflow/report.css
 #                                                             Snakemake's own report: also run times and the rules
 #
@@ -26,6 +27,7 @@ if not workflow.overwrite_configfiles:
 
 # The files are included in the order in which their rules run.
 include: "workflow/rules/common.smk"
+include: "workflow/rules/cluster.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"

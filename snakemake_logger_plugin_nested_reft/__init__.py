@@ -4,6 +4,7 @@ Snakemake finds this package by the beginning of its name; `logger: nested-reft`
 Without the profile, Snakemake prints its own messages. Its log file under .snakemake/log has them in any case.
 """
 
+import re
 import sys
 import textwrap
 import threading
@@ -20,6 +21,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from nested_reft.records.job_logs import INTERRUPTED, last_sentence
 from nested_reft.study import status, status_text
 from nested_reft.study.jobs import Folders, job_name, read_job
+from nested_reft.study.slurm import why_slurm_ended
 
 # Messages of Snakemake that say nothing about the study. The hooks onsuccess and onerror print the end of a study.
 UNSAID = (
@@ -32,8 +34,13 @@ UNSAID = (
     "Shutting down, this might take some time",
     "Complete log(s)",
     "host: ",
+    # The plugin for Slurm looks for an account by a command that never works; Slurm then takes the user's default.
+    "No SLURM account given",
+    "No account was given",
+    "Unable to guess SLURM account",
 )
 AFTER_CTRL_C = "Terminating processes on user request"
+RESTARTED = re.compile(r"Trying to restart job (\d+)\.")
 UNSAID_EVENTS = (LogEvent.WORKFLOW_STARTED, LogEvent.JOB_STARTED, LogEvent.PROGRESS)
 # The longest reason for a job that a dry run prints, in characters.
 LONGEST_REASON = 500
@@ -87,6 +94,7 @@ class LogHandler(LogHandlerBase):
         self.cores = 1
         self.total = self.done = 0
         self.running: dict[int, RunningJob] = {}
+        self.failed: dict[int, RunningJob] = {}
         self.started = self.said = time.time()
         self.closed = threading.Event()
         threading.Thread(target=self.report_running_jobs, daemon=True).start()
@@ -96,6 +104,9 @@ class LogHandler(LogHandlerBase):
         message: Any = record
         self.interrupted |= str(record.msg).startswith(AFTER_CTRL_C)
         event = getattr(record, "event", None)
+        if restarted := RESTARTED.match(str(record.msg)):
+            self.restart_job(int(restarted[1]))
+            return
         if self.common_settings.dryrun or event not in self.printers:
             if event not in UNSAID_EVENTS and not is_unsaid(record):
                 self.others.emit(shortened(message) if event == LogEvent.JOB_INFO else record)
@@ -136,10 +147,17 @@ class LogHandler(LogHandlerBase):
         if (job := self.running.pop(message.jobid, None)) is None:
             self.others.emit(message)
             return
-        sentence = last_sentence(job.log)
+        sentence = why_slurm_ended(str(getattr(message, "rule_msg", ""))) or last_sentence(job.log)
         if not self.interrupted and sentence != INTERRUPTED:
             self.done += 1
+            self.failed[message.jobid] = job
             self.say(f"{self.count()} failed: {job_name(job.path)}: {sentence} ({job.log})")
+
+    def restart_job(self, jobid: int) -> None:
+        """Say that a failed job is started again."""
+        if (job := self.failed.pop(jobid, None)) is not None:
+            self.done -= 1
+            self.say(f"  started again: {job_name(job.path)}")
 
     def print_error(self, message: Any) -> None:
         """Print an error of Snakemake, unless it repeats the whole command of a failed job."""

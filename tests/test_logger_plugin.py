@@ -68,6 +68,23 @@ def test_jobs_are_counted_at_the_start_and_a_line_each(terminal, tree):
     ]
 
 
+def test_a_job_that_is_started_again_is_counted_once(terminal, tree):
+    terminal.send(LogEvent.RUN_INFO, "Job stats: ...", stats={"train": 1, "all": 1, "total": 2})
+    start(terminal, 2, LOG)
+    ended = "SLURM-job '7' failed, SLURM status is: 'CANCELLED'. Detailed failure reason unavailable"
+    terminal.send(LogEvent.JOB_ERROR, "Error in rule train", logging.ERROR, jobid=2, log=[LOG], rule_msg=ended)
+    terminal.send(None, "Trying to restart job 2.")
+    start(terminal, 2, LOG)
+    tree.finish(TRAIN)
+    terminal.send(LogEvent.JOB_FINISHED, job_id=2, created=NOW + 31)
+    name = "train tiny-28 mixed 15% retrace s0"
+    assert terminal.printed().splitlines()[1:] == [
+        f"[1/1] failed: {name}: the job was cancelled ({LOG})",
+        f"  started again: {name}",
+        f"[1/1] {name}: reward 0.06 -> 0.35, 31 s",
+    ]
+
+
 def test_a_failed_job_is_one_line(terminal, tree):
     start(terminal, 2, LOG)
     tree.log(TRAIN, STEP + "Error: the disk is full\n")

@@ -608,3 +608,8 @@ class Jobs(Section):
     gpus: int = key(
         1, "GPUs of a job. A job uses at most one GPU; 0 means that it runs on the CPU.", unit="GPUs", ge=0, le=1
     )
+    keep_models: bool = key(
+        True,
+        "Whether the models of warm-ups and trainings are kept. With false, the folder of a model is deleted when all "
+        "trainings and evaluations that read it have finished; metrics and records stay.",
+    )

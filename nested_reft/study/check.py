@@ -31,12 +31,12 @@ class Work(NamedTuple):
 
     Attributes:
         jobs: (stage, model) -> number of jobs; the model is empty for a stage that belongs to no model.
-        cores: the CPU cores that the jobs share.
+        at_once: the most jobs that run at a time.
         is_local: whether the jobs run on this machine, and not on a cluster.
     """
 
     jobs: Counter[tuple[str, str]]
-    cores: int
+    at_once: int
     is_local: bool
 
     def has(self, *stages: str) -> bool:
@@ -68,7 +68,12 @@ def unfinished_work(study: Study, directory: Path, is_local: bool) -> Work:
     jobs = Counter({("prepare_dataset", ""): 1, ("prepare_benchmarks", ""): 1})
     for path in job_paths(study):
         jobs[stage_of(path), axes_of(path)["model"]] += not (results / path / "run.json").exists()
-    return Work(jobs, os.cpu_count() or 1, is_local)
+    return Work(jobs, jobs_at_once(study, os.cpu_count() or 1) if is_local else 1, is_local)
+
+
+def jobs_at_once(study: Study, cores: int) -> int:
+    """Return the number of jobs that run at a time on this machine: as many as have their GPUs, or their cores."""
+    return max(1, len(visible_devices()) // study.jobs.gpus if study.jobs.gpus else cores // study.jobs.threads)
 
 
 def check_study(study: Study, directory: Path, work: Work) -> Checked:
@@ -121,7 +126,7 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
     if work.has(*MODEL_STAGES):
         yield "MLflow", partial(check_store, study.tracking.uri)
         yield "trackers", partial(check_trackers, study.tracking.report_to)
-        yield "disk", partial(check_disk, study, directory, work.jobs, work.cores)
+        yield "disk", partial(check_disk, study, directory, work.jobs, work.at_once)
 
 
 def check_folders(study: str, directory: Path) -> str:

@@ -24,7 +24,7 @@ def bytes_needed(
     study: Study,
     parameters: dict[str, int],
     jobs: Counter[tuple[str, str]],
-    cores: int,
+    at_once: int,
     trained: Mapping[tuple[str, str], int],
 ) -> int:
     """Return the disk space that the jobs need at most at any time, in bytes, without the records of evaluations.
@@ -33,12 +33,13 @@ def bytes_needed(
         study: the study.
         parameters: model -> number of parameters.
         jobs: (stage, model) -> number of jobs that have to run.
-        cores: the CPU cores that the jobs share.
+        at_once: the most jobs that run at a time.
         trained: (stage, model) -> number of parameters that are trained, where these are not all of them.
     """
     bytes_of = {"sft": BYTES[study.sft.dtype], "train": BYTES[study.training.dtype]}
     sizes = [
         (
+            stage,
             parameters[model] * bytes_of[stage],
             trained.get((stage, model), parameters[model]) * bytes_of[stage],
             number,
@@ -46,14 +47,15 @@ def bytes_needed(
         for (stage, model), number in jobs.items()
         if stage in bytes_of and model in parameters and number
     ]
-    at_once = 1 if study.jobs.gpus else max(1, cores // study.jobs.threads)
     running = min(at_once, sum(number for *_, number in sizes))
-    largest = max((size for _, size, _ in sizes), default=0)
-    models = sum(size * number for size, _, number in sizes)
+    largest = max((size for _, _, size, _ in sizes), default=0)
+    models = sum(size * number for stage, size, _, number in sizes if study.jobs.keep_models or stage == "sft")
+    if not study.jobs.keep_models:  # each running job writes or evaluates a trained model; the others are deleted
+        models += running * max((size for _, size, *_ in sizes), default=0)
     return models + running * CHECKPOINTS_PER_JOB * NUMBERS_PER_CHECKPOINT * largest
 
 
-def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], cores: int) -> str:
+def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], at_once: int) -> str:
     """Check that the disk has space for the jobs.
 
     Raises:
@@ -73,7 +75,7 @@ def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], co
                 for name, folder in folders.items()
                 if folder is not None
             }
-    needed = bytes_needed(study, parameters, jobs, cores, adapters)
+    needed = bytes_needed(study, parameters, jobs, at_once, adapters)
     results = directory / layout.RESULTS.format(study=study.study)
     existing = next(folder for folder in [results, *results.parents] if folder.exists())
     free = shutil.disk_usage(existing).free

@@ -361,7 +361,7 @@ def make_plan(
         for name, shape in planner.shapes.items()
         if shape
     }
-    disk = bytes_needed(study, parameters, jobs, study.jobs.threads, trained)
+    disk = bytes_needed(study, parameters, jobs, 1, trained)
     return Plan(
         study.study,
         rows,

@@ -13,7 +13,7 @@ DOTTED_CHANGE = re.compile(r"[A-Za-z_]\w*(\.[\w<>-]+)+=", re.ASCII)
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=", re.ASCII)
 CONFIG_OPTION = re.compile(r"--configfiles?(=|$)")
 # Options of Snakemake that say how many cores or jobs there are, or name a file that may say so.
-AMOUNT = re.compile("-[cj]|--(cores|jobs|profile)")
+AMOUNT = re.compile("-[cj]|--(cores|jobs|profile|workflow-profile)")
 
 
 def split_changes(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.study import check, disk
-from nested_reft.study.check import Work, check_study, unfinished_work
+from nested_reft.study.check import Work, check_study, jobs_at_once, unfinished_work
 from tests.config.studies import load
 from tests.conftest import ROOT, TINY
 
@@ -178,11 +178,11 @@ def test_a_small_disk_is_found_with_what_is_needed_and_free(tmp_path, monkeypatc
 
 
 def test_the_disk_space_is_that_of_models_and_running_checkpoints():
-    study = parse_settings(Study, load("smoke.yaml"))  # float32, one thread per job
+    study = parse_settings(Study, load("smoke.yaml"))  # float32
     jobs = Counter({("sft", "tiny-28"): 1, ("train", "tiny-28"): 3, ("evaluate", ""): 5})
     models, checkpoint = 4 * 4 * 1000, 3 * 4 * 1000
-    for cores, running in ((1, 1), (2, 2), (64, 4)):
-        assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, cores, {}) == models + running * 2 * checkpoint
+    for at_once, running in ((1, 1), (2, 2), (64, 4)):
+        assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, at_once, {}) == models + running * 2 * checkpoint
     assert disk.bytes_needed(study, {}, jobs, 2, {}) == 0  # a model of the hub that is not downloaded yet
     adapters = {("sft", "tiny-28"): 10, ("train", "tiny-28"): 20}  # checkpoints hold the adapter only
     assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, 1, adapters) == models + 2 * 3 * 4 * 20
@@ -196,6 +196,20 @@ def test_adapters_are_described_and_need_little_space(tmp_path):
     assert found["sft.lora"] == "rank 4, 196 modules, 0.15 M parameters of tiny-28"
     assert found["training.lora"] == "rank 2, 28 modules, 0.01 M parameters of tiny-28"
     assert found["training.optim"] == "adamw_torch"
+
+
+def test_models_that_are_not_kept_need_the_space_of_the_warm_ups_and_of_the_running_jobs():
+    study = parse_settings(Study, load("smoke.yaml") | {"jobs": {"gpus": 0, "keep_models": False}})
+    jobs = Counter({("sft", "tiny-28"): 2, ("train", "tiny-28"): 30})
+    model, checkpoint = 4 * 1000, 3 * 4 * 1000
+    assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, 2, {}) == 2 * model + 2 * (model + 2 * checkpoint)
+
+
+def test_jobs_share_the_cores_or_the_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2,MIG-3")
+    cpu = parse_settings(Study, load("smoke.yaml") | {"jobs": {"gpus": 0, "threads": 4}})
+    gpu = parse_settings(Study, load("smoke.yaml") | {"jobs": {"gpus": 1, "threads": 4}})
+    assert [jobs_at_once(cpu, cores) for cores in (1, 8)] == [1, 2] and jobs_at_once(gpu, 1) == 3
 
 
 def test_only_what_the_jobs_need_is_checked(tmp_path, without_gpu):

@@ -40,6 +40,7 @@ def test_without_a_config_it_is_the_embedded_study():
         ([SMOKE, "results/smoke/tracking.json", "-c", "1"], ["results/smoke/tracking.json", "-c", "1"], []),
         (["-n", SMOKE, "--cores=1"], ["-n", "--cores=1"], []),
         (["--configfile", SMOKE, "-c1"], ["-c1"], []),
+        ([SMOKE, "--workflow-profile", "slurm"], ["--workflow-profile", "slurm"], []),
         ([f"--configfile={SMOKE}", "-c1"], ["-c1"], []),
         (["grid.skip_ratio=[0.15]", SMOKE, "-c1"], ["-c1"], ["grid="]),
     ],
@@ -48,7 +49,7 @@ def test_changes_options_and_targets_are_told_apart(arguments, options, changes)
     command = snakemake_command(arguments)
     assert command[command.index("--configfile") + 1] == SMOKE
     assert [argument for argument in options if argument not in command] == []
-    assert ("all" in command) != any(re.match("-[cj]|--cores", option) for option in options)
+    assert ("all" in command) != any(re.match("-[cj]|--cores|--workflow", option) for option in options)
     passed = command[command.index("--config") + 1 :] if changes else []
     assert "--config" in command or not changes
     assert len(passed) == len(changes)

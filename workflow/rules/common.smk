@@ -69,6 +69,10 @@ elif (
     # such a study.
     workflow.register_resource("gpu", max(len(visible_devices()), STUDY.jobs.gpus))
 
+if workflow.remote_exec:
+    # A job on a cluster finds models and data that the submitting node has fetched. It must not wait for a network.
+    os.environ.update(HF_HUB_OFFLINE="1")
+
 # The rules call `nested-reft`. Find the command beside this Snakemake even if its environment is not activated.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
@@ -110,14 +114,21 @@ wildcard_constraints:
 
 def check_before_jobs():
     """End Snakemake with a sentence for each problem that would stop a job later; only what the jobs need is checked."""
-    from nested_reft.study.check import Work, check_study
+    from nested_reft.study.check import Work, check_study, jobs_at_once
 
     needed = list(workflow.dag.needrun_jobs())
     jobs = Counter(
         (job.rule.name, job.wildcards_dict.get("model", "")) for job in needed
     )
-    work = Work(jobs, workflow.cores or os.cpu_count(), workflow.local_exec)
+    at_once = (
+        jobs_at_once(STUDY, workflow.cores) if workflow.local_exec else workflow.nodes
+    )
+    work = Work(jobs, at_once, workflow.local_exec)
     problems = check_study(STUDY, Path.cwd(), work).problems
+    try:
+        problems += slurm_problems(needed)
+    except UserError as error:
+        problems.append(str(error))
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
     if problems:
@@ -178,6 +189,11 @@ def get_start(wildcards):
     return layout.start_of_training(
         STUDY, wildcards.model, wildcards.dataset, wildcards.seed
     )
+
+
+def kept(model):
+    """Return the output of a model, which is temporary unless the study keeps its models."""
+    return model if STUDY.jobs.keep_models else temp(model)
 
 
 def shown(place, section, name, title):

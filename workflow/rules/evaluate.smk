@@ -19,9 +19,13 @@ rule evaluate:
         f"{LOGS}/{layout.EVALUATE}.log",
     benchmark:
         f"{TIMES}/{layout.EVALUATE}.tsv"
+    # The model of a training is deleted after its evaluation, which therefore comes before further trainings.
+    priority: 0 if STUDY.jobs.keep_models else 1
     threads: STUDY.jobs.threads
     resources:
         gpu=STUDY.jobs.gpus,
+        mem_mb=job_memory(layout.EVALUATE),
+        runtime=job_minutes(layout.EVALUATE),
     params:
         settings=evaluate_settings,
         out=subpath(output.run, parent=True),

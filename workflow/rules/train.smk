@@ -16,7 +16,7 @@ rule sft:
         data=f"{RESULTS}/{layout.DATASET}",
         tracking=ancient(rules.tracking_store.output.store),
     output:
-        model=directory(f"{RESULTS}/{layout.SFT}/model"),
+        model=kept(directory(f"{RESULTS}/{layout.SFT}/model")),
         run=f"{RESULTS}/{layout.SFT}/run.json",
         metrics=f"{RESULTS}/{layout.SFT}/metrics.json",
         steps=f"{RESULTS}/{layout.SFT}/metrics.jsonl",
@@ -27,6 +27,8 @@ rule sft:
     threads: STUDY.jobs.threads
     resources:
         gpu=STUDY.jobs.gpus,
+        mem_mb=job_memory(layout.SFT),
+        runtime=job_minutes(layout.SFT),
     params:
         settings=sft_settings,
         out=subpath(output.run, parent=True),
@@ -50,7 +52,7 @@ rule train:
         rewards=list(REWARD_FILES.values()),
         tracking=ancient(rules.tracking_store.output.store),
     output:
-        model=directory(f"{RESULTS}/{layout.TRAIN}/model"),
+        model=kept(directory(f"{RESULTS}/{layout.TRAIN}/model")),
         run=f"{RESULTS}/{layout.TRAIN}/run.json",
         metrics=f"{RESULTS}/{layout.TRAIN}/metrics.json",
         steps=f"{RESULTS}/{layout.TRAIN}/metrics.jsonl",
@@ -62,6 +64,8 @@ rule train:
     threads: STUDY.jobs.threads
     resources:
         gpu=STUDY.jobs.gpus,
+        mem_mb=job_memory(layout.TRAIN),
+        runtime=job_minutes(layout.TRAIN),
     params:
         settings=train_settings,
         out=subpath(output.run, parent=True),
