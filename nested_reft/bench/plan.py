@@ -84,6 +84,7 @@ def batch(size: int, micro_batch: int, **others: Any) -> dict[str, Any]:
     return {"batch_size": size, "per_device_train_batch_size": micro_batch, **others}
 
 
+LORA = {"lora": {"r": 16}}
 CASES = (
     Case("SFT", "tiny-28", sft=batch(16, 16), fitted=True),
     Case("SFT, two micro-batches", "512x8", sft=batch(8, 4), fitted=True),
@@ -93,9 +94,11 @@ CASES = (
     Case("SFT, large batch", "wide-20", sft=batch(48, 48)),
     Case("SFT", "256x12", sft=batch(8, 8), dataset="algebra"),
     Case("SFT, checkpointing", "1024x4", sft=batch(8, 8, gradient_checkpointing=True)),
+    Case("SFT, LoRA", "384x6", sft=batch(16, 8, **LORA)),
     Case("training, long", "wide-20", training=sizes(4, 4, 96, 16)),
     Case("training", "1024x4", training=sizes(2, 4, 48, 8)),
     Case("training, checkpointing", "384x6", training=sizes(4, 4, 64, 16, gradient_checkpointing=True)),
+    Case("training, LoRA", "512x8", training=sizes(4, 4, 64, 8, **LORA)),
 )
 
 

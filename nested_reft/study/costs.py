@@ -6,7 +6,7 @@ keeps its KV buffers between steps. Nothing is imported that computes.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nested_reft.config.sections import Evaluation, Optimization, Sft, Training
 from nested_reft.model.shape import BYTES, ModelShape
@@ -131,14 +131,9 @@ class Layout(NamedTuple):
 ONE_PROCESS = Layout()
 
 
-def lora_of(settings: Optimization) -> Any:
-    """Return the section `lora`, or None."""
-    return getattr(settings, "lora", None)
-
-
 def trained_parameters(shape: ModelShape, settings: Optimization) -> int:
     """Return the number of parameters that are trained: those of the LoRA adapter if there is one."""
-    lora = lora_of(settings)
+    lora = settings.lora
     return shape.parameters if lora is None else shape.lora_parameters(lora.r, lora.target_modules)
 
 
@@ -170,7 +165,7 @@ def layer_activation_bytes(shape: ModelShape, settings: Optimization) -> float:
         norms = 2 * width * (4 + 2 * stream)
     attention = size * (5 * query)
     mlp = size * 4 * inner
-    lora = lora_of(settings)
+    lora = settings.lora
     adapters = 0
     if lora:  # the frozen norms do not keep their normalized inputs
         adapters = size * 2 * lora.r * len(shape.adapted(lora.target_modules)) - 2 * width * 4
@@ -197,11 +192,11 @@ def update_memory(
         layout: the processes.
         kv_cache: the size of KV buffers that stay allocated.
     """
-    compute, lora = compute_dtype(settings), lora_of(settings)
+    compute, lora = compute_dtype(settings), settings.lora
     stored, size, batch = BYTES[settings.dtype], BYTES[compute], settings.per_device_train_batch_size
     tokens = batch * length
     trained = trained_parameters(shape, settings)
-    state = 2 if getattr(settings, "optim", "") == "paged_adamw_8bit" else 2 * stored
+    state = 2 if settings.optim == "paged_adamw_8bit" else 2 * stored
     fixed = CUDA_CONTEXT if card.is_gpu else 0.0
     weights = (shape.parameters + (trained if lora else 0)) * stored / layout.shards
     if layout.sharded:  # the layer that computes and the next one are gathered, and so is the output projection
@@ -301,8 +296,8 @@ def update_seconds(
     tokens = sequences * length
     on_head = sequences * scored if card.is_gpu else tokens
     # once forward, once for the gradients of inputs, once for those of weights, and once more to recompute
-    passes = 1 + (1 if lora_of(settings) else 2) + settings.gradient_checkpointing
-    head_passes = 3 if lora_of(settings) else 4  # the tiles of logits are always computed twice
+    passes = 1 + (1 if settings.lora else 2) + settings.gradient_checkpointing
+    head_passes = 3 if settings.lora else 4  # the tiles of logits are always computed twice
     body = shape.forward_flops(tokens, length, 0)
     flops = passes * body + head_passes * on_head * shape.lm_head_flops
     traffic = tokens * shape.num_layers * layer_activation_bytes(shape, settings) * 2 * passes
@@ -310,7 +305,7 @@ def update_seconds(
     traffic += on_head * shape.vocab_size * accesses
     micro_batches = sequences / settings.per_device_train_batch_size
     traffic += micro_batches * shape.parameters * BYTES[settings.dtype] * passes
-    ops = micro_batches * shape.num_layers * FORWARD_OPS * passes * (1.5 if lora_of(settings) else 1)
+    ops = micro_batches * shape.num_layers * FORWARD_OPS * passes * (1.5 if settings.lora else 1)
     return card.seconds(flops, traffic, ops, compute), flops
 
 

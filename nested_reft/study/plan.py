@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nested_reft.config.sections import Optimization
+from nested_reft.config.sections import Lora, Optimization
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.model.shape import HUB_SHAPES, ModelShape, read_shape
@@ -292,10 +292,12 @@ def changes_that_save(settings: Optimization) -> Iterator[tuple[str, dict[str, A
         yield "per_device_train_batch_size: 1", {"per_device_train_batch_size": 1}
     if getattr(settings, "sampling_dtype", "") is None and settings.dtype == "float32":
         yield "sampling_dtype: bfloat16", {"sampling_dtype": "bfloat16"}
-    if getattr(settings, "optim", None) == "adamw_torch":
+    if settings.optim == "adamw_torch":
         yield "optim: paged_adamw_8bit", {"optim": "paged_adamw_8bit"}
     if settings.dtype == "float32":
         yield "dtype: bfloat16", {"dtype": "bfloat16"}
+    if settings.lora is None:
+        yield "lora: {r: 16}", {"lora": Lora(r=16)}
 
 
 def shape_of(study: Study, name: str) -> ModelShape | None:

@@ -28,6 +28,17 @@ def test_paper_study_is_the_defaults_and_sixty_runs():
         assert set(written[section]) == set(type(getattr(study, section)).model_fields)
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.name.startswith("paper-")], ids=lambda path: path.name
+)
+def test_adapted_studies_of_the_paper_have_its_runs_data_and_evaluation(path):
+    paper, adapted = (parse_settings(Study, load(name)) for name in ("paper.yaml", path.name))
+    assert expand_grid(adapted) == expand_grid(paper)
+    assert adapted.study == path.stem
+    for section in ("models", "datasets", "benchmarks", "prompt", "nesting", "evaluation", "decontamination"):
+        assert getattr(adapted, section) == getattr(paper, section)
+
+
 def test_embedded_study_is_ten_runs():
     study = parse_settings(Study, load("config.yaml"))
     assert [(run.skip_ratio, run.mitigation) for run in expand_grid(study)][:2] == [(0.0, "base"), (0.05, "base")]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nested_reft.config.sections import PACKAGE, Evaluation, Sft, Training
@@ -35,6 +36,9 @@ def kept_by_a_layer(sizes: dict, settings: Sft, batch: int = 4, length: int = 48
     def kept(num_layers: int) -> int:
         config = AutoConfig.for_model(**TINY | sizes | {"num_hidden_layers": num_layers, "layer_types": None})
         model = AutoModelForCausalLM.from_config(config).to(getattr(torch, settings.dtype))
+        if settings.lora:
+            lora = LoraConfig(r=settings.lora.r, target_modules="all-linear", task_type="CAUSAL_LM")
+            model = get_peft_model(model, lora)
         tensors: dict[int, torch.Tensor] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,7 +63,7 @@ def kept_by_a_layer(sizes: dict, settings: Sft, batch: int = 4, length: int = 48
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 96, "intermediate_size": 288, "num_key_value_heads": 4}])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"bf16": True}, {"dtype": "bfloat16"}],
+    [{}, {"bf16": True}, {"dtype": "bfloat16"}, {"lora": {"r": 4}}, {"lora": {"r": 4}, "bf16": True}],
     ids=str,
 )
 def test_activations_are_those_that_autograd_keeps(sizes, changes):
