@@ -451,7 +451,8 @@ def train_cost(
 
     columns = kv_columns(prompt, new_tokens, card, grows=True)
     kv_cache = shape.kv_bytes(rows, columns, dtype)
-    copy = shape.parameters * BYTES[dtype] if dtype != settings.dtype else 0
+    # Where weights are sharded, a process samples from a whole copy, which it keeps.
+    copy = shape.parameters * BYTES[dtype] if dtype != settings.dtype or layout.sharded else 0
     keeps = settings.sampler != "generate"
     memory = update_memory(
         shape,
@@ -469,9 +470,6 @@ def train_cost(
         logits=rows * shape.vocab_size * SAMPLING_BYTES / 2,
         kv_cache=kv_cache,
     )
-    if layout.sharded and not copy:  # a process samples from weights that are gathered
-        gathered = shape.parameters * BYTES[settings.dtype]
-        memory["generate"] = memory["generate"]._replace(weights=memory["generate"].weights + gathered)
     tokens = sequences * layout.processes * (prompt.mean + new_tokens)
     flops = (flops + samplings * sampling_flops) * layout.processes
     return Cost(memory, seconds, flops, tokens, gpus_of(card, layout), shape.parameters, trained)

@@ -88,6 +88,15 @@ def test_fsdp_divides_the_state():
     assert four.activations == one.activations
 
 
+def test_a_sharded_training_keeps_a_whole_copy_to_sample_from():
+    full, half = (
+        train_cost(SEVEN_B, Training(sampling_dtype=dtype), PROMPT, 0, H100, Layout(4, sharded=True)).memory
+        for dtype in (None, "bfloat16")
+    )
+    for phase in full:
+        assert full[phase].weights - half[phase].weights == 2 * SEVEN_B.parameters
+
+
 def test_checkpointing_keeps_less():
     without, with_it = (
         update_memory(SMALL, Training(gradient_checkpointing=wanted), 400, 256, H100)["update"].activations
