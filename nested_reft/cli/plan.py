@@ -48,10 +48,8 @@ def plan(
 
     study = read_study(config, changes or [])
     cards = planning.cards_of(study, card or [])
-    found = planning.make_plan(study, cards, bench, read_pilot(pilot) if pilot else DEFAULT_PILOT)
-    typer.echo(
-        json.dumps(plan_text.as_dict(found, at_once), indent=2) if as_json else plan_text.render(found, at_once)
-    )
+    found = planning.make_plan(study, cards, bench, read_pilot(pilot) if pilot else DEFAULT_PILOT, at_once)
+    typer.echo(json.dumps(plan_text.as_dict(found), indent=2) if as_json else plan_text.render(found))
     if figure is not None:
         from nested_reft.report import style
 

@@ -101,6 +101,7 @@ class Plan(NamedTuple):
         study: the name of the study.
         rows: a row for each stage and model.
         disk: the disk space in bytes, without models whose shape is unknown.
+        at_once: the GPUs that work at the same time; on a CPU, the jobs.
         resolution: the smallest deltas that the study resolves.
         warnings: a sentence for each row that does not fit its card, and for each model whose shape is unknown.
         savings: a sentence for each change of the trainings that would save GPU hours.
@@ -110,6 +111,7 @@ class Plan(NamedTuple):
     study: str
     rows: list[Row]
     disk: int
+    at_once: int
     resolution: Resolution
     warnings: list[str]
     savings: list[str]
@@ -344,6 +346,7 @@ def make_plan(
     cards: Mapping[str, Card],
     bench: list[Path] | None = None,
     pilot: Pilot = DEFAULT_PILOT,
+    at_once: int = 1,
 ) -> Plan:
     """Return the plan of a study.
 
@@ -352,6 +355,7 @@ def make_plan(
         cards: the card of each model.
         bench: files with measurements on the card.
         pilot: the variances of a delta.
+        at_once: the GPUs that work at the same time; on a CPU, the jobs.
     """
     planner = Planner(study, cards, bench)
     rows = planner.rows()
@@ -363,11 +367,12 @@ def make_plan(
         for name, shape in planner.shapes.items()
         if shape
     }
-    disk = bytes_needed(study, parameters, jobs, 1, trained)
+    disk = bytes_needed(study, parameters, jobs, at_once, trained)
     return Plan(
         study.study,
         rows,
         disk,
+        at_once,
         resolution(study, planner.sizes, pilot),
         list(warnings(planner, rows)),
         list(savings(planner, rows)),

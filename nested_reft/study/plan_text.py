@@ -118,15 +118,10 @@ def resolution_lines(plan: Plan) -> list[str]:
     return textwrap.wrap(f"{text} Variances: {found.pilot}.", WIDTH)
 
 
-def render(plan: Plan, at_once: int) -> str:
-    """Return a plan as text.
-
-    Args:
-        plan: the plan.
-        at_once: the GPUs that work at the same time; on a CPU, the jobs.
-    """
+def render(plan: Plan) -> str:
+    """Return a plan as text."""
     lines = [f"Plan of the study {plan.study!r}", "", *jobs_table(plan), ""]
-    elapsed = elapsed_seconds(plan, at_once)
+    at_once, elapsed = plan.at_once, elapsed_seconds(plan)
     unit = "GPU" if any(row.card.is_gpu for row in plan.rows) else "job"
     lines += [f"With {at_once} {unit}{'s' * (at_once > 1)} at once the study takes {duration(elapsed)}."]
     lines += [f"Disk: {gigabytes(plan.disk)} for models and checkpoints.", ""]
@@ -142,17 +137,17 @@ def render(plan: Plan, at_once: int) -> str:
     return "\n".join(lines)
 
 
-def elapsed_seconds(plan: Plan, at_once: int) -> float:
+def elapsed_seconds(plan: Plan) -> float:
     """Return the time of a study: the work over the devices, and at least the longest chain of stages."""
     work = sum(row.device_seconds for row in plan.rows)
     longest: Counter[str] = Counter()
     for row in plan.rows:
         if row.costs:
             longest[row.model] += row.wall_seconds[1]  # type: ignore[assignment]
-    return max(work / at_once, max(longest.values(), default=0.0))
+    return max(work / plan.at_once, max(longest.values(), default=0.0))
 
 
-def as_dict(plan: Plan, at_once: int) -> dict[str, Any]:
+def as_dict(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain values: bytes, seconds, operations and tokens."""
     rows = []
     for row in plan.rows:
@@ -177,8 +172,8 @@ def as_dict(plan: Plan, at_once: int) -> dict[str, Any]:
         "study": plan.study,
         "rows": rows,
         "gpu_hours": sum(row.gpu_hours for row in plan.rows),
-        "seconds": elapsed_seconds(plan, at_once),
-        "at_once": at_once,
+        "seconds": elapsed_seconds(plan),
+        "at_once": plan.at_once,
         "disk_bytes": plan.disk,
         "smallest_delta": plan.resolution._asdict(),
         "warnings": plan.warnings,

@@ -9,7 +9,7 @@ from nested_reft.errors import UserError
 from nested_reft.study.cards import CARDS, GIB
 from nested_reft.study.jobs import job_paths
 from nested_reft.study.plan import USABLE_MEMORY, Planner, cards_of, make_plan, requested
-from nested_reft.study.plan_text import as_dict, hours_figure, render
+from nested_reft.study.plan_text import as_dict, elapsed_seconds, hours_figure, render
 from tests.conftest import ROOT
 
 PAPER = read_study(ROOT / "config/paper.yaml")
@@ -31,11 +31,9 @@ def test_the_paper_is_planned_without_a_network():
     assert not by_name["train", SEVEN_B].fits
     assert by_name["train", "Qwen2.5-Math-1.5B-Instruct"].fits
     assert any(warning.startswith(f"train {SEVEN_B} needs") for warning in plan.warnings)
-    text = render(plan, at_once=8)
+    text = render(plan)
     assert "does not fit" in text and "Smallest delta" in text and "GPU hours" in text
-    assert json.loads(json.dumps(as_dict(plan, 8)))["gpu_hours"] == pytest.approx(
-        sum(row.gpu_hours for row in plan.rows)
-    )
+    assert json.loads(json.dumps(as_dict(plan)))["gpu_hours"] == pytest.approx(sum(row.gpu_hours for row in plan.rows))
 
 
 def test_what_is_said_to_fit_fits():
@@ -81,7 +79,7 @@ def test_an_unknown_model_is_left_out_of_the_sums():
     study = read_study(ROOT / "config/smoke.yaml", ["models={other: {path: nobody/nothing}}", "grid.model=[other]"])
     plan = make_plan(study, cards_of(study, []))
     assert "nobody/nothing" in plan.warnings[0]
-    assert "unknown" in render(plan, 1)
+    assert "unknown" in render(plan)
 
 
 def test_a_card_of_one_model():
@@ -124,6 +122,13 @@ def test_requests_are_above_the_plan_and_grow():
     for path in job_paths(SMOKE):
         memory, minutes = requested(small, path, 1)
         assert 1e6 * memory > small.cost(path).peak.total + GIB
+
+
+def test_more_gpus_at_once_take_less_time_and_more_disk():
+    one, eight = (make_plan(PAPER, cards_of(PAPER, ["h100"]), at_once=number) for number in (1, 8))
+    assert elapsed_seconds(eight) == pytest.approx(elapsed_seconds(one) / 8)
+    assert eight.disk > one.disk
+    assert elapsed_seconds(eight._replace(at_once=10**6)) > 3600  # the longest chain of stages
 
 
 def test_the_figure_has_a_bar_for_each_row():
