@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from nested_reft.report.deltas import trained_runs
-from nested_reft.report.sources import CELL, INSTANCE, OFF_POLICY, Sources
+from nested_reft.report.off_policy import ACCEPTANCE, kl_column, run_medians
+from nested_reft.report.sources import CELL, INSTANCE, Sources
+from nested_reft.report.statistics import smallest_resolvable
 
 
 def span(values: pd.Series) -> dict[str, float]:
@@ -18,15 +20,39 @@ def span(values: pd.Series) -> dict[str, float]:
     return {"lowest": values.min(), "median": values.median(), "highest": values.max()}
 
 
-def accuracy_facts(deltas: pd.DataFrame) -> dict[str, Any]:
-    """Return the range of the accuracies of the baselines and of the instances, and the deltas of each verdict."""
+def resolvable(accuracy: pd.DataFrame, confidence: float) -> pd.Series:
+    """Return for each accuracy delta how far from zero it has to be measured to be resolved.
+
+    Args:
+        accuracy: the accuracy deltas of all cells, without those that are missing.
+        confidence: the level of their intervals.
+    """
+    half_widths = (accuracy["ci_high"] - accuracy["ci_low"]) / 2
+    tests = accuracy.groupby(CELL)["absolute_delta"].transform("size")
+    values = smallest_resolvable(half_widths, accuracy["standard_error"], tests, confidence)
+    return pd.Series(values, accuracy.index, dtype=float)
+
+
+def accuracy_facts(deltas: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """Return the range of the accuracies of the baselines and of the instances, and the deltas of each verdict.
+
+    `unresolved` also has the medians of how far the intervals reach (`half_width`) and of how far from zero a delta
+    has to be measured to be resolved (`resolvable`).
+
+    Args:
+        deltas: the table of deltas.
+        confidence: the level of their intervals.
+    """
     accuracy = deltas[deltas["metric"] == "accuracy"].dropna(subset="absolute_delta")
     resolved = accuracy[accuracy["verdict"] == "resolved"].sort_values("absolute_delta")
     others = accuracy[accuracy["verdict"] == "not resolved"]
     unresolved = span(others["absolute_delta"]) | {
         "number": len(others),
         "half_width": ((others["ci_high"] - others["ci_low"]) / 2).median(),
+        "resolvable": resolvable(accuracy, confidence)[others.index].median(),
     }
+    lower, higher = (resolved[sign * resolved["absolute_delta"] > 0] for sign in (-1, 1))
+    largest = resolved.sort_values("absolute_delta", key=abs, ascending=False)[:2]
     return {
         "num_tested": len(accuracy),
         "num_baselines": len(accuracy[CELL].drop_duplicates()),
@@ -34,8 +60,9 @@ def accuracy_facts(deltas: pd.DataFrame) -> dict[str, Any]:
         "with_skipping": span(accuracy["instance"]),
         "change": span(accuracy["absolute_delta"]),
         "resolved": resolved.to_dict("records"),
-        "num_resolved_lower": int((resolved["absolute_delta"] < 0).sum()),
-        "num_resolved_higher": int((resolved["absolute_delta"] > 0).sum()),
+        "largest_resolved": largest.to_dict("records"),
+        "lower": span(-lower["absolute_delta"]) | {"number": len(lower)},
+        "higher": span(higher["absolute_delta"]) | {"number": len(higher)},
         "unresolved": unresolved if len(others) else None,
     }
 
@@ -79,11 +106,14 @@ def speed_facts(deltas: pd.DataFrame, efficiency: pd.DataFrame, runs: pd.DataFra
 
 
 def off_policy_facts(steps: pd.DataFrame) -> list[dict[str, float]]:
-    """Return the mean KL per token and the mean acceptance rate at the lowest and the highest skip ratio."""
-    kl, acceptance = OFF_POLICY[:2]
-    nested = steps[steps["skip_ratio"] > 0].groupby("skip_ratio")[[kl, acceptance]].mean().dropna()
+    """Return the KL per token and the acceptance rate at the lowest and the highest skip ratio.
+
+    Each is the median over the steps of a run, on average over the runs: the mean of the points of the figure.
+    """
+    runs, kl = run_medians(steps), kl_column(steps)
+    nested = runs[runs["skip_ratio"] > 0].groupby("skip_ratio")[[kl, ACCEPTANCE]].mean().dropna()
     rows = [
-        {"skip_ratio": float(str(ratio)), "kl": row[kl], "acceptance": row[acceptance]}
+        {"skip_ratio": float(str(ratio)), "kl": row[kl], "acceptance": row[ACCEPTANCE]}
         for ratio, row in nested.iterrows()
     ]
     return rows if len(rows) < 3 else [rows[0], rows[-1]]
@@ -92,7 +122,7 @@ def off_policy_facts(steps: pd.DataFrame) -> list[dict[str, float]]:
 def answer_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return all facts that the answer states, from the sources and the tables of a report."""
     return (
-        accuracy_facts(tables["deltas"])
+        accuracy_facts(tables["deltas"], sources.config["analysis"]["confidence"])
         | speed_facts(tables["deltas"], tables["efficiency"], trained_runs(sources))
         | {"off_policy": off_policy_facts(sources.steps)}
     )

@@ -17,12 +17,18 @@ from nested_reft.config.study import instances
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report.answer import answer_facts
 from nested_reft.report.figure_facts import figure_facts
+from nested_reft.report.glossary import WEIGHTS
 from nested_reft.report.sources import RUN, Sources, instance_label
 
 
-def signed(value: float) -> str:
-    """Return a delta of shares as the paper prints it: three decimals, with its sign."""
-    return f"{value:+.3f}"
+def points(delta: float) -> str:
+    """Return a delta of accuracies in percentage points, with its sign."""
+    return f"{round(100 * delta, 1) + 0:+.1f}"  # + 0 turns -0 into 0
+
+
+def accuracy(share: float) -> str:
+    """Return an accuracy in percent, with one decimal."""
+    return f"{100 * share:.1f}%"
 
 
 def percent(share: float) -> str:
@@ -32,12 +38,12 @@ def percent(share: float) -> str:
 
 def signed_percent(share: float) -> str:
     """Return a relative change as a percentage with its sign."""
-    return f"{round(100 * share, 1) + 0:+.1f}%"  # + 0 turns -0 into 0
+    return f"{points(share)}%"
 
 
 def range_of(values: Mapping[str, float]) -> str:
-    """Return the lowest and the highest accuracy as `0.900 to 0.920`, or the only one."""
-    lowest, highest = f"{values['lowest']:.3f}", f"{values['highest']:.3f}"
+    """Return the lowest and the highest accuracy as `90.0% to 92.0%`, or the only one."""
+    lowest, highest = accuracy(values["lowest"]), accuracy(values["highest"])
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
@@ -52,8 +58,8 @@ def plural(number: int, noun: str) -> str:
 
 
 def interval(row: Mapping[Any, Any]) -> str:
-    """Return the interval of a delta in brackets, or `no interval`."""
-    return "no interval" if pd.isna(row["ci_low"]) else f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
+    """Return the interval of a delta of accuracies, in points and in brackets, or `no interval`."""
+    return "no interval" if pd.isna(row["ci_low"]) else f"[{points(row['ci_low'])}, {points(row['ci_high'])}]"
 
 
 def instance(row: Mapping[Any, Any], grid: Mapping[str, Any]) -> str:
@@ -61,7 +67,37 @@ def instance(row: Mapping[Any, Any], grid: Mapping[str, Any]) -> str:
     return f"{instance_label(row, grid)} on {row['model']}, {row['dataset']}"
 
 
-FILTERS = (signed, percent, signed_percent, range_of, literal, plural, interval, instance, instance_label)
+def dataset_words(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what the training sets of a study are, and how many problems are used -> their names."""
+    words: dict[str, list[str]] = {}
+    for name in config["grid"]["dataset"]:
+        path, size = config["datasets"][name]["path"], config["datasets"][name]["size"]
+        generated = path.startswith("embedded/")
+        rows = path if size is None else f"the first {size} rows of {path}"
+        words.setdefault(f"{size} generated word problems" if generated else rows, []).append(name)
+    return words
+
+
+def choice(number: int, total: int) -> str:
+    """Return how many of all comparisons, as in `2 of 9 comparisons`."""
+    if number == total:
+        return {1: "the only comparison", 2: "both comparisons"}.get(total, f"all {total} comparisons")
+    return f"{number} of {total} comparisons"
+
+
+FILTERS = (
+    points,
+    accuracy,
+    percent,
+    signed_percent,
+    range_of,
+    literal,
+    plural,
+    interval,
+    instance,
+    instance_label,
+    choice,
+)
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "captions"),
     undefined=StrictUndefined,  # a name that no fact has is an error and not an empty string
@@ -101,6 +137,8 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "num_products": len(sources.results.drop_duplicates(["product", *RUN])) + len(sources.provenance["missing"]),
         "missing": sources.provenance["missing"],
         "failures": sources.provenance.get("failures", {}),  # not in reports of earlier versions
+        "dataset_words": dataset_words(config),
+        "mitigation_words": {name: WEIGHTS.get(name, "by a rule of your own") for name in grid["mitigation"]},
         "max_steps": config["training"]["max_steps"],
         "num_samples": config["evaluation"]["num_samples"],
         "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),

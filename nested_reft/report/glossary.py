@@ -1,5 +1,14 @@
 """The words that a reader of a report may have to look up. The page links each of them to its explanation."""
 
+# How each mitigation weights the gradient of a token that a nested model sampled, for the legend of the answer.
+WEIGHTS = {
+    "base": "by the importance ratio, within the clipped loss",
+    "practical": "not at all",
+    "retrace": "by the importance ratio, cut off at 1",
+    "is": "by the importance ratio",
+    "tis": "by the importance ratio, cut off at a cap",
+}
+
 GLOSSARY = {
     "cell": "One (model, training set). All comparisons are made within a cell.",
     "baseline": "The training of a cell that skips no layers: stock GRPO. Every instance is compared with it.",
@@ -13,8 +22,10 @@ GLOSSARY = {
     "retrace": "A mitigation: the importance ratio of a token, cut off at 1, weights its gradient.",
     "delta": "The metric of an instance minus that of its baseline. A relative delta is divided by the baseline's "
     "metric.",
+    "points": "Percentage points: the unit of a delta of accuracies in percent. From 90% to 85% are -5 points.",
     "resolved": "A delta is resolved when its p after Holm's correction is below 1 - confidence, which is 0.05 by "
-    "default. A delta that is not resolved may be zero, or too small for this study.",
+    "default. A delta that is not resolved may be zero, or too small for this study. Its interval is not corrected "
+    "and may miss zero all the same.",
     "Holm's correction": "A correction of p for the number of tests, here for the instances of a cell. Without it, "
     "one of 20 deltas would seem to differ from zero by chance alone.",
     "KL": "Kullback-Leibler divergence, in nats per token: how far the model that sampled is from the model that is "

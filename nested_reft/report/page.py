@@ -16,7 +16,7 @@ from docutils.core import publish_parts
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from nested_reft.report.captions import text
+from nested_reft.report import captions
 from nested_reft.report.contents import contents
 from nested_reft.report.glossary import GLOSSARY
 from nested_reft.report.sources import Sources
@@ -44,6 +44,17 @@ HEADINGS = {
 }
 # A longer table would make the page too large for a browser. Its CSV file has all rows.
 SHOWN_ROWS = 1000
+
+# Columns of accuracies, in percent, and of their deltas, in points, by the name of the table. An interval has the unit
+# of its estimate. The files of a table hold shares.
+PERCENT, POINTS = "%", "points"
+UNITS: dict[str, dict[str, str]] = {
+    "deltas": {"baseline": PERCENT, "instance": PERCENT, "absolute_delta": POINTS},
+    "efficiency": {"accuracy_delta": POINTS},
+    "stages": {"accuracy": PERCENT},
+    "table2": {"best_delta": POINTS, "worst_delta": POINTS, "best_by_chance": POINTS},
+    "table2_paper": {"best_delta": POINTS, "worst_delta": POINTS},
+}
 
 # ---- texts --------------------------------------------------------------------------------------------
 
@@ -89,12 +100,20 @@ class Cell(NamedTuple):
     is_number: bool
 
 
-def rounded(column: str, value: Any) -> str:
-    """Return a value as a table shows it: shares as percentages, deltas with a sign, three significant digits."""
+def rounded(column: str, value: Any, unit: str = "") -> str:
+    """Return a value as a table shows it: shares as percentages, deltas with a sign, three significant digits.
+
+    Args:
+        column: the column of the table.
+        value: the value.
+        unit: PERCENT for an accuracy, POINTS for a delta of accuracies, or nothing.
+    """
     if pd.isna(value):
         return ""
     if not isinstance(value, float):
         return str(value)
+    if unit:
+        return captions.points(value) if unit == POINTS else f"{100 * value:.1f}"
     if column == "skip_ratio":
         return f"{100 * value:g}%"
     sign = "+" if "delta" in column else ""
@@ -106,26 +125,32 @@ def rounded(column: str, value: Any) -> str:
     return f"{value:{sign}.{decimals}f}"
 
 
-def table_columns(table: pd.DataFrame) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield (heading, cells) of every column; the two ends of an interval share a column."""
+def table_columns(table: pd.DataFrame, units: Mapping[str, str]) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield (heading, cells) of every column; the two ends of an interval share a column.
+
+    Args:
+        table: the table.
+        units: column -> its unit, PERCENT or POINTS, for columns of accuracies.
+    """
     estimate = ""  # the column that an interval belongs to
     for column in table:
         name = str(column)
         if name.endswith("ci_high"):
             continue
-        values, heading = table[column], HEADINGS.get(name, name.replace("_", " "))
-        texts = [rounded(name, value) for value in values]
+        values, heading, unit = table[column], HEADINGS.get(name, name.replace("_", " ")), units.get(name, "")
+        texts = [rounded(name, value, unit) for value in values]
         if name.endswith("ci_low"):
-            heading = name.removesuffix("ci_low").replace("_", " ") + "interval"
+            heading, unit = name.removesuffix("ci_low").replace("_", " ") + "interval", units.get(estimate, "")
             ends = zip(values, table[f"{name.removesuffix('low')}high"], strict=True)
             texts = [
-                "" if pd.isna(low) else f"[{rounded(estimate, low)}, {rounded(estimate, high)}]" for low, high in ends
+                "" if pd.isna(low) else f"[{rounded(estimate, low, unit)}, {rounded(estimate, high, unit)}]"
+                for low, high in ends
             ]
         elif not name.endswith("paper_form"):
             estimate = name
         orders = ["" if pd.isna(value) else str(value) for value in values]
         yield (
-            heading,
+            f"{heading}, {unit}" if unit else heading,
             [
                 Cell(text, order, not (isinstance(value, str) or pd.isna(value)))
                 for text, order, value in zip(texts, orders, values, strict=True)
@@ -147,7 +172,8 @@ def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
         shown = shown.drop(columns="border")
     if "metric" in shown:
         shown = shown.assign(metric=shown["metric"].replace(HEADINGS))
-    columns = list(table_columns(shown.head(SHOWN_ROWS)))
+    units = UNITS.get(name, {})
+    columns = list(table_columns(shown.head(SHOWN_ROWS), units))
     csv = table.head(SHOWN_ROWS).to_csv(index=False, float_format="%.6g")
     return {
         "name": name,
@@ -155,6 +181,7 @@ def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
         "rows": list(zip(*(cells for _, cells in columns), strict=True)),
         "more_rows": more_rows(name, table),
         "csv": f"data:text/csv;charset=utf-8,{quote(csv)}",
+        "has_percent": bool(units),
     }
 
 
@@ -168,7 +195,7 @@ def table_views(name: str, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def table_document(name: str, title: str, table: pd.DataFrame) -> str:
     """Return one table as an HTML document of its own, which Snakemake's report shows in place."""
-    return TEMPLATES.get_template("table.html.j2").render(title=title, view=table_view(name, table))
+    return TEMPLATES.get_template("table.html.j2").render(title=title, views=table_views(name, table))
 
 
 # ---- figures and the whole page -----------------------------------------------------------------------
@@ -199,7 +226,7 @@ def page(
     sections: dict[str, list[dict[str, Any]]] = {}
     for section, name, title in contents(sources.config["grid"]["dataset"]):
         caption = "figure" if name.startswith("figure_") else name
-        item: dict[str, Any] = {"title": title, "caption": html(text(f"caption_{caption}", captioned))}
+        item: dict[str, Any] = {"title": title, "caption": html(captions.text(f"caption_{caption}", captioned))}
         if name in tables:
             item["tables"] = table_views(name, tables[name])
         elif "<svg" in figures[name]:
@@ -209,12 +236,12 @@ def page(
         sections.setdefault(section, []).append(item)
     first = next(item for item in sections["Findings"] if item.get("figure", {}).get("name") == lead)
     sections["Findings"].remove(first)
-    parts = ("answer", "missing", "resolved", "unresolved", "study")
+    parts = ("answer", "words", "missing", "resolved", "unresolved", "study")
     return TEMPLATES.get_template("page.html.j2").render(
         facts,
         date=date(sources.provenance["last_finished"]),
         lead=first,
         sections=sections,
         glossary={term: (TERMS[term.lower()], meaning) for term, meaning in GLOSSARY.items()},
-        **{f"{part}_text": html(text(f"_{part}", facts)) for part in parts},
+        **{f"{part}_text": html(captions.text(f"_{part}", facts)) for part in parts},
     )

@@ -416,3 +416,31 @@ def smallest_delta(
     variance = seeds_part + problems
     freedom = variance**2 / (seeds_part**2 / (instances * (seeds - 1)) + problems**2 / freedom_of_problems)
     return float((stats.t.ppf(tail, freedom) + stats.t.ppf(wanted, freedom)) * np.sqrt(variance))
+
+
+def smallest_resolvable(
+    half_widths: npt.ArrayLike, standard_errors: npt.ArrayLike, tests: npt.ArrayLike, confidence: float
+) -> Floats:
+    """Return how far from zero each delta (m,) has to be measured to be the first that Holm's correction resolves.
+
+    The p of the first delta of a cell is multiplied by the number of tests. A true effect of this size is therefore
+    resolved about every second time, and a smaller one less often.
+
+    Args:
+        half_widths: half the width of each delta's uncorrected interval, (m,).
+        standard_errors: the standard errors of the deltas, (m,).
+        tests: the number of deltas of each delta's cell, (m,).
+        confidence: the level of the intervals; a delta is resolved below 1 - confidence.
+    """
+    errors, tail = np.asarray(standard_errors, dtype=float), (1 - confidence) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quantiles = np.asarray(half_widths, dtype=float) / errors
+    # Student's degrees of freedom are those of the interval, found by bisection of their logarithm. An interval of a
+    # bootstrap may be narrower than a normal one, and then counts as normal.
+    low, high = np.full(errors.shape, np.log(0.5)), np.full(errors.shape, np.log(1e6))
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_few = stats.t.isf(tail, np.exp(middle)) > quantiles
+        low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
+    resolvable: Floats = stats.t.isf(tail / np.asarray(tests), np.exp(low)) * errors
+    return resolvable

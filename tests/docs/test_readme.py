@@ -132,21 +132,23 @@ def test_numbers_of_the_full_shape_page_are_those_of_the_report():
     deltas = pd.read_csv(ROOT / "docs/reports/embedded-full/deltas.csv")
     accuracy = deltas[deltas["metric"] == "accuracy"]
     low, high = accuracy["absolute_delta"].min(), accuracy["absolute_delta"].max()
-    assert f"{MINUS}{-low:.3f} and +{high:.3f}" in page
+    assert f"{MINUS}{-100 * low:.1f} and +{100 * high:.1f} percentage points" in page
     assert f"correction is {accuracy['p_holm'].min():.2f}." in page
     assert f"{(accuracy['absolute_delta'] < 0).sum()} of the {len(accuracy)} estimates are below zero" in page
-    assert f"extend {((accuracy['ci_high'] - accuracy['ci_low']) / 2).median():.3f} to either side" in page
+    reach = 100 * ((accuracy["ci_high"] - accuracy["ci_low"]) / 2).median()
+    assert f"extend {reach:.1f} points to either side" in page
 
 
 def test_the_embedded_page_names_the_resolved_deltas_of_the_report():
     page = (ROOT / "docs/results/embedded.md").read_text()
     deltas = pd.read_csv(ROOT / "docs/reports/embedded/deltas.csv")
     resolved = deltas[(deltas["metric"] == "accuracy") & (deltas["verdict"] == "resolved")]
-    shown = " and at ".join(
-        f"{row.skip_ratio:.0%} ({MINUS}{-row.absolute_delta:.3f})".replace("%", " %") for row in resolved.itertuples()
-    )
-    assert set(resolved["mitigation"]) == {"retrace"}
-    assert f"are resolved: `retrace` at {shown}" in page
+    assert set(resolved["mitigation"]) == {"retrace"} and len(resolved) == 2
+    shown = [
+        f"{row.skip_ratio:.0%} ({MINUS}{-100 * row.absolute_delta:.1f}".replace("%", " %")
+        for row in resolved.itertuples()
+    ]
+    assert f"are resolved: `retrace` at {shown[0]} percentage points) and at {shown[1]} points)" in page
 
 
 def test_the_readme_and_the_quickstart_show_the_same_program_and_summary():

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from nested_reft.report.answer import accuracy_facts, off_policy_facts, speed_facts, timing_noise
 
@@ -35,22 +36,39 @@ def test_speeds_are_noise_if_the_control_varies_more(seconds, is_noise):
     }
 
 
+def accuracy_deltas(*rows: tuple[float | None, float | None, float | None, str]) -> pd.DataFrame:
+    """Return accuracy deltas of one cell, with the interval -1 to 5 points: baseline, instance, delta, verdict."""
+    deltas = pd.DataFrame(rows, columns=["baseline", "instance", "absolute_delta", "verdict"])
+    constant = {"metric": "accuracy", "model": "m", "dataset": "d", "ci_low": -0.01, "ci_high": 0.05}
+    return deltas.assign(**constant, standard_error=0.03 / stats.norm.ppf(0.975))
+
+
 def test_accuracies_are_those_of_the_finished_pairs():
     rows = [(0.9, 0.8, -0.1, "resolved"), (0.9, 0.92, 0.02, "not resolved"), (None, None, None, "missing")]
-    deltas = pd.DataFrame(rows, columns=["baseline", "instance", "absolute_delta", "verdict"])
-    deltas = deltas.assign(metric="accuracy", model="m", dataset="d", ci_low=-0.01, ci_high=0.05)
-    facts = accuracy_facts(deltas)
+    facts = accuracy_facts(accuracy_deltas(*rows), 0.95)
     assert facts["num_tested"] == 2 and facts["num_baselines"] == 1
     assert facts["baseline"]["lowest"] == facts["baseline"]["highest"] == 0.9
     assert (facts["with_skipping"]["lowest"], facts["with_skipping"]["highest"]) == (0.8, 0.92)
-    assert (facts["num_resolved_lower"], facts["num_resolved_higher"]) == (1, 0)
+    assert (facts["lower"]["number"], facts["lower"]["highest"], facts["higher"]["number"]) == (1, 0.1, 0)
     assert facts["unresolved"]["number"] == 1 and facts["unresolved"]["half_width"] == pytest.approx(0.03)
+    # two tests: Holm's correction compares the smaller p with 0.025
+    needed = 0.03 * stats.norm.ppf(1 - 0.0125) / stats.norm.ppf(0.975)
+    assert facts["unresolved"]["resolvable"] == pytest.approx(needed, rel=1e-3)
 
 
-def test_off_policyness_is_that_of_the_lowest_and_the_highest_skip_ratio():
-    steps = pd.DataFrame({"skip_ratio": [0, 0.05, 0.05, 0.1, 0.15], "sampling/kl": [0, 0.1, 0.3, 0.4, 0.5]})
+def test_the_two_largest_changes_are_named_whatever_their_sign():
+    rows = [(0.5, 0.5 + change, change, "resolved") for change in (0.1, -0.3, -0.2)]
+    facts = accuracy_facts(accuracy_deltas(*rows), 0.95)
+    assert [row["absolute_delta"] for row in facts["largest_resolved"]] == [-0.3, -0.2]
+    assert facts["unresolved"] is None
+
+
+def test_off_policyness_is_the_mean_of_the_medians_of_runs_at_the_lowest_and_the_highest_skip_ratio():
+    rows = [(0.0, 0, 0.0), *((0.05, seed, kl) for seed, kls in enumerate([(0.1, 0.2, 9.0), (0.4,)]) for kl in kls)]
+    steps = pd.DataFrame([*rows, (0.1, 0, 0.4), (0.15, 0, 0.5)], columns=["skip_ratio", "seed", "sampling/kl"])
+    steps = steps.assign(model="m", dataset="d", border=1, mitigation="base", **{"sampling/ess": 1.0})
     facts = off_policy_facts(steps.assign(**{"sampling/acceptance_rate": 1 - steps["sampling/kl"]}))
     assert facts == [
-        {"skip_ratio": 0.05, "kl": pytest.approx(0.2), "acceptance": pytest.approx(0.8)},
+        {"skip_ratio": 0.05, "kl": pytest.approx(0.3), "acceptance": pytest.approx(0.7)},
         {"skip_ratio": 0.15, "kl": 0.5, "acceptance": 0.5},
     ]

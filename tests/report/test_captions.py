@@ -8,9 +8,19 @@ import pytest
 
 from nested_reft.config import layout
 from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
+from nested_reft.mitigation import MITIGATIONS
 from nested_reft.report import build
-from nested_reft.report.captions import layer_dropout_note, literal, render, report_facts
+from nested_reft.report.captions import (
+    dataset_words,
+    layer_dropout_note,
+    literal,
+    points,
+    render,
+    report_facts,
+    text,
+)
 from nested_reft.report.collect import collect
+from nested_reft.report.glossary import WEIGHTS
 from nested_reft.report.sources import Sources, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
@@ -30,12 +40,12 @@ def texts(sources: Sources) -> dict[str, str]:
 
 def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
     findings = words((made_up / "report/findings.rst").read_text())
-    assert findings.startswith("Answer ------ 1. **Accuracy: ")
+    assert findings.startswith("Answer ------ 1. **Accuracy fell in 3 of 27 comparisons, by ")
     titles = ("Answer", "What is resolved", "What is not resolved", "What was run")
     places = [findings.index(f"{title} ---") for title in titles]
     assert places == sorted(places)
     for dataset in ("one-step", "multi-step", "algebra"):
-        assert f"15% practical on small-28, {dataset}: -0." in findings
+        assert f"15% practical on small-28, {dataset}: -" in findings
     assert "3 of 27 accuracy deltas are resolved" in words((made_up / "report/caption_heat_map.rst").read_text())
     assert "Only one seed" not in findings
 
@@ -53,8 +63,75 @@ def test_nothing_resolved_is_said_in_words(tmp_path):
     synthetic.write(study, tmp_path, effect=0.0)
     sources = collect(study, tmp_path)
     findings = texts(sources)["findings"]
-    assert re.search(r"None of 9 deltas \(\S+ to \S+\) is resolved after Holm's correction", findings)
+    verdict = r"No change of accuracy is shown; only one above about \d+\.\d points was likely to be seen\."
+    assert re.search(verdict, findings) and "**How sure: all 9 changes may be zero.**" in findings
     assert "No accuracy delta is resolved at the level 0.05 after Holm" in findings
+
+
+NO_CHANGE = {"number": 0, "lowest": float("nan"), "highest": float("nan")}
+FELL = {"number": 2, "lowest": 0.04, "highest": 0.063}
+ROSE = {"number": 1, "lowest": 0.02, "highest": 0.02}
+OPEN = {"number": 7, "resolvable": 0.026}
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict", "certainty"),
+    [
+        ({"num_tested": 0}, "Nothing can be compared yet", "there is nothing to judge"),
+        (
+            {"num_tested": 7, "unresolved": OPEN},
+            "No change of accuracy is shown; only one above about 2.6 points was likely to be seen",
+            "all 7 changes may be zero",
+        ),
+        (
+            {"num_tested": 1, "unresolved": {"number": 1, "resolvable": 0}, "missing": ["train/..."]},
+            "So far, no change of accuracy is shown",
+            "the change may be zero",
+        ),
+        (
+            {"num_tested": 9, "unresolved": OPEN, "lower": FELL, "num_seeds": 1},
+            "Accuracy fell in 2 of 9 comparisons of single runs, by 4.0 to 6.3 points",
+            "7 of 9 changes may be zero, 2 are resolved",
+        ),
+        (
+            {"num_tested": 10, "unresolved": OPEN, "lower": FELL, "higher": ROSE, "missing": ["train/..."]},
+            "So far, accuracy fell in 2 of 10 comparisons, by 4.0 to 6.3 points, and rose in 1 of 10 comparisons, "
+            "by 2.0 points",
+            "7 of 10 changes may be zero, 3 are resolved",
+        ),
+        (
+            {"num_tested": 2, "lower": FELL},
+            "Accuracy fell in both comparisons, by 4.0 to 6.3 points",
+            "both comparisons are resolved",
+        ),
+        (
+            {"num_tested": 1, "higher": ROSE},
+            "Accuracy rose in the only comparison, by 2.0 points",
+            "the only comparison is resolved",
+        ),
+    ],
+)
+def test_every_kind_of_result_has_a_verdict_in_words(facts, verdict, certainty):
+    filled = {"unresolved": None, "lower": NO_CHANGE, "higher": NO_CHANGE, "num_seeds": 3, "missing": []} | facts
+    filled["resolved"] = [{}] * (filled["lower"]["number"] + filled["higher"]["number"])
+    assert [text(name, filled).strip() for name in ("_verdict", "_certainty")] == [verdict, certainty]
+
+
+def test_the_words_of_the_answer_explain_the_mitigations_and_the_training_sets(made_up):
+    findings = words((made_up / "report/findings.rst").read_text())
+    assert "*practical* not at all; *retrace* by the importance ratio, cut off at 1." in findings
+    assert "**one-step, multi-step, algebra:** 100 generated word problems each." in findings
+    assert set(WEIGHTS) == set(MITIGATIONS)
+    sources = {"a": {"path": "openai/gsm8k", "size": None}, "b": {"path": "b.jsonl", "size": 9}}
+    assert dataset_words({"grid": {"dataset": ["a", "b"]}, "datasets": sources}) == {
+        "openai/gsm8k": ["a"],
+        "the first 9 rows of b.jsonl": ["b"],
+    }
+
+
+@pytest.mark.parametrize(("delta", "expected"), [(-0.0633, "-6.3"), (0.0167, "+1.7"), (-0.0004, "+0.0")])
+def test_deltas_of_accuracies_are_in_points(delta, expected):
+    assert points(delta) == expected
 
 
 def test_every_table_and_figure_has_a_caption(made_up):
@@ -79,14 +156,14 @@ def test_results_of_models_with_layer_dropout_are_shown_with_a_caution(made_up):
         "caption_config",
         "caption_provenance",
     }
-    for name, text in texts(sources).items():
-        assert (caution in text) == (name not in without_results), name
+    for name, written in texts(sources).items():
+        assert (caution in written) == (name not in without_results), name
     assert caution in layer_dropout_note(sources.config)
     for figure in (made_up / "report").glob("*.svg"):
         assert "was pretrained with layer dropout" in words(re.sub(r"<[^>]+>", " ", figure.read_text())), figure.name
     others = of_another_model(sources)
     assert layer_dropout_note(others.config) == ""
-    assert not any("layer dropout" in text for text in texts(others).values())
+    assert not any("layer dropout" in written for written in texts(others).values())
 
 
 @pytest.mark.parametrize(

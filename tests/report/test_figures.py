@@ -16,7 +16,8 @@ from nested_reft.report.build import make_tables
 from nested_reft.report.collect import collect
 from nested_reft.report.contents import contents
 from nested_reft.report.figures import FIGURES, figures_of_study
-from nested_reft.report.figures.off_policy import off_policy
+from nested_reft.report.figures.accuracy import forest, standing
+from nested_reft.report.figures.off_policy import off_policy, off_policy_steps
 from nested_reft.report.figures.speed import pareto_front
 from nested_reft.report.figures.training import reward_curves
 from nested_reft.report.layer_harm import layer_harm
@@ -113,6 +114,39 @@ def test_a_note_is_written_above_the_panels(embedded, tmp_path):
     assert figure.get_figheight() > height  # the panels keep their size
 
 
+@pytest.mark.parametrize(
+    ("verdict", "delta", "low", "high", "label"),
+    [
+        ("resolved", -0.04, -0.06, -0.02, "lower, resolved"),
+        ("resolved", 0.04, 0.02, 0.06, "higher, resolved"),
+        ("not resolved", -0.02, -0.04, -0.01, "interval misses 0, not resolved (Holm)"),
+        ("not resolved", 0.01, -0.01, 0.03, "not resolved"),
+    ],
+)
+def test_a_legend_tells_the_interval_from_the_verdict(verdict, delta, low, high, label):
+    row = {"verdict": verdict, "absolute_delta": delta, "ci_low": low, "ci_high": high}
+    assert standing(row).label == label
+
+
+def test_all_panels_of_the_forest_have_the_same_rows_and_its_legend_names_what_is_drawn(embedded):
+    figure = forest(embedded, make_tables(embedded))
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "not resolved",
+        "interval misses 0, not resolved (Holm)",
+    }
+    first = figure.axes[0]
+    names = [label.get_text() for label in first.get_yticklabels()]
+    deltas = make_tables(embedded)["deltas"].query(
+        "metric == 'accuracy' and dataset == 'algebra' and model == 'wide-20'"
+    )
+    drawn = {line.get_ydata()[0]: line.get_xdata()[1] for line in figure.axes[5].lines if line.get_label()[0] != "_"}
+    assert len(names) == len(drawn) == 9 and len(first.get_xticks()) >= 4
+    for row in deltas.to_dict("records"):
+        place = names.index(f"{100 * row['skip_ratio']:g}% {row['mitigation']}")
+        assert drawn[place] == pytest.approx(100 * row["absolute_delta"])
+
+
 def test_the_pareto_front_holds_what_no_point_beats_in_both():
     front = pareto_front([(0.0, 0.0), (1.0, -1.0), (0.5, -2.0), (-1.0, 1.0), (-1.0, 0.5)])
     assert front == [(-1.0, 1.0), (0.0, 0.0), (1.0, -1.0)]
@@ -122,6 +156,8 @@ def test_no_kl_is_drawn_below_zero(embedded):
     """The k1 estimate, which alone an older report has, is negative for one seed."""
     lowered = embedded.steps.assign(**{"sampling/kl": embedded.steps["sampling/kl"] - 0.05})
     figure = off_policy(embedded._replace(steps=lowered), {})
+    over_steps = off_policy_steps(embedded._replace(steps=lowered), {}).axes[::2]
+    assert min(float(np.min(line.get_ydata())) for axis in over_steps for line in axis.lines) >= 0
     kl_panels = figure.axes[::3]
     segments = [path for axis in kl_panels for bars in axis.collections for path in bars.get_segments()]
     assert segments and min(float(segment[:, 1].min()) for segment in segments) >= 0

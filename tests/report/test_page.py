@@ -17,7 +17,7 @@ from tests import synthetic
 
 def plain(html: str) -> str:
     """Return the text of a piece of HTML."""
-    return re.sub(r" ([,.:])", r"\1", " ".join(re.sub(r"<[^>]+>", " ", html).split()))
+    return re.sub(r" ([,.:)])", r"\1", " ".join(re.sub(r"<[^>]+>", " ", html).split()))
 
 
 def first_screen(html: str) -> str:
@@ -56,18 +56,22 @@ def test_the_page_of_a_study_is_complete(made_up):
 def test_the_first_screen_answers_in_five_lines(made_up):
     screen = first_screen((made_up / "report/report.html").read_text())
     accuracy = pd.read_csv(made_up / "report/deltas.csv").query("metric == 'accuracy'")
-    low, high = accuracy["baseline"].min(), accuracy["baseline"].max()
-    skipped = f"{accuracy['instance'].min():.3f} to {accuracy['instance'].max():.3f} with skipped layers."
-    assert f"Accuracy: {low:.3f} to {high:.3f} in the 3 baselines, {skipped}" in screen
-    assert "3 of 27 deltas are resolved after Holm's correction, 3 lower and 0 higher" in screen
-    worst = accuracy["absolute_delta"].min()
-    assert re.search(rf"15% practical on small-28, \S+: {worst:+.3f} \[", screen)
-    speed_up = pd.read_csv(made_up / "report/efficiency.csv")["sampling_speed_up"]
-    assert f"Sampling: {speed_up.median():.2f} times as fast as in the baseline" in screen
-    assert re.search(r"Whole steps: \S+% to \S+% tokens per second\. The forward and backward passes", screen)
-    assert re.search(r"Off-policy: KL \S+ nats per token, acceptance rate 0\.\d\d at 15% skipped", screen)
-    assert "Too little data: 24 of 27 deltas are too uncertain to call." in screen
+    low, high = 100 * accuracy["baseline"].min(), 100 * accuracy["baseline"].max()
+    skipped = (
+        f"{100 * accuracy['instance'].min():.1f}% to {100 * accuracy['instance'].max():.1f}% with skipped layers."
+    )
+    assert "Accuracy fell in 3 of 27 comparisons, by" in screen
+    assert f"{low:.1f}% to {high:.1f}% in the 3 baselines, {skipped}" in screen
+    worst = 100 * accuracy["absolute_delta"].min()
+    assert re.search(rf"Largest: 15% practical on small-28, \S+ {worst:+.1f} points \[", screen)
+    assert "How sure: 24 of 27 changes may be zero, 3 are resolved." in screen
     assert "The intervals cover 2 seeds and problems within benchmarks." in screen
+    assert "small-28 was pretrained with layer dropout: other models may lose more accuracy." in screen
+    speed_up = pd.read_csv(made_up / "report/efficiency.csv")["sampling_speed_up"]
+    assert f"Sampling: {speed_up.median():.2f} times as fast as in the baseline (median of the instances)." in screen
+    assert re.search(r"Whole steps: \S+% tokens per second \(median of the instances\)\. The instances reach", screen)
+    assert re.search(r"Off-policy: KL \S+ nats per token, acceptance rate 0\.\d\d at 15% skipped", screen)
+    assert "Mitigation: how a token is weighted" in screen and "Points: percentage points of accuracy." in screen
 
 
 def test_the_pages_of_the_committed_reports_are_complete(rebuilt):
@@ -78,12 +82,14 @@ def test_the_pages_of_the_committed_reports_are_complete(rebuilt):
     # Both reports were made before these measurements were collected.
     older = {"layers", "reward_cost", "token_weights"}
     assert left_out(html) == [title for _, name, title in contents(datasets) if name in older]
-    assert "The forward and backward passes, which skipping does not change, differ by" in first_screen(html)
+    screen = first_screen(html)
+    assert "Noise: the forward and backward passes, which skipping does not change, differ by" in screen
+    assert "Sampling: no gain in speed is shown. It measured 1." in screen
     expected = {
-        "embedded": "Accuracy: 0.910 in the baseline, 0.847 to 0.927 with skipped layers. 2 of 9 deltas are resolved",
-        "embedded-full": "None of 54 deltas (-0.035 to +0.008) is resolved after Holm's correction.",
+        "embedded": "Accuracy fell in 2 of 9 comparisons of single runs, by 4.0 to 6.3 points. 91.0% in the baseline",
+        "embedded-full": "No change of accuracy is shown; only one above about 3.7 points was likely to be seen.",
     }
-    assert expected[committed.name] in first_screen(html)
+    assert expected[committed.name] in screen
 
 
 def test_every_figure_has_a_place_in_the_contents():
@@ -111,6 +117,22 @@ def test_every_figure_has_a_place_in_the_contents():
 )
 def test_numbers_are_rounded_for_reading(column, value, expected):
     assert page.rounded(column, value) == expected
+
+
+def test_accuracies_are_in_percent_and_their_deltas_and_intervals_in_points():
+    row = {"best_delta": 0.0167, "best_paper_form": 0.016, "best_ci_low": -0.002, "best_ci_high": 0.035}
+    view = page.table_view("table2", pd.DataFrame([row]))
+    assert view["headings"] == [
+        ("best delta, points", True),
+        ("best paper form", True),
+        ("best interval, points", True),
+    ]
+    assert [cell.text for cell in view["rows"][0]] == ["+1.7", "0.016", "[-0.2, +3.5]"]
+    stages = pd.DataFrame([{"accuracy": 0.91, "interval": 0.02, "ci_low": 0.89, "ci_high": 0.93}])
+    view = page.table_view("stages", stages)
+    assert view["headings"] == [("accuracy, %", True), ("interval, %", True)] and view["has_percent"]
+    assert [cell.text for cell in view["rows"][0]] == ["91.0", "[89.0, 93.0]"]
+    assert "0.91" in view["csv"]  # files hold shares
 
 
 def test_a_table_has_its_intervals_in_one_column_and_sorts_by_numbers():

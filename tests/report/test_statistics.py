@@ -24,6 +24,7 @@ from nested_reft.report.statistics import (
     seed_variance,
     sign_flip_test,
     smallest_delta,
+    smallest_resolvable,
     variance_components,
     wilson_interval,
 )
@@ -379,3 +380,25 @@ def test_the_smallest_delta_is_resolved_as_often_as_promised(seeds):
         p = [one.p for one in accuracy_deltas(scores, benchmarks, LEVEL, resamples=400)]
         resolved += holm(p)[0] < 1 - LEVEL
     assert resolved / repeats == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize(("seeds", "instances"), [(2, 1), (3, 9)])
+def test_a_delta_is_resolved_from_the_smallest_resolvable_size_on(seeds, instances):
+    """The first of many equal deltas: Holm's correction multiplies its p by their number."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(scale=0.01, size=(1 + instances, seeds))
+    noise -= noise.mean(axis=1, keepdims=True)
+    (delta, *_) = metric_deltas(0.5 + noise, 0.95)
+    half_width = (delta.ci_high - delta.ci_low) / 2
+    (needed,) = smallest_resolvable([half_width], [delta.standard_error], [instances], 0.95)
+    for size, is_resolved in ((1.01 * needed, True), (0.99 * needed, False)):
+        shifted = 0.5 + noise
+        shifted[1] += size
+        adjusted = holm([delta.p for delta in metric_deltas(shifted, 0.95)])
+        assert (adjusted[0] < 0.05) == is_resolved
+
+
+def test_the_smallest_resolvable_delta_of_a_bootstrap_is_about_normal():
+    normal = stats.norm.ppf([0.975, 1 - 0.025 / 9])
+    needed = smallest_resolvable([0.019, 0.0], [0.01, 0.0], [9, 9], 0.95)
+    assert needed == pytest.approx([0.01 * normal[1], 0.0], rel=1e-4)

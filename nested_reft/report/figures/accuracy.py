@@ -1,17 +1,19 @@
 """Figures of the accuracy: of each instance, of the whole grid, and per benchmark."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from nested_reft.report.deltas import overall
 from nested_reft.report.figures.common import (
     BASELINE_NAME,
     Tables,
+    accuracies_in_percent,
     cell_panels,
     cells_of,
     errors,
@@ -28,71 +30,84 @@ from nested_reft.report.sources import INSTANCE, Sources, grid_of, instance_labe
 from nested_reft.report.style import BASELINE, PALETTE, SMALL, WIDTH
 
 METRICS = {
-    "accuracy": "accuracy\n[share correct]",
+    "accuracy": "accuracy",
     "token_speed_tok_s": "token speed\n[tokens/s]",
     "train_runtime_s": "run time [s]",
 }
-HIGHER, LOWER, OPEN = PALETTE[0], PALETTE[1], "#777777"  # colors of deltas that are resolved, and of the others
+# Colors of deltas that are resolved, of those whose interval misses zero although they are not, and of the others.
+HIGHER, LOWER, ALONE, OPEN = PALETTE[0], PALETTE[1], "black", "#888888"
+FOREST_WIDTH = 6.4  # inches: the first screen of a page shows this figure, beside the answer
 
 
 # ---- the deltas of the whole grid ---------------------------------------------------------------------
 
 
-def delta_color(row: Mapping[Any, Any]) -> str:
-    """Return the color of a delta: by its sign where it is resolved, gray where it is not."""
-    if row["verdict"] != "resolved":
-        return OPEN
-    return HIGHER if row["absolute_delta"] > 0 else LOWER
+class Standing(NamedTuple):
+    """What the interval and the verdict of a delta say together: the entry of a legend, and the color of its line."""
+
+    label: str
+    color: str
+    is_resolved: bool
+
+
+def standing(row: Mapping[Any, Any]) -> Standing:
+    """Return the standing of a delta, from its interval and its verdict."""
+    if row["verdict"] == "resolved":
+        higher = row["absolute_delta"] > 0
+        return Standing("higher, resolved" if higher else "lower, resolved", HIGHER if higher else LOWER, True)
+    if row["ci_low"] > 0 or row["ci_high"] < 0:
+        return Standing("interval misses 0, not resolved (Holm)", ALONE, False)
+    return Standing("not resolved", OPEN, False)
 
 
 def draw_deltas(axis: Any, rows: pd.DataFrame, with_text: bool) -> None:
-    """Draw the deltas of one cell as a forest: a row each, the highest on top, missing ones at the bottom."""
-    names = [instance_label(row, grid_of(rows)) for row in rows.to_dict("records")]
+    """Draw the deltas of one cell as a forest: a row each, in this order."""
     axis.axvline(0, color=BASELINE, linewidth=1)
     for place, row in enumerate(rows.to_dict("records")):
         if np.isnan(row["absolute_delta"]):
             axis.annotate("missing", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
             continue
-        color, resolved = delta_color(row), row["verdict"] == "resolved"
+        label, color, resolved = standing(row)
         points = [100 * value for value in (row["absolute_delta"], row["ci_low"], row["ci_high"])]
-        axis.plot(points[1:], [place, place], color=color, linewidth=2 if resolved else 1.2, solid_capstyle="butt")
-        fill = color if resolved else "white"
-        axis.plot(points[0], place, marker="o", markersize=5, color=color, markerfacecolor=fill, linestyle="")
+        style = {"color": color, "linewidth": 2 if resolved else 1.2, "label": label}
+        marker = {"marker": "o", "markersize": 5, "markerfacecolor": color if resolved else "white", "markevery": [1]}
+        low, high = (points[0] if np.isnan(end) else end for end in points[1:])
+        axis.plot([low, points[0], high], [place] * 3, solid_capstyle="butt", **style, **marker)
         if with_text:
             text = (
                 "{:+.1f}  [{:+.1f}, {:+.1f}]".format(*points) if not np.isnan(row["ci_low"]) else f"{points[0]:+.1f}"
             )
             place_of = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": SMALL}
             axis.annotate(text, (1.02, place), color=color, weight="bold" if resolved else "normal", **place_of)
-    axis.set_yticks(range(len(rows)), names)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
+
+
+def by_mean(accuracy: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Return the instances in the order of their mean delta over the cells: the highest first, missing ones last."""
+    means = accuracy.groupby(INSTANCE, sort=False)["absolute_delta"].mean()
+    return list(means.sort_values(ascending=False, kind="stable", na_position="last").index)
 
 
 @styled
 def forest(sources: Sources, tables: Tables) -> Figure:
-    """Draw every accuracy delta to the baseline with its interval, sorted, a panel per cell."""
+    """Draw every accuracy delta to the baseline with its interval: a panel per cell, all with the same rows."""
     accuracy = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
-    cells = cells_of(accuracy)
+    cells, order, grid = cells_of(accuracy), by_mean(accuracy), grid_of(accuracy)
     columns = min(len(cells), 3)
     rows = -(-len(cells) // columns)
-    per_cell = len(accuracy) // len(cells)
-    alone = len(cells) == 1  # such a figure is shown narrow, and has room for the numbers
-    height = 0.75 + rows * (0.35 + 0.19 * per_cell)
-    figure, axes = panels(rows, columns, height, 6.2 if alone else WIDTH, sharex=True)
+    height = 0.75 + rows * (0.35 + (0.165 if rows > 1 else 0.19) * len(order))
+    figure, axes = panels(rows, columns, height, FOREST_WIDTH, sharex=True, sharey=True)
     for axis, cell in zip(axes.flat, cells, strict=False):
-        deltas = rows_of(accuracy, cell).sort_values("absolute_delta", ascending=False)
-        draw_deltas(axis, deltas, alone)
+        deltas = rows_of(accuracy, cell).set_index(INSTANCE).loc[order].reset_index()
+        draw_deltas(axis, deltas, with_text=len(cells) == 1)
         axis.set_title(", ".join(cell))
     for axis in axes.flat[len(cells) :]:
         axis.set_visible(False)
-    name_axes(figure, "delta, percentage points")
-    for color, label, fill in (
-        (LOWER, "resolved: lower", LOWER),
-        (HIGHER, "resolved: higher", HIGHER),
-        (OPEN, "not resolved", "white"),
-    ):
-        axes[0, 0].plot([], [], color=color, marker="o", markersize=5, markerfacecolor=fill, label=label)
+    names = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid) for values in order]
+    axes[0, 0].set_yticks(range(len(order)), names)
+    axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=10 // columns, steps=[1, 2, 5, 10], min_n_ticks=4))
+    name_axes(figure, "delta, percentage points" if columns < 3 else "delta, points")
     legend(figure)
     return figure
 
@@ -132,9 +147,10 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
     axis.set_xticks(range(len(instances)), [label.replace(" ", "\n", 1) for label in labels], rotation=90 * several)
     axis.set_yticks(range(len(cells)), ["\n".join(cell) for cell in cells])
     number, tested = int((deltas["verdict"] == "resolved").sum()), int(deltas["absolute_delta"].notna().sum())
+    framed = f"Framed: resolved ({number} of {tested})" if number else f"None of {tested} is resolved"
     axis.set_title(
-        f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. "
-        f"Framed: resolved ({number} of {tested}).\nPurple: higher than the baseline. Orange: lower."
+        f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. {framed}.\n"
+        "Purple: higher than the baseline. Orange: lower."
     )
     return figure
 
@@ -214,6 +230,7 @@ def dataset_figure(sources: Sources, tables: Tables, dataset: str) -> Figure:
         for axis, metric in zip(column, METRICS, strict=True):
             own = baseline_range(sources, tables, model, dataset, metric)
             draw_metric(axis, model_deltas[model_deltas["metric"] == metric], own)
+        accuracies_in_percent(column[0])
         absent = model_deltas[(model_deltas["metric"] == "accuracy") & model_deltas["instance"].isna()]
         names = [instance_label(row, grid_of(model_deltas)) for row in absent.to_dict("records")]
         note = f"\nmissing: {', '.join(names)}" if 0 < len(names) < 4 else ""
@@ -255,6 +272,7 @@ def benchmarks(sources: Sources, tables: Tables) -> Figure:
         if trained.empty:
             mark_missing(axis)
         axis.grid(axis="x", visible=False)
-    name_axes(figure, "benchmark", "accuracy (share correct)")
+    accuracies_in_percent(figure.axes[0])
+    name_axes(figure, "benchmark", "accuracy")
     legend(figure)
     return figure

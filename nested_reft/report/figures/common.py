@@ -53,6 +53,11 @@ def percent(value: float, _: Any = None) -> str:
     return f"{100 * value:g}%"
 
 
+def accuracies_in_percent(axis: Any) -> None:
+    """Let the y axis of a panel show shares as percentages."""
+    axis.yaxis.set_major_formatter(percent)
+
+
 class Series(NamedTuple):
     """The instances of a cell that differ in the skip ratio only: their label, style and rows."""
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nested_reft.report.figures.common import (
     BASELINE_NAME,
@@ -22,17 +23,13 @@ from nested_reft.report.figures.common import (
     spread_of,
     styled,
 )
-from nested_reft.report.sources import INSTANCE, Sources, grid_of
+from nested_reft.report.off_policy import ACCEPTANCE, ESS, kl_column, run_medians
+from nested_reft.report.sources import Sources, grid_of
 from nested_reft.report.style import BASELINE
 
-KL = "KL(μ ‖ π)\n[nats per token]"
-ACCEPTANCE = "acceptance rate\n(1 - total variation)"
-ESS = "effective sample size\n(share of the tokens)"
-
-
-def kl_column(steps: pd.DataFrame) -> str:
-    """Return the column of the KL estimate: k3, which is never negative, or k1 in a report that lacks k3."""
-    return "sampling/k3_kl" if "sampling/k3_kl" in steps and steps["sampling/k3_kl"].notna().any() else "sampling/kl"
+KL_TITLE = "KL(μ ‖ π)\n[nats per token]"
+ACCEPTANCE_TITLE = "acceptance rate\n(1 - total variation)"
+ESS_TITLE = "effective sample size\n(share of the tokens)"
 
 
 def draw_off_policy(axis: Any, runs: pd.DataFrame, metric: str, ratios: list[float]) -> None:
@@ -45,26 +42,23 @@ def draw_off_policy(axis: Any, runs: pd.DataFrame, metric: str, ratios: list[flo
         reach[0] = reach[0].clip(upper=seeds["mean"].clip(lower=0))  # none of these metrics can be below 0
         style = {"elinewidth": 0.9, "capsize": 2.5, "linewidth": 1.2, "label": series.label}
         places = seeds.index.map(ratios.index) + 0.1 * series.offset
-        axis.errorbar(places, seeds["mean"].clip(lower=0), yerr=reach, **style, **series.style)
+        bars = reach if series.rows["seed"].nunique() > 1 else None
+        axis.errorbar(places, seeds["mean"].clip(lower=0), yerr=bars, **style, **series.style)
     axis.set_xticks(range(len(ratios)), [percent(ratio) for ratio in ratios])
 
 
 @styled
 def off_policy(sources: Sources, tables: Tables) -> Figure:
-    """Draw how far the behavior policy is from the target policy: medians over the steps, against the skip ratio.
-
-    A single unlikely token can make the KL estimate of a step huge, so that the mean would show such tokens.
-    """
+    """Draw how far the behavior policy is from the target policy: medians over the steps, against the skip ratio."""
     steps = sources.steps
-    titles = {kl_column(steps): KL, "sampling/acceptance_rate": ACCEPTANCE, "sampling/ess": ESS}
+    titles = {kl_column(steps): KL_TITLE, ACCEPTANCE: ACCEPTANCE_TITLE, ESS: ESS_TITLE}
+    medians = run_medians(steps)
     cells, ratios = cells_of(steps), [0.0, *sorted(grid_of(steps)["skip_ratio"])]
     size = 1.1 + max(1.15, 2.2 - 0.3 * len(cells)) * len(cells)
     figure, axes = panels(len(cells), len(titles), size, sharex=True, sharey="col")
     for row, cell in zip(axes, cells, strict=True):
-        rows = rows_of(steps, cell)
-        runs = rows.groupby([*INSTANCE, "seed"])[list(titles)].median().reset_index()
         for axis, metric in zip(row, titles, strict=True):
-            draw_off_policy(axis, runs, metric, ratios)
+            draw_off_policy(axis, rows_of(medians, cell), metric, ratios)
         name_row(row[-1], cell)
     for axis, title in zip(axes[0], titles.values(), strict=True):
         axis.set_title(title)
@@ -80,7 +74,8 @@ def draw_over_steps(axis: Any, rows: pd.DataFrame, metric: str) -> None:
 
     def smooth(of_runs: pd.DataFrame) -> pd.Series:
         means = of_runs.groupby("step")[metric].mean()
-        return means.rolling(window, min_periods=1, center=True).median()
+        # no metric here can be below 0, but the k1 estimate of the KL can
+        return means.rolling(window, min_periods=1, center=True).median().clip(lower=0)
 
     baseline = smooth(rows[rows["skip_ratio"] == 0])
     axis.plot(baseline.index, baseline, color=BASELINE, linewidth=2, label=BASELINE_NAME)
@@ -95,7 +90,7 @@ def draw_over_steps(axis: Any, rows: pd.DataFrame, metric: str) -> None:
 def off_policy_steps(sources: Sources, tables: Tables) -> Figure | str:
     """Draw KL, effective sample size and entropy over the steps, at the largest skip ratio."""
     steps = sources.steps
-    titles = {kl_column(steps): KL, "sampling/ess": ESS}
+    titles = {kl_column(steps): KL_TITLE, ESS: ESS_TITLE}
     if "entropy" in steps and steps["entropy"].notna().any():
         titles["entropy"] = "entropy of the target policy\n[nats per token]"
     cells = cells_of(steps)
@@ -109,6 +104,8 @@ def off_policy_steps(sources: Sources, tables: Tables) -> Figure | str:
         name_row(row[-1], cell)
     for axis, title in zip(axes[0], titles.values(), strict=True):
         axis.set_title(title)
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     name_axes(figure, "optimizer step")
     legend(figure)
     return figure

@@ -8,6 +8,7 @@ from nested_reft.report.deltas import trained_runs
 from nested_reft.report.figures.common import (
     BASELINE_NAME,
     Tables,
+    accuracies_in_percent,
     cell_panels,
     errors,
     legend_row,
@@ -117,6 +118,8 @@ def accuracy_time(sources: Sources, tables: Tables) -> Figure:
             axis.scatter(
                 times, series.rows["accuracy"], s=area, alpha=0.7, edgecolors="white", linewidths=0.5, **marker
             )
+    for axis, _ in cells:
+        accuracies_in_percent(axis)
     name_axes(figure, f"time of all training steps, {unit}", "accuracy after training")
     star = sample(BASELINE_NAME, **BASELINE_SAMPLE)
     legend_row(figure, [star, *series_samples(runs), *ratio_samples(sizes)])
@@ -142,10 +145,11 @@ def speed_up(sources: Sources, tables: Tables) -> Figure:
         axis.plot(places, [1.0, *bounds["bound"]], **BOUND)
         axis.plot(places, [1.0, *bounds["bound_with_lm_head"]], **LM_HEAD_BOUND)
         for series in series_of(rows):
+            reach = errors(series.rows, "sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high")
             axis.errorbar(
                 series.rows["num_skipped"].map(counts.index) + 0.13 * series.offset,
                 series.rows["sampling_speed_up"],
-                yerr=errors(series.rows, "sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high"),
+                yerr=None if series.rows["speed_up_ci_low"].isna().all() else reach,
                 elinewidth=0.9,
                 capsize=2.5,
                 **series.style | {"linestyle": ""},

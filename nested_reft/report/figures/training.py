@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nested_reft.report.figures.common import (
     BASELINE_NAME,
     Tables,
+    accuracies_in_percent,
     cell_panels,
     cells_of,
     largest_ratio,
@@ -77,7 +79,8 @@ def reward_curves(sources: Sources, tables: Tables) -> Figure:
         name_row(row[-1], cell)
     for axis, ratio in zip(axes[0], ratios, strict=True):
         axis.set_title(f"{percent(ratio)} of the layers skipped")
-    name_axes(figure, "optimizer step", "mean reward (share right)")
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    name_axes(figure, "optimizer step", "mean reward")
     legend(figure)
     return figure
 
@@ -100,7 +103,7 @@ def reward_cost(sources: Sources, tables: Tables) -> Figure | str:
         name_row(row[-1], cell)
     for axis, name in zip(axes[-1], costs.values(), strict=True):
         axis.set_xlabel(name)
-    figure.supylabel("mean reward (share right)", fontsize=9)
+    figure.supylabel("mean reward", fontsize=9)
     legend(figure)
     return figure
 
@@ -187,7 +190,8 @@ def sft_stages(sources: Sources, tables: Tables) -> Figure:
             means = running_means(runs, "loss").mean(axis=1) if len(runs) else pd.Series(dtype=float)
             axes[0, 0].plot(means.index, means, color=style["color"], linewidth=1.5)
     axes[0, -1].set_xticks(places, [*STAGES.values(), "after training\n(instances)"], fontsize=SMALL)
-    axes[0, -1].set_title("accuracy (share correct)")
+    accuracies_in_percent(axes[0, -1])
+    axes[0, -1].set_title("accuracy")
     if len(losses):
         axes[0, 0].set_title("SFT loss [nats per token]")
         axes[0, 0].set_xlabel("optimizer step of SFT")
