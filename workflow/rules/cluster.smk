@@ -27,7 +27,7 @@ def planned(path, attempt):
 
 
 def job_memory(template):
-    """Return the function for the memory of a rule in MB. It grows with each attempt: a lack may have ended the last."""
+    """Return the function for the memory of a rule in MB. It grows with each attempt, as a lack may have ended the last."""
     return lambda wildcards, attempt: planned(template.format(**wildcards), attempt)[0]
 
 
