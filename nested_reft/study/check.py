@@ -121,7 +121,7 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
     for stage, section in SECTION_OF.items():
         if work.has(stage) and getattr(study, section).lora:
             yield f"{section}.lora", partial(check_adapter, study, section)
-        if work.has(stage):
+        if work.has(stage) and getattr(study, section).optim != "adamw_torch":  # torch always has this one
             yield f"{section}.optim", partial(check_optimizer, study, section)
     if work.has(*MODEL_STAGES):
         yield "MLflow", partial(check_store, study.tracking.uri)
