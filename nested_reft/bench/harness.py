@@ -4,13 +4,18 @@ Variants run interleaved, and speed-ups are ratios within a round, so machine dr
 """
 
 import json
+import os
 import resource
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from nested_reft.errors import UserError
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.report.statistics import Floats, median_interval
 
@@ -54,6 +59,41 @@ def seconds(call: Callable[[], object], device: "torch.device") -> float:
     call()
     synchronize()
     return time.perf_counter() - started
+
+
+class ProcessUsage(NamedTuple):
+    """What a process took: wall time, CPU time, which is less on a busy machine, and peak memory in bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def run_process(
+    command: Sequence[str], directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> ProcessUsage:
+    """Run a command and return what its process took.
+
+    Args:
+        command: the command and its arguments.
+        directory: the working directory; by default that of this process.
+        environment: variables that are set for the command, beside those of this process.
+
+    Raises:
+        UserError: the command fails; the message ends with its output.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        variables = os.environ | dict(environment or {})
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=directory, env=variables, stdout=output, stderr=subprocess.STDOUT)
+        # wait4 gives the memory of this one process; `resource.getrusage` gives the largest of all children so far.
+        _, status, usage = os.wait4(process.pid, 0)
+        elapsed = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise UserError(f"`{' '.join(command)}` failed: {output.read()[-2000:]}")
+    return ProcessUsage(elapsed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 class Estimate(NamedTuple):

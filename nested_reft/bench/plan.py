@@ -7,23 +7,21 @@ off. Peak memory is that of the process without that of the libraries.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nested_reft.bench.display import markdown
+from nested_reft.bench.harness import run_process
 from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.sections import PACKAGE
 from nested_reft.config.study import Study
 from nested_reft.data.formats import training_row
 from nested_reft.data.sources import parsed_rows
-from nested_reft.errors import UserError
 from nested_reft.records.files import read_rows, write_rows
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.study.cards import CARDS, GIB, Card
@@ -179,22 +177,14 @@ def measured(case: Case, study: Study, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "nested_reft", case.stage, "--settings", canonical(settings)]
         command += ["--model", str(model.local_path), "--data", str(data), "--out", f"{out}/job"]
-        environment = os.environ | {"OMP_NUM_THREADS": str(study.jobs.threads), "CUDA_VISIBLE_DEVICES": ""}
-        log = Path(out) / "log"
-        with log.open("w") as stream:
-            started = time.perf_counter()
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            wall = time.perf_counter() - started
-        if process.returncode:
-            raise UserError(f"{case.stage} of {case.model} failed: {log.read_text().splitlines()[-1]}")
+        environment = {"OMP_NUM_THREADS": str(study.jobs.threads), "CUDA_VISIBLE_DEVICES": ""}
+        usage = run_process(command, environment=environment)
         steps = read_rows(Path(out) / "job/metrics.jsonl")[1:]
     phases = {
         name: sum(row.get(f"perf/{name}_s", 0.0) for row in steps) / len(steps)
         for name in ("step", "generate", "score", "fwd_bwd", "optimizer")
     }
-    return {"memory": usage.ru_maxrss * 1024, "seconds": phases, "wall": wall, "cpu": usage.ru_utime + usage.ru_stime}
+    return {"memory": usage.peak_bytes, "seconds": phases, "wall": usage.seconds, "cpu": usage.cpu_seconds}
 
 
 MEASURE_RATES = """

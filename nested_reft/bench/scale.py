@@ -4,12 +4,9 @@ A synthetic study has the shape of the paper's study: per seed 6 warm-ups and 60
 Its files are copies of those of a real, finished study, with other axes and random answers; no model is trained.
 """
 
-import json
-import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from nested_reft.bench.harness import run_process
 from nested_reft.config import layout
 from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.study import Study
@@ -157,29 +155,9 @@ def write_run(template: Path, folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def measure(runs: int, name: str, command: list[str], directory: Path) -> Measured:
-    """Run a command in a folder and return its wall time, its CPU time and the peak memory of its process.
-
-    Raises:
-        UserError: if the command fails; the message ends with its output.
-    """
-    with tempfile.TemporaryFile("w+") as output:
-        started = time.perf_counter()
-        # wait4 gives the memory of this one process; `resource.getrusage` gives the largest of all children so far.
-        pid = os.posix_spawn(
-            command[0],
-            command,
-            {**os.environ, "PWD": str(directory)},
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
-                (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
-            ],
-        )
-        _, status, usage = os.wait4(pid, 0)
-        elapsed = time.perf_counter() - started
-        if status:
-            output.seek(0)
-            raise UserError(f"`{' '.join(command)}` failed: {output.read()[-2000:]}")
-    return Measured(runs, name, elapsed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+    """Run a command in the folder of a synthetic study, and return its row of the table."""
+    usage = run_process(command, directory)
+    return Measured(runs, name, usage.seconds, usage.cpu_seconds, usage.peak_bytes / 2**30)
 
 
 def measure_runs(
@@ -198,18 +176,17 @@ def measure_runs(
     """
     synthetic = synthetic_study(study, runs // RUNS_PER_SEED, problems)
     file = folder / "scale.yaml"
-    file.write_text(json.dumps(json.loads(canonical(synthetic)), indent=1))  # JSON is YAML
+    file.write_text(canonical(synthetic))  # JSON is YAML
     snakemake, ours = (str(Path(sys.executable).parent / name) for name in ("snakemake", "nested-reft"))
     plan = [snakemake, "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--configfile", str(file)]
     yield measure(runs, "snakemake -n", [*plan, "-n", "--quiet", "all"], folder)
     write_results(synthetic, template, folder, steps, problems)
     results, reports = folder / "results", folder / "reports"
-    shell = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', str(folder), ours]
-    yield measure(runs, "nested-reft status", [*shell, "status", str(file)], folder)
+    yield measure(runs, "nested-reft status", [ours, "status", str(file)], folder)
     arguments = ["--settings", str(file), "--results", str(results / "scale"), "--out", str(reports / "scale")]
-    yield measure(runs, "nested-reft analyse", [*shell, "analyse", *arguments], folder)
+    yield measure(runs, "nested-reft analyse", [ours, "analyse", *arguments], folder)
     if store:
-        yield measure(runs, "nested-reft track", [*shell, "track"], folder)
+        yield measure(runs, "nested-reft track", [ours, "track"], folder)
         yield measure(runs, "MLflow: first page of runs", [sys.executable, "-c", FIRST_PAGE, str(folder)], folder)
 
 

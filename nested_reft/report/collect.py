@@ -20,7 +20,16 @@ from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.job_logs import last_sentence
 from nested_reft.records.lock import is_locked
 from nested_reft.report.details import collect_details
-from nested_reft.report.sources import LATER_STEPS, MODEL_SIZES, OFF_POLICY, PHASES, PROBLEM_SCORES, RESULTS, Sources
+from nested_reft.report.sources import (
+    LATER_STEPS,
+    MODEL_SIZES,
+    OFF_POLICY,
+    PHASES,
+    PROBLEM_SCORES,
+    RESULTS,
+    Sources,
+    problem_scores,
+)
 from nested_reft.report.statistics import Floats, effective_n, wilson_interval
 
 # Metrics of a benchmark that results.csv copies; `accuracy` is pass@1 already.
@@ -48,8 +57,7 @@ def all_problem_scores(verdicts: list[pa.Table]) -> pd.DataFrame:
     """Return a row per product and problem, as `problem_scores` does, with the `number` of the product in the list."""
     table = pa.concat_tables(verdicts).unify_dictionaries().to_pandas()
     table["number"] = np.repeat(np.arange(len(verdicts)), [len(rows) for rows in verdicts])
-    grouped = table.groupby(["number", "benchmark", "problem_id"], sort=False, observed=True)["correct"]
-    return grouped.agg(num_correct="sum", samples="size").reset_index()
+    return problem_scores(table, "number")
 
 
 def benchmark_row(name: str, problems: pd.DataFrame, metrics: Mapping[str, Any], confidence: float) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def more_rows(name: str, table: pd.DataFrame) -> str:
 
 
 def table_view(name: str, table: pd.DataFrame) -> dict[str, Any]:
-    """Return what the template of a table needs: its headings, its first rows of cells, and its content as CSV."""
+    """Return what the template of a table needs: its headings, its first rows as cells, and the same rows as CSV."""
     shown = table.drop(columns=LEFT_OUT.get(name.removesuffix("-of-speeds"), []))
     if "border" in shown and shown["border"].nunique() == 1:
         shown = shown.drop(columns="border")

@@ -51,9 +51,14 @@ class Sources(NamedTuple):
     details: Details
 
 
-def problem_scores(records: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per problem: benchmark, problem_id, `num_correct` (of its samples) and `samples`."""
-    grouped = records.groupby(["benchmark", "problem_id"], sort=False)["correct"]
+def problem_scores(records: pd.DataFrame, *axes: str) -> pd.DataFrame:
+    """Return a row per problem: the axes, benchmark, problem_id, `num_correct` (of its samples) and `samples`.
+
+    Args:
+        records: a row per completion.
+        axes: the columns of the records that distinguish the evaluated models, if there are several.
+    """
+    grouped = records.groupby([*axes, "benchmark", "problem_id"], sort=False, observed=True)["correct"]
     return grouped.agg(num_correct="sum", samples="size").reset_index()
 
 

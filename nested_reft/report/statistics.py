@@ -167,6 +167,18 @@ def seed_variance(values: Floats) -> SeedVariance:
     return SeedVariance(float(((y - design @ fit) ** 2).sum() / left) if left else float("nan"), left)
 
 
+def residual_variance(differences: Floats) -> float:
+    """Return the residual mean square of the two-way layout difference = seed + problem + residual.
+
+    Args:
+        differences: the paired differences on one benchmark, (seeds, n), at least two of each.
+    """
+    seeds, n = differences.shape
+    by_problem, by_seed = differences.mean(axis=0, keepdims=True), differences.mean(axis=1, keepdims=True)
+    residual = differences - by_problem - by_seed + differences.mean()
+    return float((residual**2).sum() / ((seeds - 1) * (n - 1)))
+
+
 def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> float:
     """Return the part of the variance of a delta's macro average that more seeds would not remove.
 
@@ -187,8 +199,7 @@ def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> f
         per_problem = in_benchmark.mean(axis=0, keepdims=True)
         variance = per_problem.var(ddof=1)
         if num_seeds > 1:  # with one seed the residual cannot be separated, and remains
-            residual = in_benchmark - per_problem - in_benchmark.mean(axis=1, keepdims=True) + in_benchmark.mean()
-            variance -= (residual**2).sum() / ((num_seeds - 1) * (n - 1)) / num_seeds
+            variance -= residual_variance(in_benchmark) / num_seeds
         total += variance / n / len(names) ** 2
     return max(0.0, float(total))
 
@@ -369,10 +380,8 @@ def variance_components(differences: Floats, benchmarks: npt.NDArray[np.str_]) -
     for name in names:
         in_benchmark = differences[:, benchmarks == name]
         n = in_benchmark.shape[1]
-        per_problem = in_benchmark.mean(axis=0, keepdims=True)
-        left = in_benchmark - per_problem - in_benchmark.mean(axis=1, keepdims=True) + in_benchmark.mean()
-        own = (left**2).sum() / ((num_seeds - 1) * (n - 1))
-        problem += (per_problem.var(ddof=1) - own / num_seeds) / len(names)
+        own = residual_variance(in_benchmark)
+        problem += (in_benchmark.mean(axis=0).var(ddof=1) - own / num_seeds) / len(names)
         residual += own / len(names)
         of_residual += own / n / len(names) ** 2
     between = float(macro_average(differences, benchmarks).var(ddof=1))

@@ -10,10 +10,10 @@ from typing import Literal
 from nested_reft.config import layout
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
+from nested_reft.model.shape import BYTES
 
 # The stages that train a model, and the section of each.
 SECTION_OF: dict[str, Literal["sft", "training"]] = {"sft": "sft", "train": "training"}
-BYTES = {"float32": 4, "bfloat16": 2}
 # A checkpoint has the trained weights and two moments of Adam for each of them.
 NUMBERS_PER_CHECKPOINT = 3
 # A new checkpoint is written before the one before it is deleted.

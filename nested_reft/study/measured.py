@@ -97,7 +97,7 @@ def measured_shape(name: str) -> ModelShape:
     """Return the shape of a model that a benchmark measured.
 
     Raises:
-        ValueError: there is no model of this name.
+        ValueError: the name belongs to no model, or to a model that the formulas do not cover.
     """
     shape = read_shape(BENCH_SHAPES.get(name) or ModelSource(path=name).shape)
     if shape is None:

@@ -35,7 +35,8 @@ COMPLETION_TOKENS = 750
 USABLE_MEMORY = 0.92
 # The numbers of GPUs that a remedy proposes.
 MORE_GPUS = (2, 4, 8)
-SECTIONS = {"sft": "sft", "train": "training", "evaluate": "evaluation"}
+# The stages that are planned, in their order, and the section of each.
+SECTIONS = SECTION_OF | {"evaluate": "evaluation"}
 # What the request of a job on a cluster is above its plan at the first attempt, in memory and in time.
 MEMORY_FACTOR, TIME_FACTOR = 1.5, 2.0
 # The memory of the process itself with its libraries, in bytes: on the CPU (the imports of `train` take 0.51 GiB), and
@@ -328,7 +329,7 @@ def cards_of(study: Study, names: list[str]) -> dict[str, Card]:
         names: cards, such as `h100` for all models or `MODEL=h100` for one of them; later ones take precedence.
 
     Raises:
-        UserError: there is no such card or model.
+        UserError: an option names a card that is not in `CARDS`, or a model that the study does not have.
     """
     chosen = dict.fromkeys(study.grid.model, default_card(study))
     for name in names:
