@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "12 a wrong name": (["run", "mine.yaml", "models.tiny-28.path=embedded/tiny-82"], "is not an embedded model"),
     "12 a file for a model": (["run", "mine.yaml", "models.tiny-28.path=mine.yaml"], "holds no config.json"),
     "13 columns": (["check", "mine.yaml", "benchmarks.algebra.path=columns.jsonl"], "row 1 has the columns text"),
-    "13 CSV": (["check", "mine.yaml", "benchmarks.algebra.path=table.csv"], "table.csv: line 1 is not JSON"),
+    "13 CSV": (["check", "mine.yaml", "benchmarks.algebra.path=table.csv"], "table.csv: is a table of text"),
     "13 no rows": (["check", "mine.yaml", "benchmarks.algebra.path=none.jsonl"], "none.jsonl: has no rows"),
     "13 a broken line": (["check", "mine.yaml", "benchmarks.algebra.path=broken.jsonl"], "line 2 is not JSON"),
     "13 an empty folder": (["check", "mine.yaml", "benchmarks.algebra.path=folder"], "folder: split 'test' cannot be"),
@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "too few problems": (["check", "mine.yaml", "datasets.mixed.size=1"], "fewer than the 2 of a step"),
     "a key twice": (["check", "twice.yaml"], "the config twice.yaml is not YAML: line 2 repeats the key `study`"),
-    "no models": (["check", "empty-models.yaml"], "`models` is {}"),
+    "no models": (["check", "empty-models.yaml"], "`models` is empty"),
     "a store without its kind": (
         ["check", "mine.yaml", "tracking.uri=results/mlflow.db"],
         "set tracking.uri to sqlite:",

@@ -80,7 +80,8 @@ def grade(
 
     if file != "-" and not Path(file).is_file():
         raise UserError(f"{file} does not exist; give a file of JSON lines, or - for standard input")
-    rows = grade.read_completions(sys.stdin.read() if file == "-" else Path(file).read_text(), file)
+    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    rows = grade.read_completions(text, file)
     graded = "".join(json.dumps(row) + "\n" for row in grade.grade_rows(rows))
     if out == "-":
         typer.echo(graded, nl=False)

@@ -83,6 +83,10 @@ def describe(
         return f"{where} is {shown}, but a name consists of {NAME_RULE}; rename it."
     if error["type"] in ("model_type", "dict_type"):
         return f"{where} is {shown}, but it should be a mapping with keys of its own; correct it."
+    if error["type"] == "too_short":
+        return f"{where} is empty; give at least one value."
+    if path[:2] == ("grid", "skip_ratio") and isinstance(value, int | float) and 1 <= value < 100:
+        return f"{where} is {shown}, but a skip ratio is a share below 1; write {value / 100:g} for {value:g} %."
     field = dict(known_keys(section)).get(path)
     if field is not None and field.description and field.description.startswith("Fixed at"):
         reason = field.description[0].lower() + field.description[1:].rstrip(".")

@@ -86,7 +86,12 @@ def model_shape(folder: Path | None) -> dict[str, Any]:
     """Return the content of a model's config.json, or an empty dict if the folder has none."""
     if folder is None or not (folder / "config.json").exists():
         return {}
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    try:
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"has a config.json that is not JSON (line {error.lineno}: {error.msg}); download or copy the model again"
+        ) from None
     return content
 
 

@@ -79,6 +79,8 @@ def yaml_problem(error: yaml.YAMLError, text: str) -> str:
     problem = getattr(error, "problem", None) or "cannot be read"
     if "<block end>" in problem:
         problem = "is indented differently from the lines before it"
+    if "another document" in problem:
+        return f"line {mark.line + 1} begins a second document; keep one, because a file is one study"
     return f"line {mark.line + 1} {problem}; correct it"
 
 

@@ -45,8 +45,14 @@ def load_rows(source: DatasetSource | BenchmarkSource) -> list[Any]:
     try:
         if path is not None and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(path))
+            if isinstance(loaded, datasets.DatasetDict) and source.split not in loaded:
+                raise UserError(
+                    f"{source.path}: has no split {source.split!r}; its splits are {', '.join(map(str, loaded))}"
+                )
             return list(loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded)
         return list(datasets.load_dataset(source.path, config_name, split=source.split, revision=source.revision))
+    except UserError:
+        raise
     except Exception as error:
         if path is None:
             raise fetch_error(source, error) from error
@@ -65,7 +71,11 @@ def read_file(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # programs on Windows begin a text with a mark
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; give JSON, JSON lines, or the folder of a dataset") from None
+        raise UserError(
+            f"{path}: is not UTF-8 text; save a text as UTF-8, or convert a table or an archive to JSON lines"
+        ) from None
+    if text.startswith("version https://git-lfs"):
+        raise UserError(f"{path}: is a pointer of Git LFS and not the file itself; run `git lfs pull` in its clone")
     is_list = text.lstrip().startswith("[")
     rows = []
     for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
@@ -76,6 +86,10 @@ def read_file(path: Path) -> list[Any]:
                 if number == 1 and is_object(text):
                     raise UserError(
                         f"{path}: is one JSON object, but should be a list of objects, or have an object on each line"
+                    ) from None
+                if number == 1 and path.suffix in (".csv", ".tsv"):
+                    raise UserError(
+                        f"{path}: is a table of text; convert it to JSON lines, with an object on each line"
                     ) from None
                 line_number = error.lineno if is_list else number
                 raise UserError(f"{path}: line {line_number} is not JSON ({error.msg}); correct it") from None

@@ -80,6 +80,8 @@ def read_completions(text: str, name: str) -> list[dict[str, Any]]:
         if isinstance(answer, bool) or not (many or isinstance(answer, str | int | float)):
             raise UserError(f"{name}: line {number} has `answer` {answer!r}; give a text, a number or a list of them")
         rows.append(row)
+    if not rows:
+        raise UserError(f"{name}: has no rows; give JSON lines with `completion` and `answer`")
     return rows
 
 

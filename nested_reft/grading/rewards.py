@@ -53,6 +53,11 @@ def text_of(completion: Completion) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
+# The arguments that TRL passes to a reward function by name, and the columns of a training set, which it passes, too.
+PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+COLUMNS = ("problem", "solution", "answer")
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 # The names that the config key `training.reward_funcs` accepts beside a user's own functions.
 REWARDS: dict[str, Reward] = {"correctness": correctness, "first_answer_correctness": first_answer_correctness}
 
@@ -76,19 +81,31 @@ def load_reward(name: str) -> Reward:
         )
     try:
         module = import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may end the program
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(
             f"training.reward_funcs has {name}, whose import failed ({reason}); correct the path or the code"
         ) from error
     function = getattr(module, function_name, None)
     if not inspect.isfunction(function):
-        raise UserError(f"training.reward_funcs has {name}, but {place} has no function {function_name!r}; correct it")
+        raise UserError(
+            f"training.reward_funcs has {name}, but {place} has no Python function {function_name!r}; correct it"
+        )
     parameters = inspect.signature(function).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise UserError(
             f"training.reward_funcs has {name}, which does not accept all columns that TRL passes; "
             "end its parameters with **kwargs"
+        )
+    unknown = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind in NAMED and parameter.name not in PASSED + COLUMNS
+    ]
+    if unknown:
+        raise UserError(
+            f"training.reward_funcs has {name} with the parameter {unknown[0]}, which TRL does not pass; it passes "
+            f"{', '.join(PASSED + COLUMNS)}"
         )
     return function
 

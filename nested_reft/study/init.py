@@ -179,6 +179,9 @@ def plan_study(study: str, models: list[str], data: str, benchmarks: list[str], 
     """
     if study.endswith((".yaml", ".yml")):
         raise UserError(f"the name of the study is {study!r}; leave the suffix out, because a name also names folders")
+    for option, paths in (("--model", models), ("--benchmark", benchmarks)):
+        if repeated := [one for one in paths if paths.count(one) > 1]:
+            raise UserError(f"{option} {repeated[0]} is given twice; give it once")
     sources: list[ModelSource] = [parse_settings(ModelSource, {"path": one}, lambda key: "--model") for one in models]
     for named in (*models, data, *benchmarks):
         if HUB_NAME.fullmatch(named) and not named.startswith("embedded/") and local_folder(named) is None:
@@ -230,7 +233,13 @@ def plan_study(study: str, models: list[str], data: str, benchmarks: list[str], 
     if new_files:  # they do not exist yet, and the check of the study looks for them
         for entry in (settings["datasets"][training_set.name], settings["benchmarks"][tests[0].name]):
             entry["path"] = data
-    num_trainings = len(expand_grid(parse_settings(Study, settings)))
+    parsed: Study = parse_settings(Study, settings)
+    if (left := len(training_set.rows) - num_dropped) < parsed.training.prompts_per_generation:
+        raise UserError(
+            f"--data {data} has {left} problems that do not also occur in a benchmark, fewer than the "
+            f"{parsed.training.prompts_per_generation} of a training step; give more problems, or another benchmark"
+        )
+    num_trainings = len(expand_grid(parsed))
     findings.append(f"The study has {num_trainings} trainings.")
     return Plan(path, text, new_files, findings)
 

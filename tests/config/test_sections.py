@@ -41,7 +41,7 @@ def test_sizes_of_a_generation_batch():
             "has save_steps 50, which is not a multiple of the 3 optimizer",
         ),
         ({"reward_weights": [1.0]}, "has 1 reward_weights for 0 reward_funcs; give one weight for each function"),
-        ({"reward_funcs": []}, r"`reward_funcs` is \[\]"),
+        ({"reward_funcs": []}, r"`reward_funcs` is empty"),
         ({"sampler": "generate", "sampling_dtype": "bfloat16"}, "has sampling_dtype bfloat16 with sampler generate"),
     ],
 )

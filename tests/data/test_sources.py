@@ -6,7 +6,7 @@ import pytest
 
 from nested_reft.config.sections import BenchmarkSource, DatasetSource, Decontamination
 from nested_reft.data.prepare import prepare_benchmarks, prepare_dataset
-from nested_reft.data.sources import read_file
+from nested_reft.data.sources import load_rows, read_file
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_rows
 from tests.conftest import run
@@ -15,8 +15,30 @@ from tests.data.rows import benchmarks_file
 
 def test_a_file_that_is_not_text_is_one_sentence(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1\xff\xfe")
-    with pytest.raises(UserError, match=r"train\.parquet: is not UTF-8 text; give JSON, JSON lines, or the folder"):
+    with pytest.raises(UserError, match=r"train\.parquet: is not UTF-8 text; save a text as UTF-8, or convert"):
         read_file(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("rows.csv", "problem,answer\n1+1,2\n", "rows.csv: is a table of text; convert it to JSON lines"),
+        ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "rows.jsonl: is a pointer of Git LFS"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(name, text, words, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_file(tmp_path / name)
+
+
+def test_a_folder_without_the_split_names_those_that_it_has(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"problem": "1+1", "answer": "2"}])
+    datasets.DatasetDict({"aime": rows, "amc": rows}).save_to_disk(tmp_path / "suite")
+    with pytest.raises(UserError, match="suite: has no split 'test'; its splits are aime, amc"):
+        load_rows(BenchmarkSource(path=str(tmp_path / "suite")))
 
 
 def test_an_unreachable_hub_is_one_sentence_and_exit_code_2(tmp_path):
@@ -47,7 +69,7 @@ def test_a_downloaded_dataset_is_read_from_its_folder(tmp_path):
     }
     prepare_benchmarks(sources, tmp_path / "out.jsonl")
     assert [row["answer"] for row in read_rows(tmp_path / "out.jsonl")] == [["142"], ["142"]]
-    with pytest.raises(UserError, match="split 'math' cannot be read"):
+    with pytest.raises(UserError, match="has no split 'math'; its splits are amc"):
         wrong = BenchmarkSource(path=str(tmp_path / "disk"), split="math")
         prepare_benchmarks({"disk": wrong}, tmp_path / "out.jsonl")
     empty = datasets.Dataset.from_list([{"problem": "p", "answer": "1"}, {"problem": "q", "answer": None}])

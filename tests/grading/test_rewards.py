@@ -76,14 +76,18 @@ def test_rewards_are_found_by_name_and_by_file_and_by_module(tmp_path, monkeypat
         ("missing.py:short", "import failed (FileNotFoundError: "),
         ("no_such_package.rewards:short", "import failed (ModuleNotFoundError: No module named 'no_such_package')"),
         ("broken.py:short", "import failed (SyntaxError: "),
-        ("own.py:long", "but own.py has no function 'long'"),
-        ("own.py:number", "but own.py has no function 'number'"),
+        ("own.py:long", "but own.py has no Python function 'long'"),
+        ("own.py:number", "but own.py has no Python function 'number'"),
         ("own.py:narrow", "end its parameters with **kwargs"),
+        ("column.py:hard", "with the parameter difficulty, which TRL does not pass; it passes prompts, completions"),
+        ("script.py:short", "import failed (SystemExit: 0)"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_one_sentence(name, words, tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("def short(:\n")
+    (tmp_path / "script.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "column.py").write_text("def hard(completions, difficulty, **kwargs):\n    return [0.0]\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         load_reward(name)

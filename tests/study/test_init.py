@@ -70,7 +70,8 @@ def test_completions_are_as_long_as_the_longest_solution(folder):
     """The solution `7 plus 8 is. The answer is \\boxed{15}.` has fewer than 24 tokens and more than 16."""
     study = parse_settings(Study, yaml.safe_load(plan().text))
     assert study.training.max_completion_length == 24
-    Path("long.jsonl").write_text(json.dumps({"problem": "p", "solution": "1+1 " * 500, "answer": "2"}) + "\n")
+    long = [{"problem": f"p{i}", "solution": "1+1 " * 500, "answer": "2"} for i in range(8)]
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
     study = parse_settings(Study, yaml.safe_load(plan(data="long.jsonl").text))
     assert study.training.max_completion_length == 256
 
@@ -131,6 +132,8 @@ def test_existing_files_are_replaced_only_on_demand(folder):
         ({"data": "few.jsonl", "benchmarks": []}, "few.jsonl has 9 different problems, too few to hold out some"),
         ({"data": "columns.jsonl"}, "columns.jsonl: row 1 has the columns problem, answer, but needs"),
         ({"study": "two words"}, "config key `study` is 'two words'"),
+        ({"benchmarks": ["test.jsonl", "test.jsonl"]}, "--benchmark test.jsonl is given twice; give it once"),
+        ({"benchmarks": ["sums.jsonl"]}, "--data sums.jsonl has 0 problems that do not also occur in a benchmark"),
         ({"study": "mine.yaml"}, "the name of the study is 'mine.yaml'; leave the suffix out"),
         # they have the form of a name on the hub, where nothing must be looked up
         ({"data": "data/nothing.jsonl"}, "data/nothing.jsonl does not exist in"),
