@@ -15,12 +15,15 @@ from nested_reft.config.study import INSTANCE
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_versioned_json
 from nested_reft.records.products import evaluation_folder
+from nested_reft.report import captions
+from nested_reft.report.page import PERCENT, POINTS, table_columns
 from nested_reft.report.sources import CELL, problem_scores, read_sources
 from nested_reft.report.statistics import accuracy_deltas, holm
 
 PRODUCT = ["product", *CELL, *INSTANCE]
 OVERALL = "all, mean"
-COLUMNS = ["n", "accuracy_a", "accuracy_b", "difference", "ci_low", "ci_high", "p", "p_holm"]
+COLUMNS = ["n", "accuracy_of_A", "accuracy_of_B", "delta", "ci_low", "ci_high", "p", "p_holm"]
+UNITS = {"accuracy_of_A": PERCENT, "accuracy_of_B": PERCENT, "delta": POINTS}
 
 
 class Side(NamedTuple):
@@ -122,8 +125,9 @@ def by_product(scores: pd.DataFrame) -> Any:
 def compare(a: pd.DataFrame, b: pd.DataFrame, confidence: float) -> pd.DataFrame:
     """Return a row per product of both sides and benchmark, and one for the mean over the benchmarks.
 
-    `difference` is the accuracy of B minus that of A, over the seeds that both have. With several seeds the interval
-    covers seeds and problems, with one seed it covers problems. `p_holm` is corrected for the number of products.
+    `delta` is the accuracy of B minus that of A, over the seeds that both have. All accuracies are shares. With
+    several seeds the interval covers seeds and problems, with one seed it covers problems. `p_holm` is corrected for
+    the number of products.
 
     Args:
         a: the scores of side A.
@@ -167,12 +171,14 @@ def conclusion(table: pd.DataFrame, confidence: float) -> str:
     rows, level = overall_rows(table), 1 - confidence
     if len(rows) > 1:
         resolved = int((rows["p_holm"] < level).sum())
-        return f"Resolved differences: {resolved} of {len(rows)}, with p below {level:.2g} after Holm's correction."
-    row = rows.iloc[0]
-    verdict = "is resolved" if row["p_holm"] < level else "cannot be distinguished from zero"
+        return f"Resolved deltas: {resolved} of {len(rows)}, with p below {level:.2g} after Holm's correction."
+    (row,) = rows.to_dict("records")
+    a, b = (captions.accuracy(row[f"accuracy_of_{side}"]) for side in "AB")
+    verdict, below = ("is resolved", "is") if row["p_holm"] < level else ("may be zero", "is not")
     return (
-        f"The accuracy of B minus that of A is {row['difference']:+.3f} ({confidence:.0%} interval "
-        f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}, p = {row['p']:.2g}), which {verdict}."
+        f"The accuracy is {a} in A and {b} in B. The delta of {captions.points(row['delta'])} points "
+        f"({captions.percent(confidence)} interval {captions.interval(row)}, p = {row['p']:.2g}) {verdict}, because p "
+        f"{below} below {level:.2g}."
     )
 
 
@@ -195,13 +201,15 @@ def comparison_text(a: Side, b: Side, confidence: float) -> str:
             f"{a.name} and {b.name} have no model, dataset, instance and seed in common; compare two runs by their "
             "folders instead"
         )
-    shown = table
+    # The products without skipped layers have the empty border.
+    one_border = table.loc[table["skip_ratio"].map(bool), "border"].nunique() < 2
     if table["product"].any():  # two studies: a row per product
-        shown = overall_rows(table).drop(columns="benchmark")
+        shown = overall_rows(table).drop(columns=["benchmark", *(["border"] if one_border else [])])
     else:
         shown = table.drop(columns=[*PRODUCT, "seeds", "p_holm"])
-    digits = {"p": ".2g", "p_holm": ".2g"}
-    formats = [digits.get(name, ".3f" if name in COLUMNS else "g") for name in map(str, shown)]
+    columns = list(table_columns(shown, UNITS))
+    lines = pd.DataFrame({heading: [cell.text for cell in cells] for heading, cells in columns})
+    sides = ["right" if any(cell.is_number for cell in cells) else "left" for _, cells in columns]
     changed = different_settings(a, b)
     return "\n".join(
         [
@@ -209,7 +217,9 @@ def comparison_text(a: Side, b: Side, confidence: float) -> str:
             f"B: {b.name}",
             *(["Settings that differ, A | B:", *(f"  {line}" for line in changed)] if changed else []),
             "",
-            shown.to_markdown(index=False, floatfmt=formats),
+            "Accuracies are in percent. A delta is the accuracy of B minus that of A, in percentage points.",
+            "",
+            lines.to_markdown(index=False, disable_numparse=True, colalign=sides),
             "",
             conclusion(table, confidence),
         ]

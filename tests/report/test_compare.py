@@ -35,8 +35,8 @@ B = scores([1] * 55 + [0] * 5 + [1] * 20 + [0] * 20)  # loses 5 problems of A an
 
 def test_the_difference_is_paired_by_problem():
     (row,) = compare(A, B, 0.95).to_dict("records")
-    assert (row["n"], row["accuracy_a"], row["accuracy_b"]) == (100, 0.6, 0.75)
-    assert row["difference"] == pytest.approx(0.15)
+    assert (row["n"], row["accuracy_of_A"], row["accuracy_of_B"]) == (100, 0.6, 0.75)
+    assert row["delta"] == pytest.approx(0.15)
     assert row["p"] == pytest.approx(mcnemar_test(20, 5), abs=0.003)
     half = 1.96 * np.sqrt((0.25 - 0.15**2) / 100)  # 25 of 100 differences are -1 or 1
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.15 - half, 0.15 + half), abs=0.01)
@@ -47,7 +47,7 @@ def test_benchmarks_have_equal_weight_in_the_mean():
     b = pd.concat([B, scores([1] * 10, "tiny")])
     table = compare(a, b, 0.95).set_index("benchmark")
     assert list(table.index) == ["algebra", "tiny", OVERALL]
-    assert table.loc[OVERALL, "difference"] == pytest.approx((0.15 + 1.0) / 2)
+    assert table.loc[OVERALL, "delta"] == pytest.approx((0.15 + 1.0) / 2)
     assert table.loc[OVERALL, "n"] == 110
 
 
@@ -55,14 +55,15 @@ def test_the_seeds_that_both_sides_have_are_paired():
     a = pd.concat([scores([1, 0, 0, 0], seed=0), scores([1, 1, 0, 0], seed=1), scores([1, 1, 1, 1], seed=5)])
     b = pd.concat([scores([1, 1, 1, 0], seed=0), scores([1, 1, 1, 0], seed=1)])
     (row,) = compare(a, b, 0.95).to_dict("records")
-    assert (row["seeds"], row["accuracy_a"], row["accuracy_b"]) == (2, 0.375, 0.75)
+    assert (row["seeds"], row["accuracy_of_A"], row["accuracy_of_B"]) == (2, 0.375, 0.75)
 
 
 def test_the_conclusion_is_one_sentence():
     assert conclusion(compare(A, B, 0.95), 0.95) == (
-        "The accuracy of B minus that of A is +0.150 (95% interval +0.060 to +0.250, p = 0.0042), which is resolved."
+        "The accuracy is 60.0% in A and 75.0% in B. The delta of +15.0 points (95% interval [+6.0, +25.0], p = "
+        "0.0042) is resolved, because p is below 0.05."
     )
-    assert "cannot be distinguished from zero" in conclusion(compare(A, A, 0.95), 0.95)
+    assert "may be zero, because p is not below 0.05." in conclusion(compare(A, A, 0.95), 0.95)
 
 
 def test_only_settings_that_differ_are_listed():
@@ -97,10 +98,24 @@ def test_two_studies_are_compared_product_by_product(made_up, tmp_path):
     assert "  training.learning_rate: 1e-06 | 0.5\n" in text
     lines = [line for line in text.splitlines() if line.startswith("| train ")]
     assert len(lines) == 3 * 10  # datasets x (nine instances and the baseline)
-    assert all(("0.000" in line.split("|")[-6]) != ("retrace" in line and "0.15" in line) for line in lines)
-    assert (
-        "Resolved differences: 1 of 34, with p below 0.05" in text
-    )  # with the pretrained model and a warm-up per dataset
+    assert all(("+0.0" in line.split("|")[-5]) != ("retrace" in line and " 15% " in line) for line in lines)
+    # with the pretrained model and a warm-up per dataset
+    assert "Resolved deltas: 1 of 34, with p below 0.05" in text
+
+
+def test_a_table_shows_accuracies_in_percent_and_deltas_in_points():
+    *_, heading, _, row, _, sentence = comparison_text(Side("a", A, {}), Side("b", B, {}), 0.95).splitlines()
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, row)]
+    assert dict(zip(*shown, strict=True)) == {
+        "benchmark": "algebra",
+        "n": "100",
+        "accuracy of A, %": "60.0",
+        "accuracy of B, %": "75.0",
+        "delta, points": "+15.0",
+        "interval, points": "[+6.0, +25.0]",
+        "p": "0.004",
+    }
+    assert sentence.startswith("The accuracy is 60.0% in A")
 
 
 def test_studies_with_other_benchmarks_are_refused(made_up, tmp_path):
