@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,13 +84,18 @@ def parse_devices(visible: str | None, listing: str, scope: str = "") -> list[De
     return devices
 
 
+@cache
+def list_gpus() -> str:
+    """Return the output of `nvidia-smi -L`, or nothing where the command does not exist."""
+    with suppress(FileNotFoundError):
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return ""
+
+
 def visible_devices() -> list[Device]:
     """Return the devices that this process may use: those of CUDA_VISIBLE_DEVICES, or all that `nvidia-smi` lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    listing = ""
-    if visible != "":
-        with suppress(FileNotFoundError):
-            listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    listing = "" if visible == "" else list_gpus()
     # Slurm numbers the devices of each job from 0 where it hides the others, so that an index alone is ambiguous.
     job = os.environ.get("SLURM_JOB_ID")
     return parse_devices(visible, listing, f"job-{job}-" if job else "")

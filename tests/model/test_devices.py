@@ -83,8 +83,23 @@ def test_an_index_and_a_uuid_of_one_device_are_one_lease():
     assert by_index.lock == by_uuid.lock
 
 
-def test_more_gpus_than_there_are_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
+def test_nvidia_smi_runs_once_in_a_process(monkeypatch, tmp_path):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\necho '{TWO}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices.list_gpus.cache_clear()
+    try:
+        for visible, number in (("", 0), ("1", 1), ("0,1", 2)):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            assert len(devices.visible_devices()) == number
+    finally:
+        devices.list_gpus.cache_clear()
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def test_more_gpus_than_there_are_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(devices, "list_gpus", lambda: "")  # a machine without nvidia-smi
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     listed = parse_devices(None, TWO)
     assert too_few_gpus(4, listed) == "jobs.gpus is 4, but this machine has 2 GPUs; set jobs.gpus to at most 2"
