@@ -38,7 +38,12 @@ def init(
     write_study(plan, replace=force)
     typer.echo("\n".join(plan.findings))
     typer.echo(f"\nWrote {plan.path}.")
-    check(plan.path)
+    try:
+        check(plan.path)
+    except typer.Exit:
+        remedy = f"Remove the cause, then run `nested-reft check {plan.path}`."
+        typer.echo(f"{plan.path} is written all the same. {remedy}", err=True)
+        raise
     typer.echo(
         f"\nRead {plan.path}, and change what you like. Then:\n"
         f"  nested-reft check {plan.path}    look for mistakes\n"
