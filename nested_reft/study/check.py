@@ -115,7 +115,7 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
         for name, source in study.benchmarks.items():
             yield f"benchmark {name}", partial(check_benchmark, source)
     if work.has("train") and study.training.reward_funcs:
-        yield "rewards", partial(check_rewards, study.training.reward_funcs)
+        yield "rewards", partial(check_rewards, study.training, work.is_local)
     if work.has("evaluate"):
         yield "sampler", partial(check_sampler, study.evaluation.sampler)
     for stage, section in SECTION_OF.items():
@@ -241,12 +241,17 @@ def check_device(gpus: int, is_local: bool) -> str:
     )
 
 
-def check_rewards(names: list[str]) -> str:
-    """Check that the reward functions can be imported."""
+def check_rewards(training: Training, is_local: bool) -> str:
+    """Check that the reward functions can be imported and, for jobs on this machine, that they return numbers."""
     from nested_reft.grading.rewards import load_reward
+    from nested_reft.study.reward_trial import try_reward
 
+    names = training.reward_funcs or []
     for name in names:
-        load_reward(name)
+        if is_local:
+            try_reward(name, training.num_generations)
+        else:  # the function may need what only the machines of the cluster have
+            load_reward(name)
     return ", ".join(names)
 
 
