@@ -72,10 +72,12 @@ def files(tmp_path) -> Path:
         "unanswered.jsonl": json.dumps(PROBLEM | {"answer": ""}) + "\n",
         "object.json": json.dumps({"data": [PROBLEM]}, indent=1),
         "twice.yaml": "study: mine\nstudy: yours\n",
+        "own.py": "def one(completions, **kwargs):\n    return 1.0\n",
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "study/evaluate").mkdir(parents=True)
     shutil.copytree(TINY, tmp_path / "untokenized", ignore=shutil.ignore_patterns("tokenizer*"))
     shutil.copytree(TINY, tmp_path / "pickled")
     (tmp_path / "pickled/model.safetensors").rename(tmp_path / "pickled/pytorch_model.bin")
@@ -150,6 +152,40 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "two configs to check": (["check", "mine.yaml", "tab.yaml"], "'tab.yaml' is not a change of a key"),
     "status of nothing": (["status", "nope.yaml"], "the config nope.yaml does not exist"),
+    # Of the commands for a whole study, by someone who had not read the code.
+    "cores below one": (["run", "mine.yaml", "--cores", "-1"], "--cores is '-1'; give a number from 1"),
+    "cores in words": (["run", "mine.yaml", "-c", "two"], "-c is 'two'; give a number from 1"),
+    "jobs without a number": (["run", "mine.yaml", "-n", "-j"], "-j is ''; give a number from 1"),
+    "spaces in a change": (["run", "mine.yaml", "-n", "training.max_steps", "=", "3"], "has a space beside its `=`"),
+    "no value": (["run", "mine.yaml", "-n", "training.max_steps="], "`training.max_steps` is null"),
+    "a key without its section, after an option": (
+        ["run", "mine.yaml", "-n", "max_steps=3"],
+        "did you mean `training.",
+    ),
+    "data as config": (["run", "columns.jsonl", "-n"], "columns.jsonl has no key `study`; give the YAML file"),
+    "status before any start": (["status"], "no study was started in "),
+    "status of a folder": (["status", "folder"], "the config folder is a folder; give the YAML file of a study"),
+    "a report before any study": (["report"], "neither a report in reports/ nor a result in results/; run a study"),
+    "a report of a folder": (["report", "folder"], "folder has no results.csv, which a report is rebuilt from; give"),
+    "a report of data": (["report", "columns.jsonl"], "columns.jsonl has no key `study`"),
+    "a report as a folder": (
+        ["report", "mine.yaml", "--out", "folder"],
+        "--out folder is a folder; name a file, as in",
+    ),
+    "a report below a file": (
+        ["report", "mine.yaml", "--out", "table.csv/report.html"],
+        "table.csv is a file; name another file",
+    ),
+    "a comparison with nothing": (["compare", "mine.yaml", "nope.yaml"], "mine.yaml has no report in reports/"),
+    "a comparison of nothing": (["compare", "nope.yaml", "mine.yaml"], "nope.yaml does not exist; give the YAML file"),
+    "a comparison of studies that have not run": (["compare", "mine.yaml", "mine.yaml"], "run it first: `nested-reft"),
+    "a comparison of all results": (["compare", "study", "study"], "study has the results of a whole study; give"),
+    "a comparison of empty folders": (["compare", "folder", "folder"], "folder holds no finished evaluation"),
+    "a comparison of data": (["compare", "columns.jsonl", "none.jsonl"], "columns.jsonl has no key `study`"),
+    "a reward that is one number": (
+        ["check", "mine.yaml", "training.reward_funcs=[own.py:one]"],
+        "own.py:one, which failed when it was called on ",
+    ),
 }
 
 

@@ -1,9 +1,27 @@
 """The command for readers of results: `report`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from nested_reft.errors import UserError
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that cannot be written, before the figures are drawn.
+
+    Raises:
+        UserError: the path is a folder, or the folder that it is in cannot be written to.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file, as in --out {out / 'report.html'}")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise UserError(f"--out {out} cannot be written, because {folder} is a file; name another file")
+    if not os.access(out if out.exists() else folder, os.W_OK):
+        raise UserError(f"--out {out} cannot be written for lack of permission; name another file")
 
 
 def report(
@@ -16,6 +34,7 @@ def report(
     """Write the report of a study as one HTML file, which needs no network; runs may be missing."""
     from nested_reft.report import build, locate
 
+    check_out(out)
     sources = locate.find_sources(study or locate.newest_study())
     build.write_page(sources, out)
     typer.echo(f"{out}: {build.summary(sources)}")

@@ -12,9 +12,7 @@ from nested_reft.errors import UserError
 
 Compared = Annotated[
     Path,
-    typer.Argument(
-        exists=True, help="YAML file of a study, folder of its report, or folder of a training or an evaluation."
-    ),
+    typer.Argument(help="YAML file of a study, folder of its report, or folder of a training or an evaluation."),
 ]
 Run = Annotated[
     Path, typer.Argument(exists=True, file_okay=False, help="Folder of an evaluation, or of an evaluated training.")
@@ -22,12 +20,26 @@ Run = Annotated[
 
 
 def report_folder(path: Path) -> Path | None:
-    """Return the folder of a study's report, given that folder or the study's YAML file; None for another folder."""
+    """Return the folder of a study's report, given that folder or the study's YAML file; None for another folder.
+
+    Raises:
+        UserError: the path does not exist, or the study of a YAML file has no report.
+    """
     from nested_reft.config.layout import REPORTS
     from nested_reft.config.study_file import read_study
 
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; give the YAML file of a study, the folder of its report, or the folder of a "
+            "training or an evaluation"
+        )
     if path.is_file():
-        return Path(REPORTS.format(study=read_study(path).study))
+        report = Path(REPORTS.format(study=read_study(path).study))
+        if not (report / "problem_scores.parquet").exists():
+            raise UserError(f"the study of {path} has no report in {report}; run it first: `nested-reft run {path}`")
+        return report
+    if (path / "evaluate").is_dir():
+        raise UserError(f"{path} has the results of a whole study; give the YAML file of the study instead")
     return path if (path / "problem_scores.parquet").exists() else None
 
 

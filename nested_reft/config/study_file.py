@@ -35,7 +35,12 @@ def read_study(file: Path, changes: Iterable[str] = ()) -> Study:
     Raises:
         UserError: the file, a change or the study has a mistake.
     """
-    study: Study = parse_settings(Study, merged(read_mapping(file), read_changes(changes)))
+    settings = merged(read_mapping(file), read_changes(changes))
+    if "study" not in settings:
+        raise UserError(
+            f"{file} has no key `study`; give the YAML file of a study, or add its name as in `study: mine`"
+        )
+    study: Study = parse_settings(Study, settings)
     return study
 
 

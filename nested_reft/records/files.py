@@ -29,8 +29,17 @@ def check_schema_version(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text())
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: the file is not JSON, for example because it was edited.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); restore it, or make it again"
+        ) from None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -85,7 +85,8 @@ def read_sources(folder: Path) -> Sources:
     for name in SOURCES:
         if not (folder / name).exists():
             raise UserError(
-                f"{folder} has no {name}, which a report is rebuilt from; give the folder of a whole report"
+                f"{folder} has no {name}, which a report is rebuilt from; give the folder of a whole report, or the "
+                "YAML file of the study"
             )
     sources = Sources(
         pd.read_csv(folder / "results.csv"),

@@ -2,9 +2,12 @@
 
 import re
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
+from nested_reft.config.parse import known_keys
 from nested_reft.config.sections import PACKAGE
+from nested_reft.config.study import Study
 from nested_reft.config.study_file import as_snakemake_config, read_changes, read_study
 from nested_reft.errors import UserError
 
@@ -12,6 +15,11 @@ REPOSITORY = PACKAGE.parent
 DOTTED_CHANGE = re.compile(r"[A-Za-z_]\w*(\.[\w<>-]+)+=", re.ASCII)
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=", re.ASCII)
 CONFIG_OPTION = re.compile(r"--configfiles?(=|$)")
+# Options of Snakemake whose values look like changes, such as `--resources gpu=2`.
+PAIRS = re.compile("--(set-|res|default-res)")
+KEYS = {name for path, _ in known_keys(Study) for name in path}
+# Options of Snakemake with a number of cores or jobs, and the number, if it is in the same argument.
+NUMBER = re.compile("(-c|-j|--cores|--jobs)(?:$|=)?(.*)")
 # Options of Snakemake that say how many cores or jobs there are, or name a file that may say so.
 AMOUNT = re.compile("-[cj]|--(cores|jobs|profile|workflow-profile)")
 
@@ -19,22 +27,42 @@ AMOUNT = re.compile("-[cj]|--(cores|jobs|profile|workflow-profile)")
 def split_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the changes of keys, and the targets and options of Snakemake.
 
-    Changes stand before the first option, or have a dot in their key, or follow `--config`. Some options of Snakemake
-    have values that look like changes, such as `--resources gpu=2`.
+    Changes stand before the first option, or have a dot in their key, or follow `--config`, or have a known key and do
+    not follow an option whose values look like changes.
+
+    Raises:
+        UserError: a change is written with spaces.
     """
     changes, others = [], []
-    after_option, after_config = False, False
+    option = ""
     for argument in arguments:
+        is_change = CHANGE.match(argument) and (not option or re.split("[.=]", argument)[0] in KEYS)
         if argument in ("--config", "-C"):
-            after_config = True
+            option = "--config"
         elif argument.startswith("-"):
-            after_option, after_config = True, False
+            option = argument
             others.append(argument)
-        elif after_config or DOTTED_CHANGE.match(argument) or (CHANGE.match(argument) and not after_option):
+        elif argument.startswith("=") or (argument.endswith("=") and argument != arguments[-1]):
+            raise UserError("a change of a key has a space beside its `=`; write it as training.max_steps=3")
+        elif option == "--config" or DOTTED_CHANGE.match(argument) or (is_change and not PAIRS.match(option)):
             changes.append(argument)
         else:
             others.append(argument)
     return changes, others
+
+
+def check_amounts(arguments: list[str]) -> None:
+    """Refuse numbers of cores or jobs by which Snakemake would start nothing, or fail in the middle of a study.
+
+    Raises:
+        UserError: the message names the option and its value.
+    """
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        if (option := NUMBER.fullmatch(argument)) is None:
+            continue
+        value = option[2] or following
+        if not re.fullmatch("[1-9][0-9]*|all|unlimited", value):
+            raise UserError(f"{option[1]} is {value!r}; give a number from 1, as in {option[1]} 2, or `all`")
 
 
 def split_config(arguments: list[str]) -> tuple[Path, list[str]]:
@@ -66,7 +94,8 @@ def snakemake_command(arguments: list[str]) -> list[str]:
         arguments: the config or nothing for the embedded study, changes of keys, targets and options of Snakemake.
 
     Raises:
-        UserError: the config or a change has a mistake, or the package is installed without its workflow.
+        UserError: the config, a change or a number of cores has a mistake, or the package is installed without its
+            workflow.
     """
     snakefile = REPOSITORY / "Snakefile"
     if not snakefile.exists():
@@ -76,6 +105,7 @@ def snakemake_command(arguments: list[str]) -> list[str]:
         )
     config, others = split_config(arguments)
     changes, others = split_changes(others)
+    check_amounts(others)
     read_study(config, changes)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), *others]
     if not any(AMOUNT.match(argument) for argument in others):

@@ -32,6 +32,12 @@ def test_a_file_of_another_version_is_refused_in_one_sentence(content, version, 
     assert "\n" not in sentence and ". " not in sentence
 
 
+def test_a_file_that_was_cut_off_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"study": "a",\n "gri')
+    with pytest.raises(UserError, match=r"config\.json is not JSON \(line 2: .*\); restore it, or make it again$"):
+        read_json(tmp_path / "config.json")
+
+
 def test_checksum_sees_names_and_content(tmp_path):
     (tmp_path / "a").write_text("x")
     before = checksum(tmp_path)

@@ -43,6 +43,9 @@ def test_without_a_config_it_is_the_embedded_study():
         ([SMOKE, "--workflow-profile", "slurm"], ["--workflow-profile", "slurm"], []),
         ([f"--configfile={SMOKE}", "-c1"], ["-c1"], []),
         (["grid.skip_ratio=[0.15]", SMOKE, "-c1"], ["-c1"], ["grid="]),
+        ([SMOKE, "-c", "1", "training={max_steps: 3}"], ["-c", "1"], ['training={"max_steps": 3}']),
+        ([SMOKE, "-n", "study=b", "--cores=all"], ["-n", "--cores=all"], ["study="]),
+        ([SMOKE, "-j2", "--set-threads", "sft=2"], ["-j2", "--set-threads", "sft=2"], []),
     ],
 )
 def test_changes_options_and_targets_are_told_apart(arguments, options, changes):
@@ -69,6 +72,15 @@ def test_changes_options_and_targets_are_told_apart(arguments, options, changes)
         ([SMOKE, "--config", "training={max_steps:", "3}"], "is not complete; quote it for the shell"),
         ([SMOKE, "--config", "training"], "'training' is not a change of a key"),
         ([str(ROOT / "README.md")], "README.md is not YAML: line "),
+        ([SMOKE, "-n", "max_steps=3"], "`max_steps` is not known; did you mean `training.max_steps`"),
+        ([SMOKE, "training.max_steps", "=", "3"], "has a space beside its `=`"),
+        ([SMOKE, "training.max_steps=", "3"], "has a space beside its `=`"),
+        ([SMOKE, "training.max_steps", "=3"], "has a space beside its `=`"),
+        ([SMOKE, "training.max_steps="], "`training.max_steps` is null"),
+        ([SMOKE, "--cores", "-1"], "--cores is '-1'; give a number from 1, as in --cores 2, or `all`"),
+        ([SMOKE, "--cores=0"], "--cores is '0'"),
+        ([SMOKE, "-ctwo"], "-c is 'two'"),
+        ([SMOKE, "-n", "--jobs"], "--jobs is ''"),
     ],
 )
 def test_a_mistake_is_refused_before_snakemake_starts(arguments, words):
