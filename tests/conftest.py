@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 # Real datasets. Users get them from the hub, and the repository contains no row of them.
 DATA = Path(os.environ.get("NESTED_REFT_DATA", "/nowhere"))
 TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"
+# The grid of `smoke_study`: that of config/smoke.yaml with one more mitigation.
+SMOKE_GRID = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
 
 # No test may reach a network; a test that tries to fails.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -67,10 +69,10 @@ def smoke_study(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
 
 
 def build_smoke_study(directory: Path) -> None:
-    """Run the smoke study with two more mitigations in a new folder."""
+    """Run the smoke study with `SMOKE_GRID` in a new folder."""
     directory.mkdir()
-    grid = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
-    finished = snakemake(directory, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", grid, cores=4)
+    configured = ("--configfile", str(ROOT / "config/smoke.yaml"), "--config", SMOKE_GRID)
+    finished = snakemake(directory, *configured, cores=4)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (directory / "terminal.txt").write_text(finished.stdout + finished.stderr)
 
