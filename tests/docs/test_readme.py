@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from nested_reft.cli import app
+from nested_reft.report.answer import resolvable
 from tests.conftest import ROOT
 from tests.docs import test_docs
 
@@ -120,7 +121,7 @@ def test_headline_numbers_are_those_of_the_reports(page):
     deltas = pd.read_csv(ROOT / "docs/reports/embedded-full/deltas.csv")
     accuracy = deltas[deltas["metric"] == "accuracy"]
     assert not (accuracy["verdict"] == "resolved").any()
-    assert f"none of {len(accuracy)} accuracy deltas to the baseline is resolved" in text
+    assert f"none of {len(accuracy)} differences in accuracy from the baseline is significant" in text
     results = pd.read_csv(ROOT / "docs/reports/embedded-full/results.csv")
     trained = results[results["product"] == "train"]
     runs = trained.drop_duplicates(["model", "dataset", "skip_ratio", "mitigation", "seed"])
@@ -137,6 +138,8 @@ def test_numbers_of_the_full_shape_page_are_those_of_the_report():
     assert f"{(accuracy['absolute_delta'] < 0).sum()} of the {len(accuracy)} estimates are below zero" in page
     reach = 100 * ((accuracy["ci_high"] - accuracy["ci_low"]) / 2).median()
     assert f"extend {reach:.1f} points to either side" in page
+    needed = 100 * resolvable(accuracy, 0.95).median()
+    assert f"about {needed:.1f} points to be resolved" in page and f"about {needed:.1f} percentage points" in README
 
 
 def test_the_embedded_page_names_the_resolved_deltas_of_the_report():
