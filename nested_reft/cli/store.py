@@ -94,9 +94,11 @@ def wait_for(server: "Popen[bytes]") -> None:
 def ui(
     config: Annotated[Path | None, typer.Argument(help="YAML file of the study whose store is shown.")] = None,
     port: Port = 5000,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the runs of the newest study.")] = False,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Open the runs of the study, or of the newest one.")
+    ] = False,
 ) -> None:
-    """Serve MLflow's UI on this machine, and print the address of each study's runs, the newest study first."""
+    """Serve MLflow's UI on this machine, and print the address of each study's runs, the named or newest first."""
     from nested_reft.records import mlflow_ui
 
     uri = store_of(config)
@@ -107,6 +109,8 @@ def ui(
         mlflow_ui.check_port(port)
         addresses = mlflow_ui.study_addresses(uri, f"http://127.0.0.1:{port}")
         server = mlflow_ui.serve(uri, port)
+    named = read_study(config).study if config else ""
+    addresses = dict(sorted(addresses.items(), key=lambda entry: entry[0] != named))  # the others stay in their order
     for study, address in addresses.items():
         typer.echo(f"Runs of {study}: {address}")
     if open_browser and addresses:

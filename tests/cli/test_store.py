@@ -6,9 +6,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from nested_reft.cli import app
+from nested_reft.cli import app, store
 from nested_reft.cli.store import store_of
 from nested_reft.errors import UserError
+from nested_reft.records import mlflow_ui
 from tests.conftest import ROOT, run
 
 
@@ -63,6 +64,18 @@ def test_the_ui_uses_the_store_of_the_study(tmp_path, monkeypatch):
     assert store_of(None) == "sqlite:///results/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
     assert store_of(path) == "sqlite:///elsewhere.db"
+
+
+def test_the_study_of_the_config_comes_first_and_is_opened(monkeypatch):
+    opened = []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")  # it shows its store already, so none is started
+    monkeypatch.setattr(mlflow_ui, "check_store", lambda uri: None)
+    monkeypatch.setattr(mlflow_ui, "study_addresses", lambda uri, server: {"new": "1", "smoke": "2", "old": "3"})
+    monkeypatch.setattr(store.webbrowser, "open", opened.append)
+    for config, first in (([str(ROOT / "config/smoke.yaml")], "smoke: 2"), ([], "new: 1")):
+        shown = CliRunner().invoke(app, ["ui", *config, "--open"], catch_exceptions=False)
+        assert shown.stdout.splitlines()[0] == f"Runs of {first}"
+    assert opened == ["2", "1"]
 
 
 def test_a_study_without_mlflow_has_no_ui(tmp_path):
