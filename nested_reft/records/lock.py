@@ -40,7 +40,7 @@ def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock of this file. The lock file is not created, and it does not change."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

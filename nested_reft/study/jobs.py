@@ -149,7 +149,7 @@ def result_of(folders: Folders, path: str) -> str:
     """Return the result of a finished job in words: how the reward or the loss changed, or the accuracy."""
     folder = folders.results / path
     if path.startswith("evaluate/"):
-        return f"accuracy {read_json(folder / 'metrics.json')['eval/overall/pass_at_1']:.3f}"
+        return f"accuracy {100 * read_json(folder / 'metrics.json')['eval/overall/pass_at_1']:.1f}%"
     metric = "loss" if path.startswith("sft/") else "reward"
     values = [row[metric] for row in read_rows(folder / "metrics.jsonl") if metric in row]
     count = min(STEPS_OF_A_MEAN, (len(values) + 1) // 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nested_reft.errors import UserError
-from nested_reft.records.lock import lock_study
+from nested_reft.records.lock import is_locked, lock_study
 from tests.conftest import ROOT
 
 HOLD = """
@@ -48,6 +48,12 @@ def write_stale_lock(directory: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("results/smoke/tracking.json\n")
     return path
+
+
+def test_nothing_is_locked_where_a_folder_is_missing_or_a_file(tmp_path):
+    """`nested-reft status` reads the locks of products whose folders do not exist yet."""
+    (tmp_path / "results").touch()
+    assert not is_locked(tmp_path / "missing/.lock") and not is_locked(tmp_path / "results/.lock")
 
 
 def test_a_study_in_use_is_refused_in_one_sentence_which_names_the_holder(tmp_path):

@@ -146,7 +146,7 @@ def test_a_complete_study(tree):
     (tree.folders.reports / "findings.rst").touch()
     text = render(tree.status(), NOW)
     assert text.startswith("smoke: complete, 9 jobs\n")
-    assert "  15% retrace s0  reward 0.06 -> 0.35  accuracy 0.912" in text
+    assert "  15% retrace s0  reward 0.06 -> 0.35  accuracy 91.2%" in text
     assert text.endswith(f"report: {tree.folders.reports}/")
 
 
@@ -249,7 +249,7 @@ def test_the_line_about_a_finished_job_has_its_result_its_time_and_the_time_left
     tree.finish("evaluate/pretrained/model~tiny-28", seconds=10)
     tree.finish(f"sft/{CELL}/seed~0", seconds=20)
     path = "evaluate/pretrained/model~tiny-28"
-    assert finished(tree.status(), path, 10.2) == "evaluate tiny-28 pretrained: accuracy 0.912, 10 s"
+    assert finished(tree.status(), path, 10.2) == "evaluate tiny-28 pretrained: accuracy 91.2%, 10 s"
     tree.finish(TRAIN, seconds=70)
     assert finished(tree.status(), TRAIN, 200) == (
         "train tiny-28 mixed 15% retrace s0: reward 0.06 -> 0.35, 3 min; about 2 min left"
