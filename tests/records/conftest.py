@@ -1,6 +1,7 @@
 """Stages that are recorded, and a made-up study that is mirrored in MLflow."""
 
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -21,10 +22,13 @@ def record_in(folder: Path, name: str, uri: str | None, settings: dict | None = 
     return StageRecord(folder / name, "train", {"model": name, "seed": 0}, settings, {}, uri, "study")
 
 
-def run_stage(folder: Path, name: str, uri: str | None) -> None:
-    """Record a stage: its steps, then its end."""
+def run_stage(folder: Path, name: str, uri: str | None, halfway: Barrier | None = None) -> None:
+    """Record a stage: its steps, then its end. It waits twice for a barrier before the second half of its steps."""
     record = record_in(folder, name, uri)
     for step in range(1, STEPS + 1):
+        if halfway and step == STEPS // 2:
+            halfway.wait()
+            halfway.wait()
         record.log(step, {"reward": step / STEPS, "loss": 0.5})
     record.finish({"mean_reward": 1.0})
 

@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import socket
+import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -135,6 +138,49 @@ def test_a_run_that_a_slow_server_created_twice_is_one_run_in_the_end(tmp_path, 
     second.finish({"mean_reward": 1.0})
     (run,) = client.search_runs([experiment], "tags.stage = 'train'")
     assert history(uri)["run"]["reward"] == EXPECTED and run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_eight_jobs_at_once_lose_nothing_to_a_server_that_restarts(tmp_path, monkeypatch):
+    """The jobs write to a real server, which ends when each has logged half its steps, and starts again."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-m", "nested_reft", "server", "--store", database, "--port", str(port)]
+
+    def start() -> subprocess.Popen[str]:
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        assert f"  export MLFLOW_TRACKING_URI={uri}\n" in iter(server.stdout.readline, "")
+        return server
+
+    server = start()
+    try:
+        open_study(uri, "study")
+        monkeypatch.setattr(mlflow_mirror, "SECONDS_BETWEEN_SENDS", 0.05)
+        monkeypatch.setattr(mlflow_mirror, "SECONDS_AT_THE_END", 300.0)  # a busy machine starts the server slowly
+        context = multiprocessing.get_context("fork")  # the children keep the patches
+        halfway = context.Barrier(9, timeout=120)
+        jobs = [context.Process(target=run_stage, args=(tmp_path, f"run{i}", uri, halfway)) for i in range(8)]
+        for one in jobs:
+            one.start()
+        halfway.wait()
+        server.terminate()
+        server.wait()
+        halfway.wait()  # all jobs log into a server that is down
+        server = start()
+        for one in jobs:
+            one.join()
+        found = history(uri)
+        assert sorted(found) == [f"run{i}" for i in range(8)]
+        for run in found.values():
+            assert run["reward"] == EXPECTED and run["status"] == "FINISHED"
+        client, experiment = open_store(uri, "study")
+        assert len(client.search_runs([experiment])) == 9  # and that of the study
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def test_a_finished_run_has_a_name_a_description_and_its_result(tmp_path):
