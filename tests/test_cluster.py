@@ -66,6 +66,7 @@ def test_a_training_that_is_cancelled_on_slurm_ends_with_the_numbers_of_one_mach
     weights = (run_folder / "model/model.safetensors").read_bytes()
     shutil.rmtree(run_folder)
     shutil.rmtree(study / "results/smoke/evaluate" / TRAINING.relative_to("results/smoke"))
+    shutil.rmtree(study / "reports")  # else nothing would need the training
     command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), *ON_SLURM]
     command += ["--config", SMOKE_GRID, "--slurm-init-seconds-before-status-checks", "10"]
     log = study / "terminal.txt"
