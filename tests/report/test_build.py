@@ -7,11 +7,17 @@ import sys
 
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
+from nested_reft.cli import app
 from nested_reft.config import layout
-from nested_reft.report import style
+from nested_reft.errors import UserError
+from nested_reft.report import build, style
 from nested_reft.report.build import write_page
-from nested_reft.report.sources import read_sources
+from nested_reft.report.figures import figures_of_study
+from nested_reft.report.figures.accuracy import forest
+from nested_reft.report.sources import Sources, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
 
@@ -46,19 +52,24 @@ def test_the_page_alone_is_that_of_the_whole_report_and_draws_no_png(made_up, tm
     assert (tmp_path / "new/page.html").read_bytes() == (made_up / "report/report.html").read_bytes()
 
 
-def test_the_yaml_of_a_study_is_settings_enough(tmp_path):
-    """As for a study with missing runs, which Snakemake would not analyse."""
+def test_the_yaml_of_a_study_is_settings_enough(tmp_path, monkeypatch):
+    """As for a study with missing runs, which Snakemake would not analyse. Only the figure that leads is drawn."""
+
+    def draw_forest(sources: Sources, tables: dict[str, pd.DataFrame]) -> list[tuple[str, Figure | str]]:
+        drawn = {"forest": forest(sources, tables)}
+        return [(name, drawn.get(name, "It is not drawn here.")) for name in figures_of_study(sources.config)]
+
+    monkeypatch.setattr(build, "draw_figures", draw_forest)
     study = synthetic.study(seeds=1, models=1, datasets=1)
     synthetic.write(study, tmp_path / "results")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study.model_dump()))
-    program = [sys.executable, "-m", "nested_reft", "analyse", "--settings"]
     places = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "report")]
-    done = subprocess.run([*program, str(tmp_path / "mine.yaml"), *places], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["analyse", "--settings", str(tmp_path / "mine.yaml"), *places])
+    assert done.exit_code == 0, done.output
     assert done.stdout == f"{tmp_path}/report: the report of study 'synthetic'; nothing is missing\n"
     assert "of which 10 are here" in (tmp_path / "report/findings.rst").read_text()
-    done = subprocess.run([*program, "-", *places], input="study: [", cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["analyse", "--settings", "-", *places], input="study: [")
+    assert isinstance(done.exception, UserError) and "--settings is not JSON" in str(done.exception)
 
 
 def test_the_committed_reports_are_what_their_sources_give(rebuilt):

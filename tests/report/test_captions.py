@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from nested_reft.config import layout
@@ -33,9 +34,10 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def texts(sources: Sources) -> dict[str, str]:
-    """Return every text of a report by name, without line breaks."""
-    return {name: words(text) for name, text in render(report_facts(sources, build.make_tables(sources))).items()}
+def texts(sources: Sources, tables: dict[str, pd.DataFrame] | None = None) -> dict[str, str]:
+    """Return every text of a report by name, without line breaks. The tables are made if they are not given."""
+    facts = report_facts(sources, tables or build.make_tables(sources))
+    return {name: words(text) for name, text in render(facts).items()}
 
 
 def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
@@ -156,14 +158,15 @@ def test_results_of_models_with_layer_dropout_are_shown_with_a_caution(made_up):
         "caption_config",
         "caption_provenance",
     }
-    for name, written in texts(sources).items():
+    tables = build.make_tables(sources)
+    for name, written in texts(sources, tables).items():
         assert (caution in written) == (name not in without_results), name
     assert caution in layer_dropout_note(sources.config)
     for figure in (made_up / "report").glob("*.svg"):
         assert "was pretrained with layer dropout" in words(re.sub(r"<[^>]+>", " ", figure.read_text())), figure.name
     others = of_another_model(sources)
     assert layer_dropout_note(others.config) == ""
-    assert not any("layer dropout" in written for written in texts(others).values())
+    assert not any("layer dropout" in written for written in texts(others, tables).values())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The source files of a report: collected although runs are missing, and refused in one sentence."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +10,13 @@ import pytest
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
 from nested_reft.records.lock import lock_product
-from nested_reft.report import build
+from nested_reft.report import build, style
+from nested_reft.report.captions import layer_dropout_note, render, report_facts
 from nested_reft.report.collect import collect, missing_reason
-from nested_reft.report.sources import instance_label, read_sources
+from nested_reft.report.deltas import delta_table
+from nested_reft.report.figures import figures_of_study
+from nested_reft.report.figures.accuracy import heat_map
+from nested_reft.report.sources import instance_label, read_sources, write_sources
 from tests import synthetic
 from tests.conftest import run
 
@@ -31,27 +34,26 @@ def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
         tmp_path / f"results/evaluate/train/{cell}/skip_ratio~0.05/border~1/mitigation~base/seed~1/records.parquet"
     ).unlink()
     shutil.rmtree(tmp_path / "results/evaluate/sft")
-    build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
-    missing = read_json(tmp_path / "report/provenance.json")["missing"]
+    study = synthetic.study(models=1)
+    write_sources(collect(study, tmp_path / "results"), tmp_path / "report")
+    sources = read_sources(tmp_path / "report")
+    tables, missing = build.make_tables(sources), sources.provenance["missing"]
     assert sum(path.startswith("sft/") for path in missing) == 6
     assert [path.removeprefix(f"train/{cell}/") for path in missing if path.startswith("train/")] == [
         "skip_ratio~0.1/border~1/mitigation~retrace/seed~0",
         "skip_ratio~0.05/border~1/mitigation~base/seed~1",
         "skip_ratio~0.1/border~1/mitigation~retrace/seed~1",
     ]
-    table = pd.read_csv(tmp_path / "report/deltas.csv")
-    table = table[(table["dataset"] == "algebra") & (table["metric"] == "accuracy")].set_index(
-        ["skip_ratio", "mitigation"]
-    )
+    table = tables["deltas"].query("dataset == 'algebra' and metric == 'accuracy'")
+    table = table.set_index(["skip_ratio", "mitigation"])
     assert table.loc[(0.1, "retrace"), "verdict"] == "missing" and np.isnan(table.loc[(0.1, "retrace"), "p"])
     assert table.loc[(0.05, "base"), "seeds"] == 1 and not np.isnan(table.loc[(0.05, "base"), "p"])
-    findings = (tmp_path / "report/findings.rst").read_text()
+    findings = render(report_facts(sources, tables))["findings"]
     assert f"train/{cell}/skip_ratio~0.1/border~1/mitigation~retrace/seed~0" in findings
     assert "60 runs, of which 57 are here" in findings
-    assert "missing" in (tmp_path / "report/heat_map.svg").read_text()
+    assert "missing" in style.as_svg(heat_map(sources, tables))
     shutil.rmtree(tmp_path / f"results/train/{cell}/skip_ratio~0.0")  # without a baseline a cell has no delta
-    build.report(synthetic.study(models=1), tmp_path / "results", tmp_path / "report")
-    table = pd.read_csv(tmp_path / "report/deltas.csv")
+    table = delta_table(collect(study, tmp_path / "results"))
     assert set(table.loc[table["dataset"] == "algebra", "verdict"]) == {"missing"}
 
 
@@ -75,11 +77,10 @@ def test_files_of_another_schema_version_are_refused_in_one_sentence(file, tmp_p
     run_folder = "model~small-28/dataset~one-step/skip_ratio~0.1/border~1/mitigation~retrace/seed~0"
     path = tmp_path / "results" / file.format(run=run_folder)
     set_schema_version(path, 99)
-    out = tmp_path / "report"
-    places = ["--results", str(tmp_path / "results"), "--out", str(out)]
-    finished = run("nested-reft", "analyse", "--settings", json.dumps(study.model_dump()), *places)
-    assert finished.returncode == 2 and f"schema_version of {path} is 99" in finished.stderr
-    assert finished.stderr.count("\n") == 1 and not out.exists()
+    with pytest.raises(UserError) as refusal:
+        build.report(study, tmp_path / "results", tmp_path / "report")
+    assert str(refusal.value).startswith(f"schema_version of {path} is 99") and "\n" not in str(refusal.value)
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_report_of_another_schema_version_is_refused_in_one_sentence(made_up, tmp_path):
@@ -109,28 +110,31 @@ def test_a_report_from_before_the_axis_border_is_rebuilt(made_up, tmp_path):
     for name in ("results", "problem_scores", "steps"):
         one, other = getattr(old, name), getattr(new, name)
         pd.testing.assert_frame_equal(one[list(other)], other, check_dtype=False)
-    build.rebuild(tmp_path / "old", tmp_path / "out")
-    for name in ("deltas.csv", "mcnemar.csv", "findings.rst", "heat_map.svg"):
-        assert (tmp_path / "out" / name).read_text() == (made_up / "report" / name).read_text(), name
+    tables = build.make_tables(old)
+    for name in ("deltas", "mcnemar"):
+        build.write_table(name, name, tables[name], tmp_path)
+        assert (tmp_path / f"{name}.csv").read_text() == (made_up / f"report/{name}.csv").read_text(), name
+    assert render(report_facts(old, tables))["findings"] == (made_up / "report/findings.rst").read_text()
+    drawn = style.as_svg(heat_map(old, tables), layer_dropout_note(old.config))
+    assert drawn == (made_up / "report/heat_map.svg").read_text()
 
 
 def test_a_study_of_several_borders_names_the_border_of_each_instance(tmp_path):
     study = synthetic.study(seeds=1, models=1, datasets=1, borders=2)
     synthetic.write(study, tmp_path / "results", effect=-1.5)
-    build.report(study, tmp_path / "results", tmp_path / "report")
-    report = tmp_path / "report"
-    deltas = pd.read_csv(report / "deltas.csv")
+    write_sources(collect(study, tmp_path / "results"), tmp_path / "report")
+    sources = read_sources(tmp_path / "report")
+    tables = build.make_tables(sources)
+    deltas = tables["deltas"]
     assert len(deltas[deltas["metric"] == "accuracy"]) == 3 * 2 * 3
     assert (deltas["seeds"] == 1).all()
-    assert pd.read_csv(report / "table2.csv").loc[0, "worst_instance"] in (
-        "15% border 1 practical",
-        "15% border 2 practical",
-    )
-    findings = (report / "findings.rst").read_text()
+    assert tables["table2"].loc[0, "worst_instance"] in ("15% border 1 practical", "15% border 2 practical")
+    findings = render(report_facts(sources, tables))["findings"]
     assert "- Borders: 1, 2" in findings and "- 15% border 2 practical on small-28, one-step" in findings
     assert "the study has 19 runs, of which 19 are here" in " ".join(findings.split())
-    for figure in ("heat_map", "off_policy", "speed_up", "reward", "frontier", "figure_one-step"):
-        assert "border 2 retrace" in (report / f"{figure}.svg").read_text(), figure
+    figures = figures_of_study(sources.config)
+    for name in ("heat_map", "off_policy", "speed_up", "reward", "frontier", "figure_one-step"):
+        assert "border 2 retrace" in style.as_svg(figures[name](sources, tables)), name
 
 
 @pytest.mark.parametrize(
