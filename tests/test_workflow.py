@@ -84,7 +84,7 @@ def test_the_linter_of_the_workflow_reports_other_findings(tmp_path):
 
 
 @contextmanager
-def running(directory: Path, config: Path = ROOT / "config/smoke.yaml") -> Iterator[subprocess.Popen[bytes]]:
+def running(directory: Path, config: Path | str = ROOT / "config/smoke.yaml") -> Iterator[subprocess.Popen[bytes]]:
     """Run a study until it has locked its directory, and kill it with all of its jobs at the end."""
     command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
     command += ["--directory", str(directory), "--cores", "1", "--configfile", str(config)]
@@ -131,28 +131,29 @@ def test_a_killed_snakemake_leaves_nothing_that_stops_the_next_one(tmp_path):
     assert (tmp_path / target).exists()
 
 
+@pytest.fixture()
+def two_trainings(configured):
+    """Return the path of a study of two trainings without a warm-up, whose steps take long enough to be stopped."""
+    return configured(grid__mitigation=["base"], sft__num_train_epochs=0, training__max_steps=15)
+
+
 @pytest.mark.slow
-def test_a_study_whose_snakemake_was_killed_while_training_finishes(tmp_path):
-    smoke = ["--configfile", str(ROOT / "config/smoke.yaml")]
-    with running(tmp_path) as first:
+def test_a_study_whose_snakemake_was_killed_while_training_finishes(tmp_path, two_trainings):
+    with running(tmp_path, two_trainings) as first:
         while not list(tmp_path.glob("results/smoke/train/**/checkpoints/started.json")):
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.1)
         os.kill(first.pid, signal.SIGKILL)  # the training goes on
         first.wait()
-        again = snakemake(tmp_path, *smoke)
+        again = snakemake(tmp_path, "--configfile", two_trainings)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(list(tmp_path.glob("results/smoke/train/**/metrics.json"))) == 3
-    assert "Nothing to be done" in (done := snakemake(tmp_path, *smoke)).stdout + done.stderr
+    assert len(list(tmp_path.glob("results/smoke/train/**/metrics.json"))) == 2
+    assert "Nothing to be done" in (done := snakemake(tmp_path, "--configfile", two_trainings)).stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
-    config = tmp_path / "smoke.yaml"
-    # A training of more steps still runs when the status has been read, on a busy machine, too.
-    config.write_text((ROOT / "config/smoke.yaml").read_text().replace("max_steps: 2", "max_steps: 30"))
-    smoke = ["--configfile", str(config)]
-    with running(tmp_path, config) as first:
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, two_trainings):
+    with running(tmp_path, two_trainings) as first:
         while not list(tmp_path.glob("results/smoke/train/**/checkpoints/metrics.jsonl")):
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.05)
@@ -165,9 +166,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
     assert "failed" not in printed and "Traceback" not in printed
     status = run("nested-reft", "status", cwd=tmp_path).stdout
     assert re.match(r"smoke: does not run, .*, 1 stopped; ", status), status
-    again = snakemake(tmp_path, *smoke)
+    again = snakemake(tmp_path, "--configfile", two_trainings, "--until", "train")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert run("nested-reft", "status", cwd=tmp_path).stdout.startswith("smoke: complete, 9 jobs\n")
+    status = run("nested-reft", "status", cwd=tmp_path).stdout
+    assert re.match(r"smoke: does not run, .*", status) and "stopped" not in status, status
+    assert len(list(tmp_path.glob("results/smoke/train/**/metrics.json"))) == 2
 
 
 def test_a_failed_study_ends_with_each_failure_and_what_to_do(tmp_path):
@@ -265,18 +268,6 @@ def test_a_study_without_a_warm_up_of_its_own_has_no_job_for_it(configured, tmp_
 
 
 @pytest.mark.slow
-def test_a_study_without_warm_up_is_trained_and_reported(configured, tmp_path):
-    study = configured(sft__num_train_epochs=0, grid__mitigation=["base"])
-    finished = snakemake(tmp_path, "--configfile", study)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert set(pd.read_csv(tmp_path / "reports/smoke/results.csv")["product"]) == {"pretrained", "train"}
-    record = read_json(next(tmp_path.glob(f"{TRAINS}/**/run.json")))
-    assert record["inputs"]["model"]["path"] == str(TINY)
-    answers = pd.read_csv(tmp_path / "reports/smoke/answers.csv")
-    assert answers["before training"].notna().all()
-
-
-@pytest.mark.slow
 def test_a_study_with_lora_evaluates_its_merged_models(tmp_path):
     """A warm-up and five nested steps that train adapters, evaluated as plain models; MLflow knows the rank."""
     instance = "dataset~mixed/skip_ratio~0.15/border~1/mitigation~retrace/seed~0"
@@ -318,13 +309,18 @@ def test_a_reward_that_cannot_be_imported_stops_a_study_before_any_job(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_changed_reward_function_reruns_the_trainings_and_what_depends_on_them(tmp_path, configured):
+def test_a_study_without_warm_up_is_reported_and_a_changed_reward_function_reruns_its_trainings(tmp_path, configured):
     own = tmp_path / "own.py"
     own.write_text("def short(completions, **kwargs):\n    return [-len(text) for text in completions]\n")
-    study = configured(training__reward_funcs=["own.py:short"], grid__mitigation=["base"])
+    study = configured(training__reward_funcs=["own.py:short"], grid__mitigation=["base"], sft__num_train_epochs=0)
     finished = snakemake(tmp_path, "--configfile", study)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert set(pd.read_csv(tmp_path / "reports/smoke/results.csv")["product"]) == {"pretrained", "train"}
     (record, *_) = [read_json(path) for path in tmp_path.glob(f"{TRAINS}/**/run.json")]
+    assert record["inputs"]["model"]["path"] == str(TINY)
+    answers = pd.read_csv(tmp_path / "reports/smoke/answers.csv")
+    assert answers["before training"].notna().all()
+
     assert record["inputs"]["own.py:short"]["path"] == str(own)
     assert "rewards/short/mean" in read_rows(next(tmp_path.glob(f"{TRAINS}/**/metrics.jsonl")))[0]
     own.touch()  # the same content
@@ -441,13 +437,15 @@ def test_real_data_go_through_the_whole_study(tmp_path):
 
 @pytest.mark.slow
 def test_two_studies_with_the_same_seed_agree_byte_for_byte_but_for_timings(smoke_study, tmp_path, configured):
-    again = snakemake(tmp_path, "--configfile", configured())
+    """The second study has one mitigation instead of three, which changes nothing in the rows of that one."""
+    again = snakemake(tmp_path, "--configfile", configured(grid__mitigation=["retrace"]))
     assert again.returncode == 0, again.stdout + again.stderr
     for name in ("results.csv", "steps.csv"):
         tables = [pd.read_csv(folder / "reports/smoke" / name, dtype=str) for folder in (smoke_study, tmp_path)]
         timings = [c for c in tables[0] if c.endswith("_s") or c == "seconds"]
-        one, two = (table.drop(columns=timings).to_csv() for table in tables)
-        assert one == two
+        shared = tables[0]["mitigation"].isin(["retrace"]) | ~tables[0]["skip_ratio"].isin(["0.15"])
+        one, two = (table.drop(columns=timings).to_csv(index=False) for table in (tables[0][shared], tables[1]))
+        assert one == two and "retrace" in two
 
 
 def test_every_job_left_a_log_and_a_benchmark(smoke_study):

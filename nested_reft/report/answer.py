@@ -16,8 +16,8 @@ from nested_reft.report.statistics import smallest_resolvable
 
 
 def span(values: pd.Series) -> dict[str, float]:
-    """Return the lowest, the median and the highest of the values."""
-    return {"lowest": values.min(), "median": values.median(), "highest": values.max()}
+    """Return the number of the values, the lowest, the median and the highest."""
+    return {"number": len(values), "lowest": values.min(), "median": values.median(), "highest": values.max()}
 
 
 def resolvable(accuracy: pd.DataFrame, confidence: float) -> pd.Series:
@@ -47,7 +47,6 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float) -> dict[str, Any]:
     resolved = accuracy[accuracy["verdict"] == "resolved"].sort_values("absolute_delta")
     others = accuracy[accuracy["verdict"] == "not resolved"]
     unresolved = span(others["absolute_delta"]) | {
-        "number": len(others),
         "half_width": ((others["ci_high"] - others["ci_low"]) / 2).median(),
         "resolvable": resolvable(accuracy, confidence)[others.index].median(),
     }
@@ -61,8 +60,8 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float) -> dict[str, Any]:
         "change": span(accuracy["absolute_delta"]),
         "resolved": resolved.to_dict("records"),
         "largest_resolved": largest.to_dict("records"),
-        "lower": span(-lower["absolute_delta"]) | {"number": len(lower)},
-        "higher": span(higher["absolute_delta"]) | {"number": len(higher)},
+        "lower": span(-lower["absolute_delta"]),
+        "higher": span(higher["absolute_delta"]),
         "unresolved": unresolved if len(others) else None,
     }
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,7 +21,7 @@ RESAMPLES = 10_000
 
 def wilson_interval(accuracy: float, n: float, confidence: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share of `n` independent trials; `n` need not be whole."""
-    z = stats.norm.ppf(0.5 + confidence / 2)
+    z = special.ndtri(0.5 + confidence / 2)
     center = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
     return max(0.0, float(center - half)), min(1.0, float(center + half))
@@ -107,6 +107,8 @@ def median_interval(
 @cache  # a large study has the same two numbers many times
 def mcnemar_test(only_instance: int, only_baseline: int) -> float:
     """Return the two-sided p of McNemar's exact test, from the numbers of problems that only one of the two solves."""
+    from scipy import stats  # takes half a second to import, and an evaluation needs only Wilson's interval
+
     discordant = only_instance + only_baseline
     return float(stats.binomtest(only_instance, discordant).pvalue) if discordant else 1.0
 
@@ -247,12 +249,12 @@ def over_seeds(
         variance = seeds_part + problems_part
         parts = seeds_part**2 / spread.degrees_of_freedom + problems_part**2 / max(1, problem_freedom)
         freedom = variance**2 / parts if parts > 0 else spread.degrees_of_freedom
-        return stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(variance), np.sqrt(variance), freedom
+        return special.stdtrit(freedom, 0.5 + confidence / 2) * np.sqrt(variance), np.sqrt(variance), freedom
 
     half, error, freedom = half_width(2 * spread.variance / seeds, problem_variances[0])
     # the derivative of instance / baseline: an error of the baseline counts `ratio` times
     relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, problem_variances[1])
-    p = 2 * stats.t.sf(abs(absolute) / error, freedom) if error > 0 else float(absolute == 0)
+    p = 2 * special.stdtr(freedom, -abs(absolute) / error) if error > 0 else float(absolute == 0)
     relative = ratio - 1
     return Delta(
         seeds, baseline, instance, absolute, absolute - half, absolute + half,
@@ -419,12 +421,12 @@ def smallest_delta(
     tail, wanted = 0.5 + confidence / 2, power
     tail = 1 - (1 - tail) / instances
     if seeds == 1:
-        return float((stats.norm.ppf(tail) + stats.norm.ppf(wanted)) * np.sqrt(problems + residual))
+        return float((special.ndtri(tail) + special.ndtri(wanted)) * np.sqrt(problems + residual))
     seeds_part = (max(0.0, components.seed) + residual) / seeds
     freedom_of_problems = sizes.sum() - len(sizes)
     variance = seeds_part + problems
     freedom = variance**2 / (seeds_part**2 / (instances * (seeds - 1)) + problems**2 / freedom_of_problems)
-    return float((stats.t.ppf(tail, freedom) + stats.t.ppf(wanted, freedom)) * np.sqrt(variance))
+    return float((special.stdtrit(freedom, tail) + special.stdtrit(freedom, wanted)) * np.sqrt(variance))
 
 
 def smallest_resolvable(
@@ -449,7 +451,7 @@ def smallest_resolvable(
     low, high = np.full(errors.shape, np.log(0.5)), np.full(errors.shape, np.log(1e6))
     for _ in range(40):
         middle = (low + high) / 2
-        too_few = stats.t.isf(tail, np.exp(middle)) > quantiles
+        too_few = -special.stdtrit(np.exp(middle), tail) > quantiles
         low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
-    resolvable: Floats = stats.t.isf(tail / np.asarray(tests), np.exp(low)) * errors
+    resolvable: Floats = -special.stdtrit(np.exp(low), tail / np.asarray(tests)) * errors
     return resolvable

@@ -28,6 +28,7 @@ def test_speeds_are_noise_if_the_control_varies_more(seconds, is_noise):
     facts = speed_facts(deltas, efficiency, runs(("a", 0.0, 0, 10.0), ("a", 0.1, 0, seconds)))
     assert facts["sampling_is_noise"] == facts["steps_are_noise"] == is_noise
     assert facts["speed_up"] == {
+        "number": 2,
         "lowest": 1.1,
         "median": pytest.approx(1.15),
         "highest": 1.2,

@@ -52,6 +52,22 @@ def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
     assert "Only one seed" not in findings
 
 
+def test_findings_of_a_single_instance_name_no_range(tmp_path):
+    study = synthetic.study(seeds=1, models=1, datasets=1)
+    grid = study.grid.model_copy(update={"skip_ratio": [0.15], "mitigation": ["retrace"]})
+    study = study.model_copy(update={"grid": grid})
+    synthetic.write(study, tmp_path)
+    facts = report_facts(sources := collect(study, tmp_path), build.make_tables(sources))
+    findings = words(render(facts)["findings"])
+    assert re.search(r"with skipped layers. The change is [+-]\d+\.\d points\. 2\. ", findings), findings
+    assert re.search(r"1 accuracy delta of [+-]\d+\.\d points cannot", findings)
+    assert "instances reach" not in findings and "of the instances" not in findings
+    for speed_up, said in ((1.1, "1.10 times as fast as in the baseline.**"), (1.4, "measured 1.40 times the speed")):
+        facts["speed_up"] |= {"median": speed_up}
+        facts["sampling_is_noise"] = False
+        assert said in words(render(facts)["findings"])
+
+
 def test_findings_of_one_seed_say_what_a_resolved_delta_means_then(tmp_path):
     study = synthetic.study(seeds=1, models=1, datasets=1)
     synthetic.write(study, tmp_path, effect=-1.5)
