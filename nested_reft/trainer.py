@@ -22,11 +22,13 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
@@ -123,7 +125,9 @@ class NestedRollouts(_TRLTrainer):
         self.skipped_layers = draw_skipped_layers(
             self.valid_layers, self.num_skipped, self.args.seed, self.sampled_at_step
         )
-        self.prompts_sha256 = hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
+        check_equal_layers(self.accelerator, self.sampled_at_step, self.skipped_layers)
+        all_prompt_ids = gather_object(prompt_ids)  # those of rank 0 first, as one process would order them
+        self.prompts_sha256 = hashlib.sha256(json.dumps(all_prompt_ids).encode()).hexdigest()
         first_row = self.accelerator.process_index * len(prompt_ids)
         with (
             self.timed("generate"),
@@ -223,14 +227,20 @@ class NestedRollouts(_TRLTrainer):
         return sampler
 
     def step_metrics(self) -> dict[str, float]:
-        """Return the metrics of the current optimizer step, and begin the next."""
+        """Return the metrics of the current optimizer step over all ranks, and begin the next.
+
+        The durations are those of this rank.
+        """
         metrics: dict[str, float] = {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
-        log_ratio, ratio, weights = (torch.cat(tensors) for tensors in zip(*self._off_policy, strict=True))
+        tokens = torch.cat([torch.stack(tensors, dim=1) for tensors in self._off_policy])  # (tokens, 3)
+        log_ratio, ratio, weights = gather_rows(self.accelerator, tokens).unbind(dim=1)
         self.token_weight_counts = weight_counts(weights)
         if len(ratio) > 0:  # mask_truncated_completions can mask all tokens
             metrics |= off_policy_metrics(log_ratio, ratio, weights)
         if self.generated_tokens:
-            metrics["perf/generated_tok_s"] = self.generated_tokens / self.seconds["generate"]
+            generated = torch.tensor([[self.generated_tokens, self.seconds["generate"]]], dtype=torch.float64)
+            tokens_of_ranks, seconds = self.accelerator.gather(generated.to(self.accelerator.device)).unbind(dim=1)
+            metrics["perf/generated_tok_s"] = (tokens_of_ranks.sum() / seconds.max()).item()
         metrics |= {f"perf/{phase}_s": seconds for phase, seconds in self.seconds.items()}
         self._off_policy.clear()
         self.seconds.clear()
@@ -245,6 +255,32 @@ class NestedRollouts(_TRLTrainer):
             "nesting/sampled_at_step": self.sampled_at_step,
             "data/prompts_sha256": self.prompts_sha256,
         }
+
+
+def check_equal_layers(accelerator: Accelerator, step: int, skipped_layers: Sequence[int]) -> None:
+    """Compare by their hash the layers that each rank skips; all ranks call this function.
+
+    Raises:
+        NestingError: if a rank skips other layers than rank 0, or skips them at another step; the message names it.
+    """
+    digest = hashlib.sha256(json.dumps([step, list(skipped_layers)]).encode()).digest()
+    number = torch.tensor([int.from_bytes(digest[:8], "big", signed=True)], device=accelerator.device)
+    numbers = accelerator.gather(number).tolist()
+    others = [str(rank) for rank, number in enumerate(numbers) if number != numbers[0]]
+    if others:
+        raise NestingError(
+            f"rank{'s' * (len(others) > 1)} {', '.join(others)} and rank 0 skip different layers at step {step}, so "
+            "that they would sample from different policies; start the job again, which resumes at its last checkpoint"
+        )
+
+
+def gather_rows(accelerator: Accelerator, rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows (tokens, columns) of all ranks, which may have different numbers of them."""
+    if accelerator.num_processes == 1:
+        return rows
+    marked = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # padding is marked with 0
+    gathered = accelerator.gather(accelerator.pad_across_processes(marked, dim=0, pad_index=0))
+    return gathered[gathered[:, -1] == 1, :-1]
 
 
 def refuse_arguments(trainer: Any) -> None:

@@ -23,7 +23,14 @@ from nested_reft.nesting import draw_skipped_layers, valid_layers
 from nested_reft.rollout import engine, generate, sampler
 from nested_reft.rollout.generate import sample_by_generate
 from nested_reft.rollout.sampler import Sampler
-from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts, refuse_arguments
+from nested_reft.trainer import (
+    NestedGRPOTrainer,
+    NestedRLOOTrainer,
+    NestedRollouts,
+    check_equal_layers,
+    gather_rows,
+    refuse_arguments,
+)
 from tests.conftest import TINY
 
 MITIGATIONS = ["base", "practical", "retrace", "is", "tis"]
@@ -721,3 +728,40 @@ def test_hooked_signatures_are_the_ones_of_trl_1_16(hook, algorithm):
         "and that it reads them after its forward"
     )
     assert hook in vars(NestedRollouts)
+
+
+# ---- several ranks ------------------------------------------------------------------------------
+
+
+class Ranks:
+    """An accelerator of several ranks, which are called one after the other: `gather` returns the ranks' tensors."""
+
+    device = "cpu"
+
+    def __init__(self, num_processes):
+        self.num_processes, self.tensors = num_processes, []
+
+    def gather(self, tensor):
+        self.tensors.append(tensor)
+        return torch.cat(self.tensors)
+
+    def pad_across_processes(self, tensor, dim, pad_index):
+        return torch.nn.functional.pad(tensor, (0, 0, 0, 5 - len(tensor)), value=pad_index)
+
+
+def test_a_rank_that_skips_other_layers_is_named():
+    ranks = Ranks(4)
+    for layers in ([1, 4], [1, 4], [1, 4]):
+        check_equal_layers(ranks, 7, layers)
+    with pytest.raises(NestingError, match="rank 3 and rank 0 skip different layers at step 7, so that they would"):
+        check_equal_layers(ranks, 7, [1, 5])
+    with pytest.raises(NestingError, match="ranks 3, 4 and rank 0 skip different"):
+        check_equal_layers(ranks, 6, [1, 4])  # of another step
+
+
+def test_rows_of_ranks_with_different_numbers_of_tokens_are_gathered():
+    rows = [torch.tensor([[0.0, 1.0, float("nan")]]), torch.zeros(0, 3), torch.arange(15.0).view(5, 3)]
+    ranks = Ranks(3)
+    gathered = [gather_rows(ranks, one) for one in rows][-1]
+    assert torch.equal(gathered.nan_to_num(-1), torch.cat(rows).nan_to_num(-1))
+    assert gather_rows(Ranks(1), rows[2]) is rows[2]

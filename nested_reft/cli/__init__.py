@@ -1,6 +1,5 @@
 """The command line: every stage of a study, and tools to inspect, measure and maintain."""
 
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from nested_reft.cli import bench, init, inspect, maintain, plan, report, result
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import UserError
+from nested_reft.processes import end_with_error, num_processes
 
 HELP = """
 Train a language model on problems with checkable answers by Nested-ReFT, and measure what it costs in accuracy and \
@@ -138,11 +138,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        end_with_error(error, str(error), 2)
     except Exception as error:
         sentence = explain(error)
-        if sentence is None:
+        if sentence is None and num_processes() == 1:
             raise
-        typer.echo(f"Error: {sentence}", err=True)
-        sys.exit(1)
+        end_with_error(error, sentence, 1)

@@ -7,16 +7,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
 
+from nested_reft import processes
 from nested_reft.config import parse, sections
 from nested_reft.config.study_file import read_mapping
 from nested_reft.errors import UserError
+from nested_reft.model.devices import leased_devices
 
 if TYPE_CHECKING:
     from nested_reft.records.stage_record import StageRecord
@@ -69,6 +71,10 @@ Tracking = Annotated[
     Path | None,
     typer.Option(exists=True, help="The tracking.json of the study. Without it, no tracker gets anything."),
 ]
+Distributed = Annotated[
+    Literal["none", "ddp"], typer.Option(help="How several processes are used, as `jobs.distributed` says.")
+]
+NumProcesses = Annotated[int, typer.Option(min=1, help="Processes of this command, one per GPU.")]
 
 
 def read_settings(section: type[sections.Section], settings: str) -> Any:
@@ -98,20 +104,63 @@ def read_settings(section: type[sections.Section], settings: str) -> Any:
     return parse.parse_settings(section, loaded)
 
 
+def run_ranks(distributed: str, num_processes: int, settings: sections.Section, out: Path) -> bool:
+    """Run this command as several ranks if there should be several; return whether this was done.
+
+    A process that is a rank already, started by this function or by `torchrun`, returns and does the work.
+
+    Args:
+        distributed: `none` or `ddp`.
+        num_processes: the number of ranks.
+        settings: the settings of the stage, which may come from standard input.
+        out: the folder of the product.
+
+    Raises:
+        UserError: the two options contradict each other or the environment.
+        typer.Exit: a rank has failed and has said why.
+    """
+    if distributed == "none" and num_processes > 1:
+        raise UserError(
+            f"--num-processes is {num_processes}, but --distributed is none, which is one process; set --distributed "
+            "to ddp"
+        )
+    if distributed != "none" and num_processes == 1:
+        raise UserError(
+            f"--distributed is {distributed} with one process, which has nothing to divide; set --num-processes to 2 "
+            "or more, or leave --distributed out"
+        )
+    started = processes.num_processes()
+    if started not in (1, num_processes):
+        raise UserError(
+            f"WORLD_SIZE is {started}, but --num-processes is {num_processes}; start the command without torchrun"
+        )
+    if num_processes == 1 or started > 1:
+        return False
+    from nested_reft.records.lock import lock_product
+
+    with lock_product(out):  # rank 0 locks the product; the other ranks would give up while it waits for the lock
+        pass
+    with leased_devices(num_processes):
+        status = processes.launch(num_processes, [*sys.argv[1:], "--settings", parse.canonical(settings)])
+    if status:
+        raise typer.Exit(status)
+    return True
+
+
+def leased_device() -> AbstractContextManager[object]:
+    """Return the context in which this process has a GPU of its own; a rank has one of those that its job leased."""
+    return leased_devices() if processes.num_processes() == 1 else nullcontext()
+
+
 def apply_resource_limits() -> None:
     """Restrict the process to the threads in OMP_NUM_THREADS, which Snakemake sets for a job, and to one GPU.
 
-    transformers would replicate the model on all visible GPUs, and TRL refuses to train a replicated model. The
-    process uses the first GPU unless the user, the cluster or a lease has set CUDA_VISIBLE_DEVICES.
-
-    Raises:
-        UserError: the process is one of several that torchrun started.
+    transformers would replicate the model on all visible GPUs, and TRL refuses to train a replicated model. A single
+    process uses the first GPU unless the user, the cluster or a lease has set CUDA_VISIBLE_DEVICES. A rank uses one.
     """
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(
-            f"WORLD_SIZE is {processes}, but a job is one process on one GPU; start the command without torchrun"
-        )
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    processes.end_with_parent()
+    if processes.num_processes() == 1:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import torch
 
     if "OMP_NUM_THREADS" in os.environ:
@@ -124,6 +173,8 @@ def open_record(
 ) -> Iterator["StageRecord"]:
     """Open the record of a product when no other process writes it; log the start and the end of the stage.
 
+    Only rank 0 writes; other ranks get a record that writes nothing. All ranks are connected inside of the block.
+
     Args:
         out: the folder of the product.
         stage: `sft`, `train` or `evaluate`.
@@ -134,8 +185,13 @@ def open_record(
     """
     from nested_reft.records.files import read_json
     from nested_reft.records.lock import lock_product
-    from nested_reft.records.stage_record import StageRecord
+    from nested_reft.records.stage_record import SilentRecord, StageRecord
 
+    if processes.rank() > 0:
+        processes.join()  # returns when rank 0 has opened the record
+        yield SilentRecord(out)
+        processes.leave()
+        return
     store = read_json(tracking) if tracking else {"uri": None, "study": "unnamed", "report_to": []}
     plain = json.loads(parse.canonical(settings))
     with lock_product(out):
@@ -143,7 +199,9 @@ def open_record(
         where = ", ".join(f"{axis} {value}" for axis, value in run.items())
         log.info("%s starts (attempt %d): %s", stage, record.content["attempts"], where)
         start = time.monotonic()
+        processes.join()
         yield record
+        processes.leave()
         log.info("%s ends after %.1f s: %s", stage, time.monotonic() - start, out)
 
 

@@ -8,18 +8,21 @@ import typer
 from nested_reft.cli.options import (
     Benchmarks,
     Data,
+    Distributed,
     ModelPath,
+    NumProcesses,
     OptionalModelPath,
     Out,
     Settings,
     Tracking,
     apply_resource_limits,
+    leased_device,
     open_record,
     read_settings,
+    run_ranks,
 )
 from nested_reft.config import layout, sections, stage_settings, study
 from nested_reft.errors import UserError
-from nested_reft.model.devices import leased_devices
 
 
 def prepare_model(settings: Settings, out: Out) -> None:
@@ -44,10 +47,20 @@ def prepare_benchmarks(settings: Settings, out: Out) -> None:
     prepare.prepare_benchmarks(read_settings(stage_settings.PrepareBenchmarks, settings).benchmarks, out)
 
 
-def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
+def sft(
+    settings: Settings,
+    model: ModelPath,
+    data: Data,
+    out: Out,
+    tracking: Tracking = None,
+    distributed: Distributed = "none",
+    num_processes: NumProcesses = 1,
+) -> None:
     """Warm up a model by SFT on the chains of thought of a training set."""
     parsed = read_settings(stage_settings.SftStage, settings)
-    with leased_devices():
+    if run_ranks(distributed, num_processes, parsed, out):
+        return
+    with leased_device():
         apply_resource_limits()
         from nested_reft.records.model_card import write_model_card
         from nested_reft.stages import sft
@@ -55,13 +68,24 @@ def sft(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tr
         inputs = {"model": model, "data": data}
         with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
             sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
-            write_model_card(out)
+            if record.is_written:
+                write_model_card(out)
 
 
-def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: Tracking = None) -> None:
+def train(
+    settings: Settings,
+    model: ModelPath,
+    data: Data,
+    out: Out,
+    tracking: Tracking = None,
+    distributed: Distributed = "none",
+    num_processes: NumProcesses = 1,
+) -> None:
     """Train one run of the grid from its SFT warm-up: GRPO with roll-outs from the nested model."""
     parsed = read_settings(stage_settings.TrainStage, settings)
-    with leased_devices():
+    if run_ranks(distributed, num_processes, parsed, out):
+        return
+    with leased_device():
         apply_resource_limits()
         from nested_reft.grading.rewards import reward_files
         from nested_reft.records.model_card import write_model_card
@@ -70,7 +94,8 @@ def train(settings: Settings, model: ModelPath, data: Data, out: Out, tracking: 
         inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
         with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
             train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
-            write_model_card(out)
+            if record.is_written:
+                write_model_card(out)
 
 
 def evaluate(
@@ -84,6 +109,8 @@ def evaluate(
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Grade the records in --out again, without a model.")
     ] = False,
+    distributed: Distributed = "none",
+    num_processes: NumProcesses = 1,
 ) -> None:
     """Evaluate a model on all benchmarks, or grade the completions of an earlier evaluation again."""
     from nested_reft.records.model_card import add_accuracies
@@ -98,12 +125,17 @@ def evaluate(
     if settings is None or model is None or benchmarks is None:
         raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
     parsed = read_settings(stage_settings.EvaluateStage, settings)
-    with leased_devices():
+    if parsed.evaluation.sampler == "vllm":  # divides its work by itself
+        distributed, num_processes = "none", 1
+    if run_ranks(distributed, num_processes, parsed, out):
+        return
+    with leased_device():
         apply_resource_limits()
         inputs = {"model": model, "benchmarks": benchmarks}
         with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
             evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
-            add_accuracies(out)
+            if record.is_written:
+                add_accuracies(out)
 
 
 def analyse(

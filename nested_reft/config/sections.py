@@ -374,6 +374,23 @@ class Sft(Optimization):
     batch_size: int = key(16, "Sequences per optimizer step.", unit="sequences", gt=0)
     max_length: int = key(1024, "The length that longer sequences are cut to.", "TRL", unit="tokens", gt=0)
 
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """The number of micro-batches of an optimizer step, over all processes."""
+        return self.batch_size // self.per_device_train_batch_size
+
+    def check_processes(self, num_processes: int) -> None:
+        """Check that the micro-batches of an optimizer step can be divided among processes.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if self.gradient_accumulation_steps % num_processes:
+            raise ValueError(
+                f"has batch_size {self.batch_size}, which {num_processes} processes with per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} do not divide; change one of them"
+            )
+
     @model_validator(mode="after")
     def batch_divides(self) -> "Sft":
         """Refuse a batch that is not a whole number of micro-batches."""
@@ -466,7 +483,7 @@ class Training(Optimization):
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        """The number of micro-batches of an optimizer step."""
+        """The number of micro-batches of an optimizer step, over all processes."""
         return self.prompts_per_step * self.num_generations // self.per_device_train_batch_size
 
     @property
@@ -480,6 +497,19 @@ class Training(Optimization):
         """The number of optimizer steps on one generation batch."""
         micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
         return micro_batches * self.num_iterations // self.gradient_accumulation_steps
+
+    def check_processes(self, num_processes: int) -> None:
+        """Check that the micro-batches of a step and of a generation batch can be divided among processes.
+
+        Raises:
+            ValueError: they cannot. `steps_per_generation` is a multiple of the micro-batches of a step.
+        """
+        if self.gradient_accumulation_steps % num_processes:
+            raise ValueError(
+                f"has prompts_per_step x num_generations = {self.prompts_per_step * self.num_generations}, which "
+                f"{num_processes} processes with per_device_train_batch_size {self.per_device_train_batch_size} do "
+                "not divide; change one of them"
+            )
 
     @model_validator(mode="after")
     def adapter_has_no_dropout(self) -> "Training":
@@ -606,15 +636,79 @@ class Tracking(Section):
         return uri
 
 
-class Jobs(Section):
+class Processes(Section):
+    """How many processes and GPUs a job uses. The names are those of accelerate."""
+
+    gpus: int = key(1, "GPUs of a job, one for each process. 0 means that it runs on the CPU.", unit="GPUs", ge=0)
+    distributed: Literal["none", "ddp"] = key(
+        "none",
+        "How a job uses several processes. `none` is one process on at most one GPU. With `ddp` each process holds "
+        "the whole model and computes a part of each batch, or of the problems of an evaluation. The batches of a "
+        "step stay the same.",
+    )
+    num_processes: int | None = key(
+        None,
+        "Processes of a job. null means one for each GPU. Only a job on the CPU (`gpus: 0`) can have another number.",
+        unit="processes",
+        gt=0,
+    )
+
+    @property
+    def count(self) -> int:
+        """The number of processes of a job."""
+        return 1 if self.distributed == "none" else self.num_processes or self.gpus or 1
+
+
+class ModelProcesses(Section):
+    """The processes and GPUs of the jobs of one model; a key that is left out has the value of `jobs`."""
+
+    gpus: int | None = key(None, "`jobs.gpus` for this model.", unit="GPUs", ge=0)
+    distributed: Literal["none", "ddp"] | None = key(None, "`jobs.distributed` for this model.")
+    num_processes: int | None = key(None, "`jobs.num_processes` for this model.", unit="processes", gt=0)
+
+
+class Jobs(Processes):
     """The resources of a job of `sft`, `train` or `evaluate`. A change of these keys reruns nothing."""
 
-    threads: int = key(4, "CPU threads of a job.", unit="threads", gt=0)
-    gpus: int = key(
-        1, "GPUs of a job. A job uses at most one GPU; 0 means that it runs on the CPU.", unit="GPUs", ge=0, le=1
+    threads: int = key(4, "CPU threads of a job, which its processes share.", unit="threads", gt=0)
+    models: dict[Name, ModelProcesses] = key(
+        {}, "Models whose jobs use other GPUs or processes, by the name that `grid.model` uses."
     )
     keep_models: bool = key(
         True,
         "Whether the models of warm-ups and trainings are kept. With false, the folder of a model is deleted when all "
         "trainings and evaluations that read it have finished; metrics and records stay.",
     )
+
+    def processes(self, model: str) -> Processes:
+        """Return the processes and GPUs of the jobs of a model."""
+        own = self.models.get(model, ModelProcesses()).model_dump(exclude_unset=True)
+        return Processes(**{name: getattr(self, name) for name in Processes.model_fields} | own)
+
+    def most_gpus(self, models: list[str]) -> int:
+        """Return the number of GPUs that a job of any of these models has at most."""
+        return max(self.processes(model).gpus for model in models)
+
+    @model_validator(mode="after")
+    def processes_fit_gpus(self) -> "Jobs":
+        """Refuse several GPUs for one process, several processes on one GPU, and `ddp` or `fsdp` with one process."""
+        for model in (None, *self.models):
+            of = self.processes(model or "")
+            name = f" for model {model}" if model else ""
+            if of.gpus > 0 and of.num_processes not in (None, of.gpus):
+                raise ValueError(
+                    f"has num_processes {of.num_processes} with gpus {of.gpus}{name}, but a process has one GPU; "
+                    "leave num_processes out"
+                )
+            if of.distributed == "none" and max(of.gpus, of.num_processes or 1) > 1:
+                key_name, value = ("gpus", of.gpus) if of.gpus > 1 else ("num_processes", of.num_processes)
+                raise ValueError(
+                    f"has {key_name} {value} with distributed none{name}, which is one process; set distributed to "
+                    f"ddp, or {key_name} to 1"
+                )
+            if of.distributed != "none" and of.count == 1:
+                raise ValueError(
+                    f"has distributed {of.distributed} with one process{name}, which has nothing to divide; set gpus "
+                    "(on the CPU, num_processes) to 2 or more, or distributed to none"
+                )
+        return self

@@ -144,6 +144,39 @@ class Study(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def jobs_name_models(self) -> "Study":
+        """Refuse an entry of `jobs.models` that is not a model of the study."""
+        for name in self.jobs.models:
+            if name not in self.models:
+                raise ValueError(
+                    f"has jobs.models.{name}, but no model of this name; choose one of {', '.join(self.models)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def all_jobs_use_gpus_or_none(self) -> "Study":
+        """Refuse a study whose jobs compute on GPUs for one model and on the CPU for another."""
+        if len({self.jobs.processes(name).gpus > 0 for name in self.grid.model}) > 1:
+            raise ValueError(
+                "has `jobs` with gpus 0 for one model and more for another, but a study runs on GPUs or on the CPU; "
+                "run the models in studies of their own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def processes_divide_batches(self) -> "Study":
+        """Refuse a number of processes that does not divide the micro-batches of a step."""
+        for name in self.grid.model:
+            count = self.jobs.processes(name).count
+            for section, settings in (("sft", self.sft), ("training", self.training)):
+                if section == "training" or self.warms_up(name):
+                    try:
+                        settings.check_processes(count)
+                    except ValueError as error:
+                        raise ValueError(f"has a section {section} that {error}") from None
+        return self
+
     def datasets_and_seeds(self) -> list[tuple[str, int]]:
         """Return the (dataset, seed) of each warm-up of a model."""
         return list(itertools.product(self.grid.dataset, self.grid.seed))

@@ -26,7 +26,13 @@ class StageRecord:
 
     While the stage runs, everything is below `checkpoints`. `finish` writes metrics.jsonl, metrics.json and, last,
     run.json into the folder itself.
+
+    Attributes:
+        rows: the metrics of the steps so far.
+        is_written: whether the files of the product are written by this process.
     """
+
+    is_written = True
 
     def __init__(
         self,
@@ -112,3 +118,26 @@ class StageRecord:
         for tracker in self.trackers:
             tracker.finish(metrics, self.out)
         discard(self.checkpoints)
+
+
+class SilentRecord(StageRecord):
+    """The record of a rank other than 0: it keeps the rows of the steps, and writes nothing.
+
+    Args:
+        out: the folder of the product, in which rank 0 writes.
+    """
+
+    is_written = False
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.checkpoints, self.rows = out, out / "checkpoints", []
+
+    def resume_at(self, step: int) -> None:
+        """Leave the rows of an interrupted attempt to rank 0."""
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keep the row of a step."""
+        self.rows.append({"step": step, "time": time.time(), **metrics})
+
+    def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
+        """Leave the final files to rank 0."""

@@ -68,6 +68,7 @@ class RolloutEngine:
         batch_size: int | None = None,
         first_row: int = 0,
         on_finished: Callable[[int], object] = lambda num_finished: None,
+        row_step: int = 1,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sample one completion for each prompt.
 
@@ -80,6 +81,7 @@ class RolloutEngine:
             batch_size: the largest number of completions sampled at once, which bounds memory; None means all.
             first_row: the index of the first prompt among the prompts of all processes.
             on_finished: called with the number of completions that have just ended.
+            row_step: the difference between the indices of two neighboring prompts.
 
         Returns:
             The completions, each up to and including its first EOS token, and log mu(a_t) of their tokens in nats.
@@ -90,12 +92,13 @@ class RolloutEngine:
             self.sync_weights()
         interval = self.eos_check_interval(sampling)
         batch = BatchRows(prompt_ids, sampling, positions, interval)
-        uniforms = self.uniforms(seed, step, first_row, batch.output_size, sampling)
+        rows = range(first_row, first_row + row_step * batch.output_size[0], row_step)
+        uniforms = self.uniforms(seed, step, rows, batch.output_size[1], sampling)
         with self.layers_replaced(skipped):
             while not batch.is_done:
                 # 2. Give each free row a waiting prompt, and prefill these prompts.
-                if rows := batch.admit():
-                    self.prefill(batch.prompts_of(rows), rows)
+                if free := batch.admit():
+                    self.prefill(batch.prompts_of(free), free)
                 # 3. Decode until rows are next checked for EOS.
                 for _ in range(interval):
                     logits = self.decode_step(batch.last_tokens)
@@ -152,13 +155,12 @@ class RolloutEngine:
         torch._foreach_copy_(list(self.model.parameters()), list(self.source.parameters()))
 
     def uniforms(
-        self, seed: int, step: int, first_row: int, size: tuple[int, int], sampling: SamplingParams
+        self, seed: int, step: int, rows: Sequence[int], length: int, sampling: SamplingParams
     ) -> torch.Tensor:
-        """Return random numbers in [0, 1) for all tokens of all completions, float64 of this size; 0 if greedy."""
+        """Return random numbers in [0, 1) for all tokens of completions, float64 (rows, length); 0 if greedy."""
         if sampling.temperature == 0:
-            return torch.zeros(1, 1, dtype=torch.float64, device=self.model.device).expand(size)
-        rows = range(first_row, first_row + size[0])
-        numbers = np.stack([philox_uniforms(seed, step, row, size[1]) for row in rows])
+            return torch.zeros(1, 1, dtype=torch.float64, device=self.model.device).expand(len(rows), length)
+        numbers = np.stack([philox_uniforms(seed, step, row, length) for row in rows])
         return torch.from_numpy(numbers).to(self.model.device)
 
     def prefill(self, prompts: list[tuple[int, ...]], rows: list[int]) -> None:

@@ -15,6 +15,7 @@ from nested_reft.config.sections import Evaluation, Prompt
 from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading import grade as grading
+from nested_reft.processes import gather, merge_shares, num_processes, rank, share_of
 from nested_reft.records.files import read_rows, read_versioned_json, write_versioned_json
 from nested_reft.records.progress import completion_row
 from nested_reft.records.provenance import collect_provenance
@@ -31,10 +32,10 @@ CONFIDENCE = 0.95
 
 
 class CompletionLogger:
-    """Logs how many completions have ended.
+    """Logs how many completions of this process have ended.
 
     Args:
-        total: the number of completions of the evaluation.
+        total: the number of completions that this process samples.
     """
 
     def __init__(self, total: int) -> None:
@@ -52,7 +53,10 @@ class CompletionLogger:
 
 
 def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
-    """Return one completion per prompt, sampled without skipping, and the lengths of the completions in tokens."""
+    """Return one completion per prompt, sampled without skipping, and the lengths of the completions in tokens.
+
+    Each rank samples its share of the completions and gets those of all.
+    """
     if settings.sampler == "vllm":
         from nested_reft.rollout.vllm import complete
 
@@ -66,21 +70,32 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    prompt_ids = tokenizer(prompts)["input_ids"]
+    prompt_ids = share_of(tokenizer(prompts)["input_ids"])
     sampling = SamplingParams(
         settings.max_new_tokens,
         settings.temperature,
         settings.top_p if settings.temperature > 0 else 1.0,
         eos_token_ids=end_token_ids(model, tokenizer),
     )
-    log_finished = CompletionLogger(len(prompts)).count
-    engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size)
-    if engine is None:
-        completions = complete_by_generate(model, tokenizer, prompt_ids, settings, log_finished)
+    log_finished = CompletionLogger(len(prompt_ids)).count
+    engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size) if prompt_ids else None
+    if not prompt_ids:  # there are more ranks than completions
+        completions = []
+    elif engine is None:
+        # `generate` samples from the global random state: no two ranks of a run share a seed.
+        own = settings.model_copy(update={"seed": settings.seed * num_processes() + rank()})
+        completions = complete_by_generate(model, tokenizer, prompt_ids, own, log_finished)
     else:
         completions, _ = engine.sample(
-            prompt_ids, sampling, settings.seed, batch_size=settings.batch_size, on_finished=log_finished
+            prompt_ids,
+            sampling,
+            settings.seed,
+            batch_size=settings.batch_size,
+            first_row=rank(),
+            on_finished=log_finished,
+            row_step=num_processes(),
         )
+    completions = merge_shares(gather(completions))
     return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
 
 
@@ -157,10 +172,15 @@ def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: 
     records = problems.loc[problems.index.repeat(settings.num_samples)].reset_index(drop=True)
     records.insert(2, "sample", records.groupby(["benchmark", "problem_id"], sort=False).cumcount())
     records["completion"], records["length"] = generate_completions(model_path, list(records["prompt"]), settings)
+    if not record.is_written:
+        return
     records["truncated"] = records["length"] >= settings.max_new_tokens
     records = grade_records(records)
     write_records(records, record.out)
-    record.finish(evaluation_metrics(records) | {"evaluation_runtime_s": time.perf_counter() - started})
+    record.finish(
+        evaluation_metrics(records) | {"evaluation_runtime_s": time.perf_counter() - started},
+        num_processes=num_processes(),
+    )
 
 
 def regrade(folder: Path) -> int:

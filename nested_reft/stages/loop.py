@@ -13,8 +13,9 @@ from accelerate.utils import is_peft_model
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from nested_reft.config.sections import Optimization
+from nested_reft.config.sections import Optimization, Sft, Training
 from nested_reft.errors import UserError
+from nested_reft.processes import num_processes
 from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.trainer import NestedRollouts
@@ -74,7 +75,7 @@ class StepRecorder(TrainerCallback):
         row = {name: value for name, value in logs.items() if value is not None}
         row["perf/step_s"] = time.perf_counter() - self.step_started
         row["perf/optimizer_s"] = self.update_s
-        row["perf/peak_memory_gib"] = peak_memory_gib()
+        row["perf/peak_memory_gib"] = largest(self.trainer, peak_memory_gib())
         if isinstance(self.trainer, NestedRollouts):
             row |= self.trainer.step_record()
             row["num_tokens"] = state.num_input_tokens_seen  # TRL's log has no `num_tokens` in a step without sampling
@@ -111,6 +112,25 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def largest(trainer: Trainer, value: float) -> float:
+    """Return the largest of the values that the ranks call this function with."""
+    values = trainer.accelerator.gather(torch.tensor([value], dtype=torch.float64, device=trainer.accelerator.device))
+    return float(values.max())
+
+
+def micro_batches_of_rank(settings: Sft | Training, section: Literal["sft", "training"]) -> int:
+    """Return the number of micro-batches of an optimizer step that each rank computes.
+
+    Raises:
+        UserError: if the micro-batches cannot be divided among the ranks.
+    """
+    try:
+        settings.check_processes(num_processes())
+    except ValueError as error:
+        raise UserError(f"config key `{section}` {error}") from None
+    return settings.gradient_accumulation_steps // num_processes()
 
 
 def check_bf16(settings: Optimization, section: Literal["sft", "training"]) -> None:
@@ -161,6 +181,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
         "logging_strategy": "steps",
         "logging_steps": 1,
         "report_to": "none",
+        "ddp_find_unused_parameters": False,  # every parameter is used, and a search costs time
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,  # `StepLogger` logs a row per step
     }
@@ -196,8 +217,9 @@ def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
 
     unfinished, model = record.out / "model.part", record.out / "model"
     trainer.save_model(str(unfinished))
-    if model.exists():
-        shutil.rmtree(model)
-    (unfinished / "training_args.bin").unlink()  # a pickle; run.json holds the same settings as text
-    unfinished.rename(model)
+    if record.is_written:
+        if model.exists():
+            shutil.rmtree(model)
+        (unfinished / "training_args.bin").unlink()  # a pickle; run.json holds the same settings as text
+        unfinished.rename(model)
     return {"train_runtime_s": sum(row["perf/step_s"] for row in record.rows)}

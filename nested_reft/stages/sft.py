@@ -11,16 +11,25 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.model.loading import load_model
 from nested_reft.model.lora import adapter_for
 from nested_reft.model.optim import check_optim
+from nested_reft.processes import num_processes
 from nested_reft.records.files import read_rows
 from nested_reft.records.stage_record import StageRecord
-from nested_reft.stages.loop import check_bf16, run_trainer, shared_arguments
+from nested_reft.stages.loop import check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 
 
-def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, record: StageRecord) -> None:
+def sft(
+    settings: Sft,
+    prompt: Prompt,
+    start: Path,
+    seed: int,
+    data: Path,
+    record: StageRecord,
+) -> None:
     """Fine-tune the model at `start` on the problems in `data`; the loss is on the chain of thought only.
 
     Raises:
-        UserError: if the device does not support `sft.bf16` or `sft.optim`, or if a target of `sft.lora` is wrong.
+        UserError: if the device does not support `sft.bf16` or `sft.optim`, if a target of `sft.lora` is wrong, or if the
+            batch cannot be divided among the ranks.
     """
     check_bf16(settings, "sft")
     check_optim(settings, "sft", torch.cuda.is_available())
@@ -32,7 +41,7 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
     arguments = SFTConfig(
         **shared_arguments(settings, record.checkpoints, seed),
         num_train_epochs=settings.num_train_epochs,
-        gradient_accumulation_steps=settings.batch_size // settings.per_device_train_batch_size,
+        gradient_accumulation_steps=micro_batches_of_rank(settings, "sft"),
         max_length=settings.max_length,
         truncation_mode="keep_start",
         loss_type="nll",
@@ -48,4 +57,7 @@ def sft(settings: Sft, prompt: Prompt, start: Path, seed: int, data: Path, recor
         peft_config=adapter_for(model, settings.lora, "sft.lora"),
     )
     totals = run_trainer(trainer, record)
-    record.finish(totals | {"loss": record.rows[-1]["loss"], "num_examples": len(rows)})
+    if record.is_written:
+        record.finish(
+            totals | {"loss": record.rows[-1]["loss"], "num_examples": len(rows)}, num_processes=num_processes()
+        )

@@ -19,10 +19,11 @@ from nested_reft.model.layers import parameter_counts
 from nested_reft.model.loading import load_model
 from nested_reft.model.lora import adapter_for
 from nested_reft.model.optim import check_optim
+from nested_reft.processes import num_processes
 from nested_reft.records.files import read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
-from nested_reft.stages.loop import check_bf16, run_trainer, shared_arguments
+from nested_reft.stages.loop import check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 
@@ -44,9 +45,10 @@ def build_trainer(
 ) -> NestedRollouts:
     """Return the trainer of a run. Every argument of TRL that affects the result is set explicitly."""
     length = settings.max_completion_length
+    micro_batches = micro_batches_of_rank(settings, "training")
     training_arguments = shared_arguments(settings, output_dir, run.seed) | {
         "max_steps": settings.max_steps,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_accumulation_steps": micro_batches,
         "num_generations": settings.num_generations,
         "max_completion_length": length,
         "generation_kwargs": {"min_new_tokens": length} if settings.fixed_length else None,
@@ -59,7 +61,9 @@ def build_trainer(
         "epsilon": settings.epsilon,
         "epsilon_high": None,
         "num_iterations": settings.num_iterations,
-        "steps_per_generation": settings.steps_per_generation or settings.gradient_accumulation_steps,
+        "steps_per_generation": (
+            settings.steps_per_generation // num_processes() if settings.steps_per_generation else micro_batches
+        ),
         "reward_weights": settings.reward_weights,
         "mask_truncated_completions": False,
         "disable_dropout": True,
@@ -101,7 +105,8 @@ def train(
 
     Raises:
         UserError: if the data hold too few problems, if the model cannot be nested as configured, if the device does
-            not support `training.bf16` or `training.optim`, or if a target of `training.lora` is wrong.
+            not support `training.bf16` or `training.optim`, if a target of `training.lora` is wrong, if the batch cannot
+            be divided among the ranks, or if ranks differ.
     """
     check_bf16(settings, "training")
     check_optim(settings, "training", torch.cuda.is_available())
@@ -127,7 +132,13 @@ def train(
         trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints)
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
-    totals = run_trainer(trainer, record)
+    layer_parameters, lm_head_parameters = parameter_counts(model)
+    try:
+        totals = run_trainer(trainer, record)
+    except NestingError as error:
+        raise UserError(f"the training of {run.model} has ended: {error}") from None
+    if not record.is_written:
+        return
     skipped_layers = {row["nesting/sampled_at_step"]: row["nesting/skipped_layers"] for row in record.rows}
     write_rows(
         record.out / "skipped_layers.jsonl",
@@ -145,12 +156,12 @@ def train(
         for phase in ("generate", "score", "fwd_bwd", "optimizer")
     }
     prompt_digests = [row["data/prompts_sha256"] for row in record.rows]
-    layer_parameters, lm_head_parameters = parameter_counts(model)
     record.finish(
         totals,
         num_layers=config.num_hidden_layers,
         layer_parameters=layer_parameters,
         lm_head_parameters=lm_head_parameters,
+        num_processes=num_processes(),
         num_skipped=trainer.num_skipped,
         sampler=trainer.sampler.kind,
         valid_layers=trainer.valid_layers,

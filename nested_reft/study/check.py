@@ -107,7 +107,7 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
     if work.has(*MODEL_STAGES):
         for name in study.grid.model:
             yield f"model {name}", partial(check_model, study, name)
-        yield "device", partial(check_device, study.jobs.gpus, work.is_local)
+        yield "device", partial(check_device, study.jobs.most_gpus(study.grid.model), work.is_local)
     if work.has("prepare_dataset"):
         for name in study.grid.dataset:
             yield f"dataset {name}", partial(check_dataset, study.datasets[name], study.training)

@@ -8,6 +8,7 @@ import yaml
 from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.sections import Grid
 from nested_reft.config.study import RUN, Run, Study, expand_grid
+from nested_reft.errors import UserError
 from tests.config.studies import CONFIGS, changed, load
 
 
@@ -53,3 +54,37 @@ def test_each_border_adds_its_instances_and_shares_the_baseline():
 
 def test_every_axis_of_the_grid_is_an_axis_of_a_run():
     assert set(RUN) == set(Grid.model_fields) == set(Run.model_fields)
+
+
+def test_a_model_can_have_processes_of_its_own():
+    jobs = changed("jobs", {"gpus": 1, "models": {"tiny-28": {"gpus": 4, "distributed": "ddp"}}})
+    for section in ("sft", "training"):
+        jobs[section]["per_device_train_batch_size"] = 2
+    study = parse_settings(Study, jobs)
+    assert study.jobs.processes("tiny-28").count == 4 and study.jobs.most_gpus(["tiny-28"]) == 4
+    assert study.jobs.processes("another").count == 1 and study.jobs.most_gpus(["another"]) == 1
+    on_cpu = parse_settings(Study, jobs | {"jobs": {"gpus": 0, "distributed": "ddp", "num_processes": 2}})
+    assert on_cpu.jobs.processes("tiny-28").count == 2
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ({"gpus": 2}, "config key `jobs` has gpus 2 with distributed none, which is one process"),
+        ({"gpus": 0, "num_processes": 2}, "has num_processes 2 with distributed none"),
+        ({"distributed": "ddp"}, "has distributed ddp with one process, which has nothing to divide"),
+        (
+            {"gpus": 2, "distributed": "ddp", "num_processes": 4},
+            "has num_processes 4 with gpus 2, but a process has one",
+        ),
+        ({"models": {"tiny-28": {"gpus": 2}}}, "has gpus 2 with distributed none for model tiny-28"),
+        (
+            {"models": {"tiny-82": {"gpus": 1}}},
+            "has jobs.models.tiny-82, but no model of this name; choose one of tiny-28",
+        ),
+        ({"gpus": 64, "distributed": "ddp"}, "has a section sft that has batch_size .*, which 64 processes with"),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(jobs, words):
+    with pytest.raises(UserError, match=words):
+        parse_settings(Study, changed("jobs", jobs))

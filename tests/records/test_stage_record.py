@@ -2,6 +2,7 @@
 
 from nested_reft.records import mlflow_mirror
 from nested_reft.records.files import read_json
+from nested_reft.records.stage_record import SilentRecord
 from tests.records.conftest import record_in, run_stage
 
 
@@ -50,3 +51,12 @@ def test_no_password_is_recorded_or_logged(tmp_path, monkeypatch, caplog):
     texts = [caplog.text, *(path.read_text() for path in tmp_path.rglob("*") if path.is_file())]
     assert len(texts) == 4  # the log, metrics.jsonl, metrics.json, run.json
     assert not any("planted" in text for text in texts)
+
+
+def test_the_record_of_another_rank_writes_nothing(tmp_path):
+    record = SilentRecord(tmp_path / "run")
+    record.resume_at(0)
+    record.log(1, {"reward": 0.5})
+    record.finish({"mean_reward": 0.5})
+    assert [row["reward"] for row in record.rows] == [0.5] and not record.is_written
+    assert list(tmp_path.iterdir()) == []

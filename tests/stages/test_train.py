@@ -174,11 +174,3 @@ def test_an_adapter_without_skipped_layers_is_that_of_stock_trl_bit_for_bit(tmp_
     assert equal(merged, weights(folder)) and not equal(merged, start.state_dict())
     facts = read_json(folder / "run.json")  # the bound on the speed-up is that of the model without its adapter
     assert (facts["layer_parameters"], facts["lm_head_parameters"]) == parameter_counts(start)
-
-
-def test_a_second_process_is_refused_and_not_half_supported(monkeypatch):
-    from nested_reft.cli.options import apply_resource_limits
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE is 2, but a job is one process on one GPU"):
-        apply_resource_limits()

@@ -54,7 +54,7 @@ except UserError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
 
-if STUDY.jobs.gpus == 0:
+if STUDY.jobs.most_gpus(STUDY.grid.model) == 0:
     # Jobs compute on the CPU where a GPU is visible, too. They inherit this variable, also on a cluster, where the
     # process that starts a job reads this file.
     os.environ.update(CUDA_VISIBLE_DEVICES="")
@@ -67,7 +67,9 @@ elif (
     # would wait for a lease. Jobs on a cluster, whose number `--jobs` limits, do not use the GPUs of this machine.
     # A limit below `jobs.gpus` would make Snakemake lower the number of a job's GPUs; the check before the jobs refuses
     # such a study.
-    workflow.register_resource("gpu", max(len(visible_devices()), STUDY.jobs.gpus))
+    workflow.register_resource(
+        "gpu", max(len(visible_devices()), STUDY.jobs.most_gpus(STUDY.grid.model))
+    )
 
 if workflow.remote_exec:
     # A job on a cluster finds models and data that the submitting node has fetched. It must not wait for a network.
@@ -174,6 +176,27 @@ def evaluate_settings(wildcards):
 def analyse_settings(wildcards):
     """Settings passed to `analyse`: the study without the sections that cannot change a table."""
     return canonical(STUDY.model_dump(exclude={"tracking", "jobs"}))
+
+
+def jobs_of(wildcards):
+    """Return the processes and GPUs of a job: those of its model."""
+    axes = PRODUCTS.get(wildcards.get("product"), wildcards)
+    return STUDY.jobs.processes(axes["model"])
+
+
+def gpus(wildcards):
+    """Return the number of GPUs of a job."""
+    return jobs_of(wildcards).gpus
+
+
+def processes(wildcards):
+    """Return the options for several processes of a job, if there are several. They are resources and not `params`,
+    because a job whose `params` change runs again, and the number of processes does not change what a job computes.
+    """
+    of = jobs_of(wildcards)
+    if of.count == 1:
+        return ""
+    return f" --distributed {of.distributed} --num-processes {of.count}"
 
 
 def get_model(wildcards):

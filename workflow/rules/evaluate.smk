@@ -23,7 +23,8 @@ rule evaluate:
     priority: 0 if STUDY.jobs.keep_models else 1
     threads: STUDY.jobs.threads
     resources:
-        gpu=STUDY.jobs.gpus,
+        gpu=gpus,
+        processes=processes,
         mem_mb=job_memory(layout.EVALUATE),
         runtime=job_minutes(layout.EVALUATE),
     params:
@@ -38,4 +39,5 @@ rule evaluate:
         " --benchmarks {input.benchmarks:q}"
         " --tracking {input.tracking:q}"
         " --out {params.out:q}"
+        "{resources.processes}"
         " > {log:q} 2>&1"

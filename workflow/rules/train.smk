@@ -26,7 +26,8 @@ rule sft:
         f"{TIMES}/{layout.SFT}.tsv"
     threads: STUDY.jobs.threads
     resources:
-        gpu=STUDY.jobs.gpus,
+        gpu=gpus,
+        processes=processes,
         mem_mb=job_memory(layout.SFT),
         runtime=job_minutes(layout.SFT),
     params:
@@ -41,6 +42,7 @@ rule sft:
         " --data {input.data:q}"
         " --tracking {input.tracking:q}"
         " --out {params.out:q}"
+        "{resources.processes}"
         " > {log:q} 2>&1"
 
 
@@ -63,7 +65,8 @@ rule train:
         f"{TIMES}/{layout.TRAIN}.tsv"
     threads: STUDY.jobs.threads
     resources:
-        gpu=STUDY.jobs.gpus,
+        gpu=gpus,
+        processes=processes,
         mem_mb=job_memory(layout.TRAIN),
         runtime=job_minutes(layout.TRAIN),
     params:
@@ -79,4 +82,5 @@ rule train:
         " --data {input.data:q}"
         " --tracking {input.tracking:q}"
         " --out {params.out:q}"
+        "{resources.processes}"
         " > {log:q} 2>&1"
