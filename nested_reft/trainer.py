@@ -18,6 +18,7 @@ No forward is added to TRL's. With no layer skipped, the behavior policy is the 
 of stock TRL, bit for bit with sampler `generate`. The ratio is then only logged, and shows the numerical noise.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -30,6 +31,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
 from trl.models import unwrap_model_for_generation
@@ -93,6 +95,8 @@ class NestedRollouts(_TRLTrainer):
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
         self.valid_layers = skippable_layers(model, border)
         draw_skipped_layers(self.valid_layers, self.num_skipped, seed=0, step=0)  # fails now, not at the first step
+        # Under FSDP a rank holds a part of each weight, so it samples from a copy of its own.
+        self._whole_model = whole_copy(self.model, self.sampler.dtype) if self.is_fsdp_enabled else None
         # State of the current generation batch.
         self.skipped_layers, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""
         self._behavior_logps: list[list[float]] = []  # log mu of each completion
@@ -138,8 +142,10 @@ class NestedRollouts(_TRLTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
         ):
+            if self._whole_model is not None:
+                gather_weights(self.model, self._whole_model.to(self.accelerator.device))
             completion_ids, self._behavior_logps = self.sampler.sample(
-                model,
+                self._whole_model or model,
                 self.skipped_layers,
                 prompt_ids,
                 self.generation_config,
@@ -257,6 +263,27 @@ class NestedRollouts(_TRLTrainer):
         }
 
 
+def whole_copy(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Return a copy of a model that is not sharded yet, from which a rank samples while the model is sharded.
+
+    Args:
+        model: the model, perhaps with adapters.
+        dtype: the data type of the copy; None keeps that of the model.
+    """
+    copied = copy.deepcopy(model).requires_grad_(False).eval()
+    language_model(copied).gradient_checkpointing_disable()
+    # TRL has replaced the forward of the model by one that calls the model that it was made for.
+    vars(language_model(copied)).pop("forward", None)
+    return copied if dtype is None else copied.to(dtype)
+
+
+@torch.no_grad()
+def gather_weights(sharded: torch.nn.Module, whole: torch.nn.Module) -> None:
+    """Copy the weights of a model that FSDP2 shards into a whole copy, one after the other; all ranks take part."""
+    for source, target in zip(sharded.parameters(), whole.parameters(), strict=True):
+        target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
+
+
 def check_equal_layers(accelerator: Accelerator, step: int, skipped_layers: Sequence[int]) -> None:
     """Compare by their hash the layers that each rank skips; all ranks call this function.
 
@@ -300,10 +327,14 @@ def refuse_arguments(trainer: Any) -> None:
             "tools, rollout_func and environment_factory replace TRL's single-turn sampling, but only single-turn "
             "sampling can be nested; leave them out"
         )
-    if trainer.is_fsdp_enabled or (args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3):
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
         raise NestingError(
-            "FSDP and DeepSpeed ZeRO-3 shard the parameters, so that the sampler would read incomplete weights; train "
-            "without them"
+            "DeepSpeed ZeRO-3 shards the parameters, so that the sampler would read incomplete weights; use FSDP2"
+        )
+    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+        raise NestingError(
+            "FSDP1 shards the parameters, so that the sampler would read incomplete weights; set `version` in "
+            "fsdp_config to 2"
         )
 
 

@@ -588,8 +588,11 @@ def test_sharded_parameters_are_refused(algorithm, small_model, tmp_path, monkey
     monkeypatch.setattr(some_trainer.args, "deepspeed_plugin", None)
     refuse_arguments(some_trainer)
     monkeypatch.setattr(some_trainer, "is_fsdp_enabled", True)  # as by `accelerate launch --use_fsdp`
-    with pytest.raises(NestingError, match="FSDP and DeepSpeed ZeRO-3 shard the parameters"):
-        refuse_arguments(some_trainer)
+    for version in (1, 2):
+        plugin = SimpleNamespace(fsdp_version=version)
+        monkeypatch.setattr(some_trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
+        with pytest.raises(NestingError, match="FSDP1 shards") if version == 1 else contextlib.nullcontext():
+            refuse_arguments(some_trainer)
 
 
 def test_dropout_of_a_fresh_adapter_is_refused(small_model, tmp_path):

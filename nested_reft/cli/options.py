@@ -72,7 +72,7 @@ Tracking = Annotated[
     typer.Option(exists=True, help="The tracking.json of the study. Without it, no tracker gets anything."),
 ]
 Distributed = Annotated[
-    Literal["none", "ddp"], typer.Option(help="How several processes are used, as `jobs.distributed` says.")
+    Literal["none", "ddp", "fsdp"], typer.Option(help="How several processes are used, as `jobs.distributed` says.")
 ]
 NumProcesses = Annotated[int, typer.Option(min=1, help="Processes of this command, one per GPU.")]
 
@@ -110,7 +110,7 @@ def run_ranks(distributed: str, num_processes: int, settings: sections.Section, 
     A process that is a rank already, started by this function or by `torchrun`, returns and does the work.
 
     Args:
-        distributed: `none` or `ddp`.
+        distributed: `none`, `ddp` or `fsdp`.
         num_processes: the number of ranks.
         settings: the settings of the stage, which may come from standard input.
         out: the folder of the product.
@@ -122,7 +122,7 @@ def run_ranks(distributed: str, num_processes: int, settings: sections.Section, 
     if distributed == "none" and num_processes > 1:
         raise UserError(
             f"--num-processes is {num_processes}, but --distributed is none, which is one process; set --distributed "
-            "to ddp"
+            "to ddp or fsdp"
         )
     if distributed != "none" and num_processes == 1:
         raise UserError(

@@ -67,7 +67,7 @@ def sft(
 
         inputs = {"model": model, "data": data}
         with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
-            sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record)
+            sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record, distributed)
             if record.is_written:
                 write_model_card(out)
 
@@ -93,7 +93,7 @@ def train(
 
         inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
         with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
-            train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record)
+            train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record, distributed)
             if record.is_written:
                 write_model_card(out)
 

@@ -640,11 +640,12 @@ class Processes(Section):
     """How many processes and GPUs a job uses. The names are those of accelerate."""
 
     gpus: int = key(1, "GPUs of a job, one for each process. 0 means that it runs on the CPU.", unit="GPUs", ge=0)
-    distributed: Literal["none", "ddp"] = key(
+    distributed: Literal["none", "ddp", "fsdp"] = key(
         "none",
-        "How a job uses several processes. `none` is one process on at most one GPU. With `ddp` each process holds "
-        "the whole model and computes a part of each batch, or of the problems of an evaluation. The batches of a "
-        "step stay the same.",
+        "How a job uses several processes, each of which computes a part of each batch. `none` is one process on at "
+        "most one GPU. With `ddp` each process holds the whole model, and with `fsdp` (FSDP2) a part of the weights, "
+        "gradients and optimizer states, and a whole copy of the weights for sampling. An evaluation divides its "
+        "problems among processes that hold the whole model. The batches of a step stay the same.",
     )
     num_processes: int | None = key(
         None,
@@ -663,7 +664,7 @@ class ModelProcesses(Section):
     """The processes and GPUs of the jobs of one model; a key that is left out has the value of `jobs`."""
 
     gpus: int | None = key(None, "`jobs.gpus` for this model.", unit="GPUs", ge=0)
-    distributed: Literal["none", "ddp"] | None = key(None, "`jobs.distributed` for this model.")
+    distributed: Literal["none", "ddp", "fsdp"] | None = key(None, "`jobs.distributed` for this model.")
     num_processes: int | None = key(None, "`jobs.num_processes` for this model.", unit="processes", gt=0)
 
 
@@ -704,7 +705,7 @@ class Jobs(Processes):
                 key_name, value = ("gpus", of.gpus) if of.gpus > 1 else ("num_processes", of.num_processes)
                 raise ValueError(
                     f"has {key_name} {value} with distributed none{name}, which is one process; set distributed to "
-                    f"ddp, or {key_name} to 1"
+                    f"ddp or fsdp, or {key_name} to 1"
                 )
             if of.distributed != "none" and of.count == 1:
                 raise ValueError(

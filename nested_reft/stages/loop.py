@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from accelerate import DistributedType, PartialState
 from accelerate.utils import is_peft_model
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
@@ -154,9 +155,20 @@ def check_bf16(settings: Optimization, section: Literal["sft", "training"]) -> N
         raise UserError(f"{key} is true, but {device} cannot compute in bfloat16; set {key} to false")
 
 
-def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dict[str, Any]:
+# FSDP2 with a unit for each layer. The weights in a checkpoint are whole.
+FSDP = {
+    "version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "reshard_after_forward": True,
+    "state_dict_type": "FULL_STATE_DICT",
+    "cpu_ram_efficient_loading": False,
+}
+
+
+def shared_arguments(settings: Optimization, output_dir: Path, seed: int, distributed: str = "none") -> dict[str, Any]:
     """Return the TrainingArguments that both stages set, every one of them explicitly."""
-    return {
+    sharding = {"fsdp": True, "fsdp_config": dict(FSDP)} if distributed == "fsdp" else {}
+    return sharding | {
         "output_dir": str(output_dir),
         "seed": seed,
         "data_seed": seed,
@@ -187,6 +199,16 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int) -> dic
     }
 
 
+def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
+    """Let accelerate shard a model on the CPU, too; call this before a trainer is made with these arguments.
+
+    accelerate ignores FSDP among processes on the CPU, and would train by DDP. Calling them processes on GPUs changes
+    nothing else, because their device and their backend are known already.
+    """
+    if arguments.fsdp and arguments.use_cpu:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in the folder, or None.
 
@@ -208,6 +230,13 @@ def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
     checkpoint = last_checkpoint(record.checkpoints)
     record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     num_tokens = record.rows[-1]["num_tokens"] if record.rows else 0
+    is_sharded = checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*"))
+    if checkpoint is not None and is_sharded != trainer.is_fsdp_enabled:
+        written = "with distributed fsdp" if is_sharded else "without distributed fsdp"
+        raise UserError(
+            f"{checkpoint} was written {written}, and a job cannot resume from it otherwise; set jobs.distributed as "
+            "it was, or delete the folder to start from the first step"
+        )
     trainer.remove_callback(PrinterCallback)  # it prints all metrics of a step as one dict
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.add_callback(StepLogger(record))

@@ -14,7 +14,7 @@ from nested_reft.model.optim import check_optim
 from nested_reft.processes import num_processes
 from nested_reft.records.files import read_rows
 from nested_reft.records.stage_record import StageRecord
-from nested_reft.stages.loop import check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
+from nested_reft.stages.loop import allow_fsdp_on_cpu, check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 
 
 def sft(
@@ -24,12 +24,13 @@ def sft(
     seed: int,
     data: Path,
     record: StageRecord,
+    distributed: str = "none",
 ) -> None:
     """Fine-tune the model at `start` on the problems in `data`; the loss is on the chain of thought only.
 
     Raises:
-        UserError: if the device does not support `sft.bf16` or `sft.optim`, if a target of `sft.lora` is wrong, or if the
-            batch cannot be divided among the ranks.
+        UserError: if the device does not support `sft.bf16` or `sft.optim`, if a target of `sft.lora` is wrong, or if
+            the batch cannot be divided among the ranks.
     """
     check_bf16(settings, "sft")
     check_optim(settings, "sft", torch.cuda.is_available())
@@ -39,7 +40,7 @@ def sft(
         for row in read_rows(data)
     ]
     arguments = SFTConfig(
-        **shared_arguments(settings, record.checkpoints, seed),
+        **shared_arguments(settings, record.checkpoints, seed, distributed),
         num_train_epochs=settings.num_train_epochs,
         gradient_accumulation_steps=micro_batches_of_rank(settings, "sft"),
         max_length=settings.max_length,
@@ -49,6 +50,7 @@ def sft(
         padding_free=False,
         completion_only_loss=True,
     )
+    allow_fsdp_on_cpu(arguments)
     trainer = SFTTrainer(
         model,
         args=arguments,

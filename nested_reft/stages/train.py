@@ -23,7 +23,7 @@ from nested_reft.processes import num_processes
 from nested_reft.records.files import read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
-from nested_reft.stages.loop import check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
+from nested_reft.stages.loop import allow_fsdp_on_cpu, check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 
@@ -42,11 +42,12 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, str]],
     output_dir: Path,
+    distributed: str = "none",
 ) -> NestedRollouts:
     """Return the trainer of a run. Every argument of TRL that affects the result is set explicitly."""
     length = settings.max_completion_length
     micro_batches = micro_batches_of_rank(settings, "training")
-    training_arguments = shared_arguments(settings, output_dir, run.seed) | {
+    training_arguments = shared_arguments(settings, output_dir, run.seed, distributed) | {
         "max_steps": settings.max_steps,
         "gradient_accumulation_steps": micro_batches,
         "num_generations": settings.num_generations,
@@ -83,6 +84,7 @@ def build_trainer(
     }
     if settings.algorithm == "rloo":
         rloo = RLOOConfig(**training_arguments, normalize_advantages=False, reward_clip_range=None)
+        allow_fsdp_on_cpu(rloo)
         return NestedRLOOTrainer(model, args=rloo, **trainer_arguments)
     grpo = GRPOConfig(
         **training_arguments,
@@ -95,18 +97,26 @@ def build_trainer(
         entropy_coef=0.0,
         off_policy_mask_threshold=None,
     )
+    allow_fsdp_on_cpu(grpo)
     return NestedGRPOTrainer(model, args=grpo, **trainer_arguments)
 
 
 def train(
-    settings: Training, nesting: Nesting, prompt: Prompt, run: Run, start: Path, data: Path, record: StageRecord
+    settings: Training,
+    nesting: Nesting,
+    prompt: Prompt,
+    run: Run,
+    start: Path,
+    data: Path,
+    record: StageRecord,
+    distributed: str = "none",
 ) -> None:
     """Train one run of the grid: Nested-ReFT from the model at `start`, by GRPO or RLOO.
 
     Raises:
         UserError: if the data hold too few problems, if the model cannot be nested as configured, if the device does
-            not support `training.bf16` or `training.optim`, if a target of `training.lora` is wrong, if the batch cannot
-            be divided among the ranks, or if ranks differ.
+            not support `training.bf16` or `training.optim`, if a target of `training.lora` is wrong, if the batch
+            cannot be divided among the ranks, or if ranks differ.
     """
     check_bf16(settings, "training")
     check_optim(settings, "training", torch.cuda.is_available())
@@ -129,7 +139,7 @@ def train(
         except ValueError as error:
             raise UserError(f"the config {error}") from None
     try:
-        trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints)
+        trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints, distributed)
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
     layer_parameters, lm_head_parameters = parameter_counts(model)
