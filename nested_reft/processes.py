@@ -16,9 +16,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from nested_reft.errors import UserError
+from nested_reft.model.devices import hold_leases
 
 T = TypeVar("T")
 
+# The environment variable with the process id of the command that started a rank.
+LAUNCHER = "NESTED_REFT_LAUNCHER"
 # How long a rank waits before it reports an error. The failure of one rank makes others fail, too, and the agent ends
 # these before they report. Ranks other than 0 wait longest, because all ranks report the same mistake of a user.
 SECONDS_BEFORE_REPORT, SECONDS_BEFORE_REPORT_OF_OTHERS = 2.0, 4.0
@@ -50,7 +53,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks report their errors
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // count))
+    os.environ |= {"OMP_NUM_THREADS": str(max(1, threads // count)), LAUNCHER: str(os.getpid())}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -76,12 +79,18 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     return 0
 
 
-def end_with_parent() -> None:
-    """Let this rank end when the agent that started it is killed, so that no rank is left behind."""
+def end_with_launcher() -> None:
+    """Let this rank end when the command that started it is killed; its GPUs stay leased until the rank has ended.
+
+    A rank whose command has ended already ends at once. Until then it has not used a GPU.
+    """
     from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
     if num_processes() > 1:
+        hold_leases()
         _prctl_pr_set_pdeathsig(signal.SIGKILL)
+        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+            os._exit(1)
 
 
 def join() -> None:

@@ -18,7 +18,7 @@ from nested_reft.errors import UserError
 processes.leave = torch.distributed.barrier  # the next job uses the connection of the ranks again
 for job in json.loads(Path(sys.argv[1]).read_text()):
     stage, fails = job.pop("stage"), job.pop("fails", False)
-    os.environ |= {"SEEN": f"seen-{job['distributed']}", "PLANT": f"{job['out']}.plant"}
+    os.environ |= {"SEEN": f"seen-{Path(job['out']).name}", "PLANT": f"{job['out']}.plant"}
     paths = {name: Path(value) for name, value in job.items() if name in ("model", "data", "benchmarks", "out")}
     try:
         getattr(stages, stage)(**job | paths)

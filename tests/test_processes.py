@@ -1,6 +1,7 @@
 """Several processes for one job: how ranks are started, how they end together, and how an evaluation is divided."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from nested_reft.cli.options import run_ranks
 from nested_reft.config.stage_settings import PrepareBenchmarks
 from nested_reft.errors import UserError
 from tests.conftest import ROOT
+from tests.model.test_devices import job
 
 SETTINGS = PrepareBenchmarks(benchmarks={})
 
@@ -106,7 +108,7 @@ def test_a_signal_to_the_command_ends_all_ranks(sent, status, tmp_path):
     program = (
         "import os, pathlib, sys, time\nfrom nested_reft import processes\n"
         "if 'RANK' in os.environ:\n"
-        "    processes.end_with_parent()\n"
+        "    processes.end_with_launcher()\n"
         "    pathlib.Path('pid' + os.environ['RANK']).write_text(str(os.getpid()))\n"
         "    time.sleep(60)\n"
         "sys.executable = './rank.sh'\n"
@@ -122,6 +124,52 @@ def test_a_signal_to_the_command_ends_all_ranks(sent, status, tmp_path):
     command.send_signal(sent)
     assert command.wait(timeout=60) == status
     wait_until(lambda: not any(is_alive(int(file.read_text())) for file in files))
+
+
+def test_a_rank_whose_command_has_ended_ends_at_once():
+    """It started when its command was killed, and would compute on devices that another job can lease."""
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", processes.LAUNCHER: "1"}
+    program = "from nested_reft import processes\nprocesses.end_with_launcher()\nprint('computes')"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
+
+
+TWO_RANKS = """
+import os, sys, time
+from pathlib import Path
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from nested_reft import processes
+from nested_reft.model import devices
+devices.LEASES = Path("leases").resolve()
+if "RANK" in os.environ:
+    processes.end_with_launcher()
+    _prctl_pr_set_pdeathsig(0)  # a rank that does not end
+    Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(60)
+else:
+    with devices.leased_devices(2) as leases:
+        os.environ[devices.LEASED] = devices.lock_paths(leases)
+        sys.executable = "./rank.sh"
+        processes.launch(2, [])
+"""
+
+
+def test_ranks_that_outlive_their_command_keep_its_devices(tmp_path):
+    """The devices are pretended. The memory of a killed rank on a GPU is freed some time after its command ends."""
+    (tmp_path / "program.py").write_text(TWO_RANKS)
+    (tmp_path / "rank.sh").write_text(f"#!/bin/sh\nexec {sys.executable} program.py\n")
+    (tmp_path / "rank.sh").chmod(0o755)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "a,b"}
+    files = [tmp_path / f"pid{rank}" for rank in (0, 1)]
+    with subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env=environment) as command:
+        wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+        command.kill()
+    with job(tmp_path, "a,b", count=2) as other:
+        assert f"in use: a by process {command.pid} " in other.stderr.readline()
+        for file in files:
+            assert other.poll() is None and not select.select([other.stdout], [], [], 0.5)[0]
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        assert other.stdout.readline() == "a,b\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from nested_reft.config.parse import canonical
-from nested_reft.config.sections import Evaluation, Nesting, Prompt, Sft, Training
+from nested_reft.config.sections import Evaluation, Lora, Nesting, Prompt, Sft, Training
 from nested_reft.config.study import Run
 from nested_reft.embedded.problems import generate
 from nested_reft.model.loading import load_model
@@ -142,12 +142,15 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
         return StageRecord(files / name, name.split("-")[0], RUN.model_dump(), {}, {}, None, "test")
 
     train.train(settings, Nesting(), Prompt(), RUN, *inputs.values(), record("train-one"))
+    with_adapter = settings.model_copy(update={"lora": Lora(r=4), "gradient_checkpointing": True})
+    monkeypatch.setenv("SEEN", "seen-lora-one")
+    train.train(with_adapter, Nesting(), Prompt(), RUN, *inputs.values(), record("train-lora-one"))
     sft.sft(SFT, Prompt(), files / "small", 0, files / "train.jsonl", record("sft-one"))
     evaluate.evaluate(EVALUATION, Prompt(), str(TINY), files / "benchmarks.jsonl", record("evaluate-one"))
 
     # 1. By the command line: rank 1 skips other layers at step 7, and the job ends.
     two = files / "train-ddp"
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "SEEN": "seen-ddp", "PLANT": f"{two}.plant"}
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "SEEN": "seen-train-ddp", "PLANT": f"{two}.plant"}
     Path(f"{two}.plant").touch()
     options = ["--model", str(files / "small"), "--data", str(files / "train.jsonl"), "--out", str(two)]
     options += ["--distributed", "ddp", "--num-processes", "2", "--settings", canonical(sections)]
@@ -169,7 +172,10 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     job |= {name: str(path) for name, path in inputs.items()}
     ddp = {**job, "out": str(two), "distributed": "ddp"}
     fsdp = {**job, "out": str(files / "train-fsdp"), "distributed": "fsdp"}
-    jobs = [ddp, {**fsdp, "fails": True}, fsdp]
+    lora = {"settings": canonical({**sections, "training": with_adapter})}
+    lora_ddp = {**ddp, **lora, "out": str(files / "train-lora-ddp")}
+    lora_fsdp = {**fsdp, **lora, "out": str(files / "train-lora-fsdp")}
+    jobs = [ddp, {**fsdp, "fails": True}, fsdp, lora_ddp, {**lora_fsdp, "fails": True}, lora_fsdp]
     for distributed in ("ddp", "fsdp"):
         jobs.append({**job, "stage": "sft", "settings": canonical(warmup), "distributed": distributed})
         jobs[-1]["out"] = str(files / f"sft-{distributed}")
@@ -181,7 +187,8 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
         "distributed": "ddp",
     }
     (files / "jobs.json").write_text(json.dumps(jobs))
-    Path(f"{fsdp['out']}.plant").touch()
+    for ends in (fsdp, lora_fsdp):
+        Path(f"{ends['out']}.plant").touch()
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
@@ -192,8 +199,12 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     )
     assert ended.returncode == 0, ended.stderr
 
-    check_training(files / "train-one", two, (files / "seen-one", files / "seen-ddp"))
-    check_training(files / "train-one", files / "train-fsdp", (files / "seen-one", files / "seen-fsdp"))
+    for one in ("", "lora-"):
+        for distributed in ("ddp", "fsdp"):
+            seen = (files / f"seen-{one}one", files / f"seen-train-{one}{distributed}")
+            check_training(files / f"train-{one}one", files / f"train-{one}{distributed}", seen)
+    losses = [read_rows(files / f"train-{one}one/metrics.jsonl")[-1]["loss"] for one in ("", "lora-")]
+    assert losses[0] != losses[1]
     assert read_json(two / "run.json")["attempts"] == read_json(files / "train-fsdp/run.json")["attempts"] == 2
     losses = [
         [row["loss"] for row in read_rows(files / f"sft-{name}/metrics.jsonl")] for name in ("one", "ddp", "fsdp")

@@ -18,7 +18,7 @@ from nested_reft import processes
 from nested_reft.config import parse, sections
 from nested_reft.config.study_file import read_mapping
 from nested_reft.errors import UserError
-from nested_reft.model.devices import leased_devices
+from nested_reft.model.devices import LEASED, leased_devices, lock_paths
 
 if TYPE_CHECKING:
     from nested_reft.records.stage_record import StageRecord
@@ -140,7 +140,8 @@ def run_ranks(distributed: str, num_processes: int, settings: sections.Section, 
 
     with lock_product(out):  # rank 0 locks the product; the other ranks would give up while it waits for the lock
         pass
-    with leased_devices(num_processes):
+    with leased_devices(num_processes) as leases:
+        os.environ[LEASED] = lock_paths(leases)
         status = processes.launch(num_processes, [*sys.argv[1:], "--settings", parse.canonical(settings)])
     if status:
         raise typer.Exit(status)
@@ -158,7 +159,7 @@ def apply_resource_limits() -> None:
     transformers would replicate the model on all visible GPUs, and TRL refuses to train a replicated model. A single
     process uses the first GPU unless the user, the cluster or a lease has set CUDA_VISIBLE_DEVICES. A rank uses one.
     """
-    processes.end_with_parent()
+    processes.end_with_launcher()
     if processes.num_processes() == 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import torch

@@ -125,8 +125,11 @@ def evaluate(
     if settings is None or model is None or benchmarks is None:
         raise UserError("`evaluate` needs --settings, --model and --benchmarks, or --regrade; add them")
     parsed = read_settings(stage_settings.EvaluateStage, settings)
-    if parsed.evaluation.sampler == "vllm":  # divides its work by itself
-        distributed, num_processes = "none", 1
+    if parsed.evaluation.sampler == "vllm" and num_processes > 1:
+        raise UserError(
+            f"--num-processes is {num_processes}, but evaluation.sampler is 'vllm', which is one process on one GPU; "
+            "leave --distributed and --num-processes out"
+        )
     if run_ranks(distributed, num_processes, parsed, out):
         return
     with leased_device():

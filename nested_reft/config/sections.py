@@ -690,6 +690,11 @@ class Jobs(Processes):
         """Return the number of GPUs that a job of any of these models has at most."""
         return max(self.processes(model).gpus for model in models)
 
+    def gpus_key(self, model: str) -> str:
+        """Return the key that sets the number of GPUs of the jobs of a model."""
+        own = self.models.get(model)
+        return f"jobs.models.{model}.gpus" if own and own.gpus is not None else "jobs.gpus"
+
     @model_validator(mode="after")
     def processes_fit_gpus(self) -> "Jobs":
         """Refuse several GPUs for one process, several processes on one GPU, and `ddp` or `fsdp` with one process."""

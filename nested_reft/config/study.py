@@ -18,6 +18,7 @@ from nested_reft.config.sections import (
     ModelSource,
     Name,
     Nesting,
+    Processes,
     Prompt,
     Section,
     Sft,
@@ -176,6 +177,18 @@ class Study(Section):
                     except ValueError as error:
                         raise ValueError(f"has a section {section} that {error}") from None
         return self
+
+    def processes(self, stage: str, model: str) -> Processes:
+        """Return the processes and GPUs of a job.
+
+        Args:
+            stage: `sft`, `train` or `evaluate`.
+            model: the name of the model.
+        """
+        of = self.jobs.processes(model)
+        if stage == "evaluate" and self.evaluation.sampler == "vllm":  # one process on one GPU
+            return Processes(gpus=min(1, of.gpus))
+        return of
 
     def datasets_and_seeds(self) -> list[tuple[str, int]]:
         """Return the (dataset, seed) of each warm-up of a model."""

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # All users of a machine share this folder. It is not below TMPDIR, which may differ between two jobs.
 LEASES = Path("/tmp/nested-reft-devices")
 SECONDS_BETWEEN_ATTEMPTS = 0.5
+# The environment variable by which a job on several processes tells them the lock files of its leases.
+LEASED = "NESTED_REFT_LEASED"
 # A line of `nvidia-smi -L`: `GPU 0: NVIDIA A100 (UUID: GPU-5c1d)`, and for a part of it `  MIG 1g.5gb Device 0: ...`.
 LISTED = re.compile(r"^(?P<part> +MIG )?.*?(?P<index>\d+): .*?\(UUID: (?P<uuid>[\w./-]+)\)", re.MULTILINE)
 
@@ -106,14 +108,13 @@ def num_gpus(devices: Sequence[Device]) -> int:
     return len({device.name for device in devices})
 
 
-def too_few_gpus(wanted: int, devices: Sequence[Device]) -> str:
-    """Return the sentence about a job that needs more devices than a process may use."""
+def too_few_gpus(wanted: int, devices: Sequence[Device], key: str = "jobs.gpus") -> str:
+    """Return the sentence about a job that needs more devices than a process may use; `key` sets their number."""
     number = num_gpus(devices)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     limit = "this machine has" if visible is None else f"CUDA_VISIBLE_DEVICES {visible!r} allows"
-    return (
-        f"jobs.gpus is {wanted}, but {limit} {number} GPU{'s' * (number != 1)}; set jobs.gpus to at most {number}"
-        + (", or make more GPUs visible" if visible is not None else "")
+    return f"{key} is {wanted}, but {limit} {number} GPU{'s' * (number != 1)}; set {key} to at most {number}" + (
+        ", or make more GPUs visible" if visible is not None else ""
     )
 
 
@@ -148,6 +149,8 @@ def try_to_lease(devices: Sequence[Device], count: int) -> dict[str, int]:
             descriptor = open_shared(LEASES / f"{device.lock}.lock")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # From here on the lock is shared with processes that hold the lease, too. It still keeps others out.
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
                 leases[device.name] = descriptor
             except BlockingIOError:
                 os.close(descriptor)
@@ -166,6 +169,17 @@ def release(leases: dict[str, int]) -> None:
     for descriptor in leases.values():
         os.close(descriptor)
     leases.clear()
+
+
+def lock_paths(leases: dict[str, int]) -> str:
+    """Return the lock files of leases, for the environment variable `LEASED` of processes that compute on them."""
+    return ":".join(str(Path(f"/proc/self/fd/{descriptor}").readlink()) for descriptor in leases.values())
+
+
+def hold_leases() -> None:
+    """Hold the leases of the job that started this process until this process ends, even if the job ends before."""
+    for path in filter(None, os.environ.get(LEASED, "").split(":")):
+        fcntl.flock(open_shared(Path(path)), fcntl.LOCK_SH)
 
 
 def holders(devices: Sequence[Device]) -> str:
@@ -207,7 +221,7 @@ def leased_devices(count: int = 1) -> Iterator[dict[str, int]]:
 
     Yields:
         Name -> descriptor of the lock file. A process that may outlive this one and computes on the devices has to
-        inherit the descriptors (`pass_fds` of subprocess), which keeps the lease.
+        keep the lease: it inherits the descriptors (`pass_fds` of subprocess), or calls `hold_leases`.
 
     Raises:
         UserError: the process may use fewer devices.

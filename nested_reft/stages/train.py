@@ -132,6 +132,7 @@ def train(
             "(training.prompts_per_step); take a larger dataset or fewer prompts per step"
         )
     model, tokenizer = load_model(start, settings.dtype)
+    layer_parameters, lm_head_parameters = parameter_counts(model)  # without an adapter, before the model is sharded
     config = model.config.get_text_config()
     if run.skip_ratio > 0:
         try:  # a local model was checked before any job started; a model from the hub can only be checked here
@@ -142,7 +143,6 @@ def train(
         trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints, distributed)
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
-    layer_parameters, lm_head_parameters = parameter_counts(model)
     try:
         totals = run_trainer(trainer, record)
     except NestingError as error:

@@ -72,8 +72,12 @@ def unfinished_work(study: Study, directory: Path, is_local: bool) -> Work:
 
 
 def jobs_at_once(study: Study, cores: int) -> int:
-    """Return the number of jobs that run at a time on this machine: as many as have their GPUs, or their cores."""
-    return max(1, len(visible_devices()) // study.jobs.gpus if study.jobs.gpus else cores // study.jobs.threads)
+    """Return the number of jobs that run at a time on this machine: as many as have their GPUs, or their cores.
+
+    Jobs count as those of the model whose jobs have most GPUs. It has the largest checkpoints, too.
+    """
+    gpus = study.jobs.most_gpus(study.grid.model)
+    return max(1, len(visible_devices()) // gpus if gpus else cores // study.jobs.threads)
 
 
 def check_study(study: Study, directory: Path, work: Work) -> Checked:
@@ -107,7 +111,7 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
     if work.has(*MODEL_STAGES):
         for name in study.grid.model:
             yield f"model {name}", partial(check_model, study, name)
-        yield "device", partial(check_device, study.jobs.most_gpus(study.grid.model), work.is_local)
+        yield "device", partial(check_device, study, work.is_local)
     if work.has("prepare_dataset"):
         for name in study.grid.dataset:
             yield f"dataset {name}", partial(check_dataset, study.datasets[name], study.training)
@@ -217,15 +221,17 @@ def count_rows(
     return rows, f"{rows} problems" + (f", fewer than its size {source.size}" if rows < (source.size or 0) else "")
 
 
-def check_device(gpus: int, is_local: bool) -> str:
-    """Check that as many GPUs are there as a job asks for."""
+def check_device(study: Study, is_local: bool) -> str:
+    """Check that as many GPUs are there as the largest job asks for."""
+    gpus = study.jobs.most_gpus(study.grid.model)
+    key = next(study.jobs.gpus_key(name) for name in study.grid.model if study.jobs.processes(name).gpus == gpus)
     if gpus == 0:
-        return "CPU, because jobs.gpus is 0"
+        return f"CPU, because {key} is 0"
     if not is_local:
-        return "a GPU of the cluster, which cannot be checked here"
+        return f"{gpus} GPU{'s' * (gpus > 1)} of the cluster, which cannot be checked here"
     devices = visible_devices()
     if devices and num_gpus(devices) < gpus:
-        raise UserError(too_few_gpus(gpus, devices))
+        raise UserError(too_few_gpus(gpus, devices, key))
     import torch
 
     with shown(dict.fromkeys(device.name for device in devices)):  # torch finds no GPU if one is listed twice
@@ -236,8 +242,8 @@ def check_device(gpus: int, is_local: bool) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = "" if visible is None else f" and CUDA_VISIBLE_DEVICES {visible!r}"
     raise UserError(
-        f"jobs.gpus is {gpus}, but torch {torch.__version__} finds no GPU on this machine{hidden}; set jobs.gpus to 0 "
-        "to compute on the CPU"
+        f"{key} is {gpus}, but torch {torch.__version__} finds no GPU on this machine{hidden}; set {key} to 0 to "
+        "compute on the CPU"
     )
 
 
@@ -281,7 +287,7 @@ def check_optimizer(study: Study, section: Literal["sft", "training"]) -> str:
     """Check that bitsandbytes can run if it optimizes. Another check looks for the GPUs that `jobs.gpus` asks for."""
     from nested_reft.model.optim import check_optim
 
-    return check_optim(getattr(study, section), section, has_gpu=study.jobs.gpus > 0)
+    return check_optim(getattr(study, section), section, has_gpu=study.jobs.most_gpus(study.grid.model) > 0)
 
 
 def check_store(uri: str | None) -> str:

@@ -310,7 +310,7 @@ def update_seconds(
 
 
 def exchange_seconds(
-    shape: ModelShape, settings: Optimization, micro_batches: float, card: Card, layout: Layout
+    shape: ModelShape, settings: Sft | Training, micro_batches: float, card: Card, layout: Layout
 ) -> float:
     """Return the time in which processes exchange gradients, and with FSDP also weights, during a job.
 
@@ -327,16 +327,8 @@ def exchange_seconds(
     gradients = trained_parameters(shape, settings) * BYTES[settings.dtype]
     if layout.sharded:  # weights are gathered for each forward and backward pass, and gradients are reduced
         return micro_batches * card.exchange_seconds(2 * weights + gradients, layout.processes)
-    steps = micro_batches * layout.processes / accumulation(settings)
+    steps = micro_batches * layout.processes / settings.gradient_accumulation_steps
     return steps * card.exchange_seconds(2 * gradients, layout.processes)
-
-
-def accumulation(settings: Optimization) -> int:
-    """Return the number of micro-batches of an optimizer step, over all processes."""
-    if isinstance(settings, Training):
-        return settings.gradient_accumulation_steps
-    assert isinstance(settings, Sft)
-    return settings.batch_size // settings.per_device_train_batch_size
 
 
 def optimizer_seconds(shape: ModelShape, settings: Optimization, trained: int, card: Card, shards: int) -> float:

@@ -14,10 +14,8 @@ from nested_reft.model.shape import HUB_SHAPES, ModelShape, read_shape
 from nested_reft.nesting import num_skipped
 from nested_reft.study.cards import CARDS, GIB, Card
 from nested_reft.study.costs import (
-    ONE_PROCESS,
     Cost,
     Layout,
-    accumulation,
     evaluate_cost,
     sft_cost,
     train_cost,
@@ -133,7 +131,10 @@ class Planner:
 
     def __init__(self, study: Study, cards: Mapping[str, Card], bench: list[Path] | None = None) -> None:
         self.study = study
-        self.cards = {name: card.on_threads(study.jobs.threads) for name, card in cards.items()}
+        self.cards = {
+            name: card.on_threads(max(1, study.jobs.threads // study.jobs.processes(name).count))
+            for name, card in cards.items()
+        }
         self.factors: dict[str, float] = {}
         if bench:
             if len({card.name for card in cards.values()}) > 1:
@@ -170,9 +171,10 @@ class Planner:
         """Return the template and the folder of the model, whose tokenizer counts tokens."""
         return self.study.prompt.template, self.study.models[model].local_path
 
-    def layout(self, model: str) -> Layout:
-        """Return the processes of a job of a model."""
-        return ONE_PROCESS
+    def layout(self, stage: str, model: str) -> Layout:
+        """Return the processes of a job. An evaluation divides its problems, and no weights."""
+        of = self.study.processes(stage, model)
+        return Layout(of.count, of.distributed == "fsdp" and stage != "evaluate")
 
     def cost(self, path: str) -> Cost | None:
         """Return the cost of a job, or None if the shape of its model is unknown.
@@ -198,7 +200,7 @@ class Planner:
     ) -> Cost | None:
         """Return the cost of a job with other settings or another number of processes than those of the study."""
         shape, card = self.shapes[model], self.cards[model]
-        spread = spread or self.layout(model)
+        spread = spread or self.layout(stage, model)
         settings = settings or getattr(self.study, SECTIONS[stage])
         if shape is None:
             return None
@@ -241,7 +243,7 @@ class Planner:
         """Return the changes of the study with which the jobs of a row fit their card, each with its memory."""
         section = SECTIONS[row.stage]
         settings = getattr(self.study, section)
-        now, limit = self.layout(row.model), USABLE_MEMORY * row.card.memory
+        now, limit = self.layout(row.stage, row.model), USABLE_MEMORY * row.card.memory
         found: list[str] = []
 
         def memory(changed: Any, spread: Layout) -> float:
@@ -272,12 +274,33 @@ class Planner:
         if not found:
             attempt_all(changes, attempt)
         for number in MORE_GPUS:
-            spread = Layout(number, sharded=True)
-            if accumulation(settings) % number == 0 and number > now.processes:
-                name = f"jobs.gpus: {number} with jobs.distributed: fsdp"
-                if attempt([], spread, name) or attempt(changes[:1], spread, name):
+            spread, sizes = Layout(number, sharded=True), self.micro_batches(row.model, number)
+            if sizes is not None and number >= now.processes and spread != now:
+                name = f"jobs.models.{row.model}: {{gpus: {number}, distributed: fsdp}}"
+                own = {"per_device_train_batch_size": sizes.pop(f"{section}.per_device_train_batch_size", 0)}
+                name += "".join(f" and {key}: {size}" for key, size in sizes.items())
+                smaller = [(f"{key}: {size}", {key: size}) for key, size in own.items() if size]
+                if attempt(smaller, spread, name) or attempt([*changes[:1], *smaller], spread, name):
                     break
         return found
+
+    def micro_batches(self, model: str, processes: int) -> dict[str, int] | None:
+        """Return the micro-batches that must be smaller before a number of processes divides the steps of a model.
+
+        Returns:
+            Key -> value; None if the batch of a step is not a multiple of the processes.
+        """
+        smaller = {}
+        for section in ("sft", "training") if self.study.warms_up(model) else ("training",):
+            settings = getattr(self.study, section)
+            now = settings.per_device_train_batch_size
+            batch = settings.gradient_accumulation_steps * now
+            sizes = [size for size in range(now, 0, -1) if batch % (size * processes) == 0]
+            if not sizes:
+                return None
+            if sizes[0] != now:
+                smaller[f"{section}.per_device_train_batch_size"] = sizes[0]
+        return smaller
 
 
 def attempt_all(changes: list[Any], attempt: Callable[[list[Any]], bool]) -> None:
@@ -318,7 +341,7 @@ def shape_of(study: Study, name: str) -> ModelShape | None:
 
 def default_card(study: Study) -> str:
     """Return the card that is assumed if none is named."""
-    return "a100-80gb" if study.jobs.gpus else "cpu"
+    return "a100-80gb" if study.jobs.most_gpus(study.grid.model) else "cpu"
 
 
 def cards_of(study: Study, names: list[str]) -> dict[str, Card]:
@@ -368,7 +391,8 @@ def make_plan(
         for name, shape in planner.shapes.items()
         if shape
     }
-    disk = bytes_needed(study, parameters, jobs, at_once, trained)
+    jobs_at_once = max(1, at_once // max(1, study.jobs.most_gpus(study.grid.model)))
+    disk = bytes_needed(study, parameters, jobs, jobs_at_once, trained)
     return Plan(
         study.study,
         rows,
@@ -463,7 +487,8 @@ def requested(planner: Planner, path: str, attempt: int) -> tuple[int, int] | No
     if cost.gpus:  # the weights pass through the memory of the node
         memory = cost.gpus * (PROCESS_ON_GPU + 1.5 * 4 * cost.parameters)
     else:
-        memory = PROCESS_ON_CPU + MEMORY_FACTOR * cost.peak.total
+        of = planner.layout(stage_of(path), axes_of(path)["model"])
+        memory = of.processes * (PROCESS_ON_CPU + MEMORY_FACTOR * cost.peak.total)
     growth = (1 + attempt) / 2
     megabytes = max(LEAST_MB, memory / 1e6) * growth
     minutes = max(LEAST_MINUTES, TIME_FACTOR * cost.wall_seconds / 60) * growth

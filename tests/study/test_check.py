@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from nested_reft.cli import app
 from nested_reft.config.parse import parse_settings
+from nested_reft.config.sections import Jobs
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.study import check, disk
@@ -156,6 +157,11 @@ def test_a_missing_gpu_is_found_unless_the_jobs_run_elsewhere(tmp_path, without_
     assert problems(study, tmp_path, is_local=False) == []
 
 
+def on_gpus(jobs: dict[str, Any]) -> Study:
+    """Return the smoke study with a section `jobs`, without the checks of its batch sizes."""
+    return parse_settings(Study, load("smoke.yaml")).model_copy(update={"jobs": Jobs(**jobs)})
+
+
 def test_the_gpus_are_counted(monkeypatch):
     """Two GPUs are pretended; torch finds none if one is listed twice."""
     seen = []
@@ -164,11 +170,18 @@ def test_the_gpus_are_counted(monkeypatch):
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b,MIG-a")
-    assert check.check_device(1, True) == "GPU, for 3 jobs at once"
-    assert check.check_device(2, True) == "GPU"
+    one, two, three = (
+        on_gpus({"gpus": number, "distributed": "ddp" if number > 1 else "none"}) for number in (1, 2, 3)
+    )
+    assert check.check_device(one, True) == "GPU, for 3 jobs at once"
+    assert check.check_device(two, True) == "GPU"
     assert seen == ["MIG-a,MIG-b"] * 2
+    assert check.check_device(two, False) == "2 GPUs of the cluster, which cannot be checked here"
     with pytest.raises(UserError, match=r"^jobs\.gpus is 3, but CUDA_VISIBLE_DEVICES '.*' allows 2 GPUs; "):
-        check.check_device(3, True)
+        check.check_device(three, True)
+    own = on_gpus({"gpus": 1, "models": {"tiny-28": {"gpus": 3, "distributed": "fsdp"}}})
+    with pytest.raises(UserError, match=r"^jobs\.models\.tiny-28\.gpus is 3, but .* set jobs\.models\.tiny-28\.gpus"):
+        check.check_device(own, True)
 
 
 def test_a_small_disk_is_found_with_what_is_needed_and_free(tmp_path, monkeypatch):
@@ -210,6 +223,8 @@ def test_jobs_share_the_cores_or_the_gpus(monkeypatch):
     cpu = parse_settings(Study, load("smoke.yaml") | {"jobs": {"gpus": 0, "threads": 4}})
     gpu = parse_settings(Study, load("smoke.yaml") | {"jobs": {"gpus": 1, "threads": 4}})
     assert [jobs_at_once(cpu, cores) for cores in (1, 8)] == [1, 2] and jobs_at_once(gpu, 1) == 3
+    two = {"gpus": 1, "models": {"tiny-28": {"gpus": 2, "distributed": "ddp"}}}
+    assert jobs_at_once(on_gpus(two), 8) == 1  # one job with two GPUs, and one GPU is left
 
 
 def test_only_what_the_jobs_need_is_checked(tmp_path, without_gpu):

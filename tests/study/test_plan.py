@@ -6,9 +6,10 @@ import pytest
 
 from nested_reft.config.study_file import read_study
 from nested_reft.errors import UserError
+from nested_reft.study import plan as planning
 from nested_reft.study.cards import CARDS, GIB
 from nested_reft.study.jobs import job_paths
-from nested_reft.study.plan import USABLE_MEMORY, Planner, cards_of, make_plan, requested
+from nested_reft.study.plan import USABLE_MEMORY, Planner, Row, cards_of, make_plan, requested
 from nested_reft.study.plan_text import as_dict, elapsed_seconds, hours_figure, render
 from tests.conftest import ROOT
 
@@ -55,6 +56,61 @@ def test_what_is_said_to_fit_fits():
         changed = read_study(ROOT / "config/paper.yaml", [*changes, remedy.replace(": ", "=")])
         fitted = next(row for row in Planner(changed, cards).rows() if row.stage == "train")
         assert fitted.largest.peak.total <= USABLE_MEMORY * CARDS["l40s"].memory
+
+
+def rows_with(*changes: str) -> dict[tuple[str, str], Row]:
+    study = read_study(ROOT / "config/paper.yaml", ["sft.per_device_train_batch_size=4", *changes])
+    return {(row.stage, row.model): row for row in Planner(study, cards_of(study, ["h100"])).rows()}
+
+
+def test_a_job_on_several_gpus():
+    """Under DDP a GPU holds what one process holds; FSDP divides the state of a training, and of no evaluation."""
+    own = "jobs.models={%s: {gpus: 4, distributed: %s}}"
+    one, ddp, fsdp = rows_with(), rows_with(own % (SEVEN_B, "ddp")), rows_with(own % (SEVEN_B, "fsdp"))
+    for stage in ("sft", "train"):
+        weights, gradients, optimizer = zip(
+            *(rows[stage, SEVEN_B].largest.memory["update"][:3] for rows in (one, ddp, fsdp)), strict=True
+        )
+        assert weights[0] == weights[1] and gradients[0] == gradients[1] == 4 * gradients[2]
+        assert optimizer[0] == optimizer[1] == 4 * optimizer[2]
+        assert ddp[stage, "Qwen2.5-Math-1.5B-Instruct"].largest.gpus == 1
+        for rows in (ddp, fsdp):
+            row, alone = rows[stage, SEVEN_B], one[stage, SEVEN_B]
+            assert row.gpu_hours == pytest.approx(4 * row.job_seconds / 3600)
+            assert alone.job_seconds / 4 < row.job_seconds < alone.job_seconds
+    evaluations = [rows["evaluate", SEVEN_B].largest for rows in (one, ddp, fsdp)]
+    assert len({cost.peak.weights for cost in evaluations}) == 1
+    assert [cost.gpus for cost in evaluations] == [1, 4, 4]
+    with_vllm = rows_with("jobs.gpus=2", "jobs.distributed=ddp", "evaluation.sampler=vllm")
+    assert {stage: row.largest.gpus for (stage, _), row in with_vllm.items()} == {"sft": 2, "train": 2, "evaluate": 1}
+
+
+def test_processes_on_a_cpu_share_the_threads_and_need_memory_each(monkeypatch):
+    changes = ["jobs.threads=2", "sft.per_device_train_batch_size=2", "training.per_device_train_batch_size=2"]
+    processes = ["jobs.distributed=ddp", "jobs.num_processes=2"]
+    studies = [read_study(ROOT / "config/smoke.yaml", [*changes, *added]) for added in ([], processes)]
+    one, two = (Planner(study, cards_of(study, [])) for study in studies)
+    path = next(path for path in job_paths(SMOKE) if path.startswith("train"))
+    assert two.cards["tiny-28"].flops["float32"] == one.cards["tiny-28"].flops["float32"] / 2
+    monkeypatch.setattr(planning, "LEAST_MB", 0)  # the embedded models need less
+    assert requested(two, path, 1)[0] > 1.5 * requested(one, path, 1)[0]
+
+
+def test_the_number_of_gpus_that_is_said_to_fit_is_accepted_and_fits():
+    """The batch of a warm-up of the paper is divided by two processes and not by four."""
+    planner = Planner(PAPER, cards_of(PAPER, ["a100-80gb"]))
+    row = next(row for row in planner.rows() if (row.stage, row.model) == ("train", SEVEN_B))
+    remedy = next(remedy for remedy in planner.fitting(row) if "fsdp" in remedy)
+    jobs, smaller = remedy.partition(" (")[0].split(" and ")
+    assert (jobs, smaller) == (
+        f"jobs.models.{SEVEN_B}: {{gpus: 4, distributed: fsdp}}",
+        "sft.per_device_train_batch_size: 4",
+    )
+    changes = [f"jobs.models={{{jobs.removeprefix('jobs.models.')}}}", smaller.replace(": ", "=")]
+    changed = read_study(ROOT / "config/paper.yaml", changes)
+    rows = Planner(changed, cards_of(changed, ["a100-80gb"])).rows()
+    fitted = next(row for row in rows if (row.stage, row.model) == ("train", SEVEN_B))
+    assert fitted.fits and fitted.largest.gpus == 4
 
 
 def test_a_saving_of_hours_is_the_difference_of_two_plans():

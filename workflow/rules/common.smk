@@ -178,25 +178,28 @@ def analyse_settings(wildcards):
     return canonical(STUDY.model_dump(exclude={"tracking", "jobs"}))
 
 
-def jobs_of(wildcards):
+def processes_of(wildcards):
     """Return the processes and GPUs of a job: those of its model."""
-    axes = PRODUCTS.get(wildcards.get("product"), wildcards)
-    return STUDY.jobs.processes(axes["model"])
+    if "product" in wildcards.keys():
+        return STUDY.processes("evaluate", PRODUCTS[wildcards.product]["model"])
+    return STUDY.processes("train", wildcards.model)
 
 
-def gpus(wildcards):
+# The processes of a job are resources and not `params`, because a job whose `params` change runs again, and a model does
+# not depend on the processes that computed it. Slurm gets only the number of GPUs: the command starts its ranks itself.
+def num_gpus(wildcards):
     """Return the number of GPUs of a job."""
-    return jobs_of(wildcards).gpus
+    return processes_of(wildcards).gpus
 
 
-def processes(wildcards):
-    """Return the options for several processes of a job, if there are several. They are resources and not `params`,
-    because a job whose `params` change runs again, and the number of processes does not change what a job computes.
-    """
-    of = jobs_of(wildcards)
-    if of.count == 1:
-        return ""
-    return f" --distributed {of.distributed} --num-processes {of.count}"
+def num_processes(wildcards):
+    """Return the number of processes of a job."""
+    return processes_of(wildcards).count
+
+
+def distributed(wildcards):
+    """Return how a job uses its processes: `none`, `ddp` or `fsdp`."""
+    return processes_of(wildcards).distributed
 
 
 def get_model(wildcards):

@@ -23,8 +23,9 @@ rule evaluate:
     priority: 0 if STUDY.jobs.keep_models else 1
     threads: STUDY.jobs.threads
     resources:
-        gpu=gpus,
-        processes=processes,
+        gpu=num_gpus,
+        num_processes=num_processes,
+        distributed=distributed,
         mem_mb=job_memory(layout.EVALUATE),
         runtime=job_minutes(layout.EVALUATE),
     params:
@@ -39,5 +40,6 @@ rule evaluate:
         " --benchmarks {input.benchmarks:q}"
         " --tracking {input.tracking:q}"
         " --out {params.out:q}"
-        "{resources.processes}"
+        " --distributed {resources.distributed}"
+        " --num-processes {resources.num_processes}"
         " > {log:q} 2>&1"

@@ -26,8 +26,9 @@ rule sft:
         f"{TIMES}/{layout.SFT}.tsv"
     threads: STUDY.jobs.threads
     resources:
-        gpu=gpus,
-        processes=processes,
+        gpu=num_gpus,
+        num_processes=num_processes,
+        distributed=distributed,
         mem_mb=job_memory(layout.SFT),
         runtime=job_minutes(layout.SFT),
     params:
@@ -42,7 +43,8 @@ rule sft:
         " --data {input.data:q}"
         " --tracking {input.tracking:q}"
         " --out {params.out:q}"
-        "{resources.processes}"
+        " --distributed {resources.distributed}"
+        " --num-processes {resources.num_processes}"
         " > {log:q} 2>&1"
 
 
@@ -65,8 +67,9 @@ rule train:
         f"{TIMES}/{layout.TRAIN}.tsv"
     threads: STUDY.jobs.threads
     resources:
-        gpu=gpus,
-        processes=processes,
+        gpu=num_gpus,
+        num_processes=num_processes,
+        distributed=distributed,
         mem_mb=job_memory(layout.TRAIN),
         runtime=job_minutes(layout.TRAIN),
     params:
@@ -82,5 +85,6 @@ rule train:
         " --data {input.data:q}"
         " --tracking {input.tracking:q}"
         " --out {params.out:q}"
-        "{resources.processes}"
+        " --distributed {resources.distributed}"
+        " --num-processes {resources.num_processes}"
         " > {log:q} 2>&1"
