@@ -164,7 +164,7 @@ def test_ranks_that_outlive_their_command_keep_its_devices(tmp_path):
     with subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env=environment) as command:
         wait_until(lambda: all(file.exists() and file.read_text() for file in files))
         command.kill()
-    with job(tmp_path, "a,b", count=2) as other:
+    with job(tmp_path, "a,b", count=2, then="print('leased', file=sys.stderr, flush=True); input()") as other:
         assert f"in use: a by process {command.pid} " in other.stderr.readline()
         for file in files:
             assert other.poll() is None and not select.select([other.stdout], [], [], 0.5)[0]
