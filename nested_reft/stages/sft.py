@@ -33,7 +33,7 @@ def sft(
             the batch cannot be divided among the ranks.
     """
     check_bf16(settings, "sft")
-    check_optim(settings, "sft", torch.cuda.is_available())
+    check_optim(settings, "sft", torch.cuda.is_available(), distributed)
     model, tokenizer = load_model(start, settings.dtype)
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template), "completion": row["solution"] + tokenizer.eos_token}

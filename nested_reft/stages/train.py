@@ -119,7 +119,7 @@ def train(
             cannot be divided among the ranks, or if ranks differ.
     """
     check_bf16(settings, "training")
-    check_optim(settings, "training", torch.cuda.is_available())
+    check_optim(settings, "training", torch.cuda.is_available(), distributed)
     # TRL passes all columns but the prompt to the reward functions.
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template)}

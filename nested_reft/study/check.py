@@ -287,7 +287,9 @@ def check_optimizer(study: Study, section: Literal["sft", "training"]) -> str:
     """Check that bitsandbytes can run if it optimizes. Another check looks for the GPUs that `jobs.gpus` asks for."""
     from nested_reft.model.optim import check_optim
 
-    return check_optim(getattr(study, section), section, has_gpu=study.jobs.most_gpus(study.grid.model) > 0)
+    has_gpu = study.jobs.most_gpus(study.grid.model) > 0
+    ways = {study.jobs.processes(name).distributed for name in study.grid.model}
+    return check_optim(getattr(study, section), section, has_gpu, "fsdp" if "fsdp" in ways else "none")
 
 
 def check_store(uri: str | None) -> str:

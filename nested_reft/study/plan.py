@@ -280,7 +280,10 @@ class Planner:
                 own = {"per_device_train_batch_size": sizes.pop(f"{section}.per_device_train_batch_size", 0)}
                 name += "".join(f" and {key}: {size}" for key, size in sizes.items())
                 smaller = [(f"{key}: {size}", {key: size}) for key, size in own.items() if size]
-                if attempt(smaller, spread, name) or attempt([*changes[:1], *smaller], spread, name):
+                mildest = [change for change in changes if "optim" not in change[1]][
+                    :1
+                ]  # no 8-bit optimizer with FSDP
+                if attempt(smaller, spread, name) or attempt([*mildest, *smaller], spread, name):
                     break
         return found
 

@@ -32,3 +32,10 @@ def test_an_optimizer_that_cannot_run_is_one_sentence(installed, words, monkeypa
 def test_bitsandbytes_with_a_gpu_is_accepted(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "a spec")
     assert check_optim(PAGED, "sft", has_gpu=True) == "paged_adamw_8bit"
+
+
+def test_bitsandbytes_is_refused_where_weights_are_sharded(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "a spec")
+    assert check_optim(PAGED, "sft", has_gpu=True, distributed="ddp") == "paged_adamw_8bit"
+    with pytest.raises(UserError, match=r"^sft\.optim is .*, which cannot update the weights that FSDP2 shards; set "):
+        check_optim(PAGED, "sft", has_gpu=True, distributed="fsdp")
