@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # All users of a machine share this folder. It is not below TMPDIR, which may differ between two jobs.
 LEASES = Path("/tmp/nested-reft-devices")
 SECONDS_BETWEEN_ATTEMPTS = 0.5
-# The environment variable by which a job on several processes tells them the lock files of its leases.
+# The environment variable with the lock files of the leases of a job on several processes, which hold them, too.
 LEASED = "NESTED_REFT_LEASED"
 # A line of `nvidia-smi -L`: `GPU 0: NVIDIA A100 (UUID: GPU-5c1d)`, and for a part of it `  MIG 1g.5gb Device 0: ...`.
 LISTED = re.compile(r"^(?P<part> +MIG )?.*?(?P<index>\d+): .*?\(UUID: (?P<uuid>[\w./-]+)\)", re.MULTILINE)
