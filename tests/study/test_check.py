@@ -92,7 +92,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     ),
     "a table": (
         lambda study, folder: study["benchmarks"].update(algebra={"path": str(ROOT / "tests/study/timeline.csv")}),
-        "timeline.csv: line 1 is not JSON",
+        "timeline.csv: is a table of text; convert it",
     ),
     "images": (folder_of_images, "images, split 'train': row 1 has the columns image"),
     "no tokenizer": (no_tokenizer, "has no tokenizer that can encode text"),
