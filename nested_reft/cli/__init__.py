@@ -40,6 +40,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "run", run.run, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
     ("", "report", report.report, WHOLE_STUDY),
+    ("", "verify", results.verify, WHOLE_STUDY),
     ("", "compare", results.compare, WHOLE_STUDY),
     ("prepare", "model", stages.prepare_model, STAGES),
     ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),

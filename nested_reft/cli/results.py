@@ -1,5 +1,6 @@
-"""The commands for a study that has run: `compare`, `sample`, `export`."""
+"""The commands for a study that has run: `verify`, `compare`, `sample`, `export`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,35 @@ Compared = Annotated[
 Run = Annotated[
     Path, typer.Argument(exists=True, file_okay=False, help="Folder of an evaluation, or of an evaluated training.")
 ]
+
+
+def verify(
+    study: Annotated[
+        Path, typer.Argument(exists=True, help="Folder of the results, results/<study>, or YAML file of the study.")
+    ],
+) -> None:
+    """Compare every product of a study with its checksums, settings and inputs; exit with 1 if anything is wrong.
+
+    The command lists products that are missing, unfinished, damaged, stale (made with other settings, from other
+    inputs or by another commit) or orphaned (of no job of the study). Given the folder of the results, it compares
+    with the settings with which the study was started last.
+    """
+    from tqdm import tqdm
+
+    from nested_reft.config.study_file import read_study
+    from nested_reft.study.jobs import job_paths
+    from nested_reft.study.verify import faults, started_settings
+
+    settings = read_study(study) if study.is_file() else started_settings(study)
+    directory = Path() if study.is_file() else study.absolute().parent.parent
+    paths = job_paths(settings)
+    found = list(faults(directory, settings, tqdm(paths, unit="product", disable=not sys.stderr.isatty())))
+    for fault in found:
+        typer.echo(f"{fault.kind:<10}  {fault.path}: {fault.sentence}")
+    if found:
+        typer.echo(f"{len(found)} faults in the {len(paths)} products of the study {settings.study!r}.")
+        raise typer.Exit(1)
+    typer.echo(f"All {len(paths)} products of the study {settings.study!r} are what their stages wrote.")
 
 
 def report_folder(path: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """The settings of each stage, which Snakemake passes to the stage as JSON."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -21,7 +22,7 @@ from nested_reft.config.sections import (
     Training,
     key,
 )
-from nested_reft.config.study import Run
+from nested_reft.config.study import Run, Study
 from nested_reft.config.templates import TEMPLATES
 
 
@@ -69,6 +70,23 @@ class EvaluateStage(Section):
     run: dict[str, str]
     evaluation: Evaluation
     prompt: Prompt
+
+
+def settings_of(study: Study, stage: str, axes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stage of a study gets as its settings.
+
+    Args:
+        study: the configuration of the study.
+        stage: `sft`, `train` or `evaluate`.
+        axes: the place of the product in the grid; for `evaluate`, the kind of the product (`product`) and its place.
+    """
+    sections: dict[str, dict[str, Section]] = {
+        "sft": {"sft": study.sft},
+        "train": {"training": study.training, "nesting": study.nesting},
+        "evaluate": {"evaluation": study.evaluation},
+    }
+    run = {axis: str(value) for axis, value in axes.items()}
+    return {"run": run, **sections[stage], "prompt": study.prompt}
 
 
 class DiagnosisSettings(Section):

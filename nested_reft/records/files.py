@@ -91,15 +91,53 @@ def discard(folder: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of the name and the content of a file, or of all files in a folder but README.md.
+    """Return the SHA-256 of the name and the content of a file, or of the files in a folder.
 
-    The README.md of a model is its model card, which gets the accuracies after other stages have read the model.
+    Left out of a folder are hidden files, because Snakemake adds its time stamp to the folder of a finished job, and
+    README.md, the card of a model, which gets the accuracies after other stages have read the model.
     """
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and (file == path or file.name != "README.md"):
+        is_content = file == path or not file.name.startswith((".", "README.md"))
+        if file.is_file() and is_content:
             digest.update(file.name.encode())
             with file.open("rb") as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def output_checksums(folder: Path) -> dict[str, str]:
+    """Return name -> checksum of what a stage has written into the folder of its product.
+
+    Left out are `run.json`, which holds these checksums, and what exists only while a stage runs.
+    """
+    return {
+        path.name: checksum(path)
+        for path in sorted(folder.iterdir())
+        if path.name not in ("run.json", "checkpoints")
+        and path.suffix not in (".part", ".trash")
+        and not path.name.startswith(".")
+    }
+
+
+def check_outputs(folder: Path, *names: str) -> None:
+    """Refuse files or folders of a product that differ from what its stage wrote.
+
+    Names are accepted if the folder has no `run.json` with checksums of them.
+
+    Args:
+        folder: the folder of the product.
+        names: the files and folders in it that are about to be read.
+
+    Raises:
+        UserError: a checksum differs, for example because the disk was full or the file was edited.
+    """
+    record = folder / "run.json"
+    outputs = read_json(record).get("outputs", {}) if record.exists() else {}
+    for name in names:
+        if name in outputs and outputs[name] != checksum(folder / name):
+            raise UserError(
+                f"{folder / name} is not what its stage wrote: its checksum differs from that in {record}; restore "
+                f"it, or delete {folder} and run the study again"
+            )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nested_reft.records.files import (
+    check_outputs,
     checksum,
     discard,
+    output_checksums,
     read_json,
     read_rows,
     write_json,
@@ -56,10 +58,15 @@ class StageRecord:
             tracking_uri: the MLflow store, or None to run without MLflow.
             study: the name of the study, which is also the name of the MLflow experiment.
             report_to: names of other trackers, of `trackers.TRACKERS`.
+
+        Raises:
+            UserError: an input is damaged, so that it differs from what an earlier stage wrote.
         """
         self.out = out
         self.checkpoints = out / "checkpoints"
         self.rows: list[dict[str, Any]] = []
+        for path in inputs.values():
+            check_outputs(path.parent, path.name)
         digests = {name: checksum(path) for name, path in inputs.items()}
         fingerprint = json.dumps([settings, digests], sort_keys=True)
         started = self.checkpoints / "started.json"
@@ -114,6 +121,7 @@ class StageRecord:
         if self.rows:
             write_rows(self.out / "metrics.jsonl", self.rows)
         write_versioned_json(self.out / "metrics.json", metrics)
+        self.content["outputs"] = output_checksums(self.out)
         write_versioned_json(self.out / "run.json", self.content)
         for tracker in self.trackers:
             tracker.finish(metrics, self.out)

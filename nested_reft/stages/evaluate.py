@@ -16,7 +16,7 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading import grade as grading
 from nested_reft.processes import gather, merge_shares, num_processes, rank, share_of
-from nested_reft.records.files import read_rows, read_versioned_json, write_versioned_json
+from nested_reft.records.files import output_checksums, read_rows, read_versioned_json, write_versioned_json
 from nested_reft.records.progress import completion_row
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.stage_record import StageRecord
@@ -209,5 +209,5 @@ def regrade(folder: Path) -> int:
     write_records(records, folder)
     runtime = {"evaluation_runtime_s": old["evaluation_runtime_s"]}
     write_versioned_json(folder / "metrics.json", evaluation_metrics(records) | runtime)
-    write_versioned_json(folder / "run.json", run | {"regraded": note})
+    write_versioned_json(folder / "run.json", run | {"regraded": note, "outputs": output_checksums(folder)})
     return int((records["correct"] != before["correct"]).sum())

@@ -44,15 +44,15 @@ class Status(NamedTuple):
 
 
 def started_file(directory: Path, study: str) -> Path:
-    """Return the file that keeps the jobs of a study that was started in a working directory."""
+    """Return the file that keeps the jobs and the settings of a study that was started in a working directory."""
     return study_lock(directory, study).with_suffix(".json")
 
 
 def write_started(directory: Path, study: Study) -> None:
-    """Keep the jobs of a study that is started now, so that its status can be read without its configuration."""
+    """Keep the jobs and the settings of a study that is started now, for its status and its verification."""
     path = started_file(directory, study.study)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"study": study.study, "jobs": job_paths(study)})
+    write_json(path, {"study": study.study, "jobs": job_paths(study), "settings": study.model_dump(mode="json")})
 
 
 def last_started(directory: Path) -> tuple[str, list[str]]:

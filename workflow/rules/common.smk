@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nested_reft.config import layout
 from nested_reft.config.parse import canonical, parse_settings
+from nested_reft.config.stage_settings import settings_of
 from nested_reft.config.study import Study
 from nested_reft.config.study_file import read_mapping, with_nulls
 from nested_reft.errors import UserError
@@ -152,25 +153,17 @@ def dataset_settings(wildcards):
 
 def sft_settings(wildcards):
     """Settings passed to `sft`: the run, the section `sft`, and the prompt."""
-    return canonical({"run": dict(wildcards), "sft": STUDY.sft, "prompt": STUDY.prompt})
+    return canonical(settings_of(STUDY, "sft", wildcards))
 
 
 def train_settings(wildcards):
     """Settings passed to `train`: the run, the sections `training` and `nesting`, and the prompt."""
-    sections = {
-        "training": STUDY.training,
-        "nesting": STUDY.nesting,
-        "prompt": STUDY.prompt,
-    }
-    return canonical({"run": dict(wildcards), **sections})
+    return canonical(settings_of(STUDY, "train", wildcards))
 
 
 def evaluate_settings(wildcards):
     """Settings passed to `evaluate`: the product, its axes, the section `evaluation`, and the prompt."""
-    run = {axis: str(value) for axis, value in PRODUCTS[wildcards.product].items()}
-    return canonical(
-        {"run": run, "evaluation": STUDY.evaluation, "prompt": STUDY.prompt}
-    )
+    return canonical(settings_of(STUDY, "evaluate", PRODUCTS[wildcards.product]))
 
 
 def analyse_settings(wildcards):

@@ -1,0 +1,167 @@
+"""Whether the products of a study are what its stages wrote, with the settings and from the inputs of today.
+
+A product is the folder of a warm-up, a training or an evaluation. Its `run.json` holds the settings of its stage, and
+the checksums of what the stage read and wrote.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nested_reft.config import stage_settings
+from nested_reft.config.layout import products
+from nested_reft.config.parse import parse_settings
+from nested_reft.config.sections import Section
+from nested_reft.config.study import Study
+from nested_reft.errors import UserError
+from nested_reft.records.files import checksum, read_json, read_versioned_json
+from nested_reft.records.provenance import collect_provenance
+from nested_reft.study.jobs import STAGES, Folders, axes_of, job_paths, stage_of
+from nested_reft.study.status import started_file
+
+SECTIONS: dict[str, type[Section]] = {
+    "sft": stage_settings.SftStage,
+    "train": stage_settings.TrainStage,
+    "evaluate": stage_settings.EvaluateStage,
+}
+
+
+class Fault(NamedTuple):
+    """What is wrong with a product.
+
+    Attributes:
+        kind: `damaged` differs from what the stage wrote; `stale` was made with other settings, from other inputs or
+            by another commit; `orphaned` belongs to no job of the study.
+        path: the path of the product below the results.
+        sentence: what was found.
+    """
+
+    kind: Literal["missing", "unfinished", "damaged", "stale", "orphaned"]
+    path: str
+    sentence: str
+
+
+def started_settings(results: Path) -> Study:
+    """Return the settings with which a study was started last.
+
+    Args:
+        results: the folder of its results, `results/<study>`.
+
+    Raises:
+        UserError: no study with such results was started in the working directory.
+    """
+    file = started_file(results.absolute().parent.parent, results.name)
+    if not file.exists() or "settings" not in (content := read_json(file)):
+        raise UserError(
+            f"{results} is not the folder results/<study> of a study that this version of nested-reft has started; "
+            "give the YAML file of the study"
+        )
+    study: Study = parse_settings(Study, content["settings"])
+    return study
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level: {"training": {"seed": 0}} -> {"training.seed": 0}."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def changed_keys(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two settings differ."""
+    one, other = flat(settings), flat(wanted)
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def settings_today(study: Study, path: str) -> dict[str, Any]:
+    """Return the settings that the stage of a job gets from the study as it is."""
+    stage = stage_of(path)
+    axes: Mapping[str, Any] = axes_of(path)
+    if stage == "evaluate":
+        axes = dict(products(study))[path.removeprefix("evaluate/")]
+    return parse_settings(SECTIONS[stage], stage_settings.settings_of(study, stage, axes)).model_dump(mode="json")
+
+
+def output_faults(folder: Path, path: str, outputs: Mapping[str, str], keeps_models: bool) -> Iterator[Fault]:
+    """Yield a fault for each file or folder of a product that is missing or differs from what the stage wrote."""
+    for name, digest in outputs.items():
+        if not (folder / name).exists():
+            if name != "model" or keeps_models:
+                yield Fault("missing", path, f"{name} is missing")
+        elif checksum(folder / name) != digest:
+            yield Fault("damaged", path, f"{name} is not what the stage wrote: its checksum differs")
+
+
+def input_faults(directory: Path, path: str, inputs: Mapping[str, Mapping[str, str]]) -> Iterator[Fault]:
+    """Yield a fault for each input that has changed since the stage read it. A deleted input is no fault."""
+    for name, read in inputs.items():
+        place = directory / read["path"]
+        if place.exists() and checksum(place) != read["sha256"]:
+            yield Fault("stale", path, f"its input {name} ({read['path']}) has changed since")
+
+
+def product_faults(directory: Path, study: Study, path: str) -> Iterator[Fault]:
+    """Yield the faults of the product of a job.
+
+    Args:
+        directory: the working directory of the study.
+        study: the configuration of the study.
+        path: the path of the job below the results.
+    """
+    folder = Folders.of(directory, study.study).results / path
+    if not (folder / "run.json").exists():
+        is_begun = (folder / "checkpoints").exists()
+        if is_begun:
+            yield Fault("unfinished", path, "has checkpoints, with which the study goes on, but no result")
+        else:
+            yield Fault("missing", path, "has not been made")
+        return
+    try:
+        record = read_versioned_json(folder / "run.json")
+    except UserError as error:
+        yield Fault("damaged", path, str(error))
+        return
+    if "outputs" not in record:
+        yield Fault("stale", path, "run.json has no checksums, because an earlier version of nested-reft wrote it")
+    yield from output_faults(folder, path, record.get("outputs", {}), study.jobs.keep_models)
+    yield from input_faults(directory, path, record["inputs"])
+    if changed := changed_keys(record["settings"], settings_today(study, path)):
+        yield Fault("stale", path, f"was made with another {', '.join(changed)}")
+
+
+def orphans(results: Path, paths: Iterable[str]) -> Iterator[Fault]:
+    """Yield a fault for each product below the results that no job of the study makes."""
+    known = set(paths)
+    for stage in STAGES:
+        for file in sorted((results / stage).rglob("run.json")):
+            path = str(file.parent.relative_to(results))
+            if path not in known:
+                yield Fault("orphaned", path, "no job of the study makes it")
+
+
+def commit_faults(results: Path, paths: Iterable[str]) -> Iterator[Fault]:
+    """Yield a fault for each other commit of the code by which products were made."""
+    now = collect_provenance()["git_commit"]
+    files = [results / path / "run.json" for path in paths if (results / path / "run.json").exists()]
+    commits = Counter(read_json(file)["provenance"]["git_commit"] for file in files)
+    for commit, number in sorted(commits.items()):
+        if commit != now:
+            sentence = f"made by commit {commit[:12]}, and the code is now at {now[:12]}"
+            yield Fault("stale", f"{number} of {len(files)} products", sentence)
+
+
+def faults(directory: Path, study: Study, paths: Iterable[str]) -> Iterator[Fault]:
+    """Yield what is wrong with the products of a study, each with its path below the results.
+
+    Args:
+        directory: the working directory of the study.
+        study: the configuration of the study.
+        paths: the paths of its jobs, as `job_paths` gives them; a caller may show how far the iteration is.
+    """
+    for path in paths:
+        yield from product_faults(directory, study, path)
+    results, known = Folders.of(directory, study.study).results, job_paths(study)
+    yield from orphans(results, known)
+    yield from commit_faults(results, known)
