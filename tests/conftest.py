@@ -28,8 +28,8 @@ def needs_data(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.data(skip(test))
 
 
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a command of this environment and return its exit status and output.
+def start(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """Start a command of this environment, and return its process, whose output is read through pipes.
 
     PATH lacks the environment's folder, as in a shell in which the environment is not activated.
     """
@@ -39,7 +39,15 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     ]
     environment = os.environ | {"PATH": os.pathsep.join(others)}
     command = [str(binaries / arguments[0]) if (binaries / arguments[0]).exists() else arguments[0], *arguments[1:]]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment and return its exit status and output, as `start` does."""
+    with start(*arguments, cwd=cwd) as process:
+        printed = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, *printed)
 
 
 def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:

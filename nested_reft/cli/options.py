@@ -17,7 +17,7 @@ import yaml
 from nested_reft import processes
 from nested_reft.config import parse, sections
 from nested_reft.config.study_file import read_mapping
-from nested_reft.errors import UserError
+from nested_reft.errors import PreemptedError, UserError
 from nested_reft.model.devices import LEASED, leased_devices, lock_paths
 
 if TYPE_CHECKING:
@@ -201,7 +201,11 @@ def open_record(
         log.info("%s starts (attempt %d): %s", stage, record.content["attempts"], where)
         start = time.monotonic()
         processes.join()
-        yield record
+        try:
+            yield record
+        except BaseException as error:
+            record.abandon("KILLED" if isinstance(error, PreemptedError | KeyboardInterrupt) else "FAILED")
+            raise
         processes.leave()
         log.info("%s ends after %.1f s: %s", stage, time.monotonic() - start, out)
 

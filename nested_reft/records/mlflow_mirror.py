@@ -233,6 +233,7 @@ class MLflowMirror:
         found = find_run(client, self.experiment, self.record["uid"])
         if found is not None:
             self.run_id = found.info.run_id
+            client.update_run(self.run_id, status="RUNNING")  # the attempt before may have ended as KILLED or FAILED
         else:
             axes = self.record["run"]
             tags = {name: str(value) for name, value in axes.items()}
@@ -293,6 +294,15 @@ class MLflowMirror:
             log.warning("MLflow did not close the run (%s); it is closed later", reason(error))
             return False
         return True
+
+    def abandon(self, status: str) -> None:
+        """Mark the MLflow run as KILLED or FAILED; nothing is repeated, because the process ends now."""
+        if self.client is None or not self.try_to_send():
+            return
+        try:
+            self.client.set_terminated(self.run_id, status)
+        except Exception as error:
+            log.warning("MLflow did not mark the run as %s (%s)", status, reason(error))
 
     def save_completions(self, records: Path) -> None:
         """Add a table of sampled completions to the artifacts of the MLflow run."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nested_reft.records.files import (
     check_outputs,
@@ -110,6 +110,11 @@ class StageRecord:
         for tracker in self.trackers:
             tracker.send([row])
 
+    def abandon(self, status: Literal["KILLED", "FAILED"]) -> None:
+        """Tell the trackers that the stage ends without a result; a later attempt continues their runs."""
+        for tracker in self.trackers:
+            tracker.abandon(status)
+
     def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
         """Write the final files, send the remaining rows to the trackers, and delete the checkpoints.
 
@@ -146,6 +151,9 @@ class SilentRecord(StageRecord):
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep the row of a step."""
         self.rows.append({"step": step, "time": time.time(), **metrics})
+
+    def abandon(self, status: Literal["KILLED", "FAILED"]) -> None:
+        """Leave the trackers to rank 0."""
 
     def finish(self, metrics: Mapping[str, float], **facts: Any) -> None:
         """Leave the final files to rank 0."""

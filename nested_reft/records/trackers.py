@@ -125,6 +125,12 @@ class Tracker:
                 with self.ended_by_a_failure():
                     self.sink.log({name: row[name] for name in names}, row["step"])
 
+    def abandon(self, status: str) -> None:
+        """Close the tracker, so that it writes the rows that it has kept."""
+        if self.sink:
+            with self.ended_by_a_failure():
+                self.sink.close()
+
     def finish(self, metrics: Mapping[str, float], folder: Path) -> None:
         """Send the result of the stage, one step after the last one, and close the tracker."""
         self.send([{"step": self.last_step + 1} | {f"result/{name}": value for name, value in metrics.items()}])

@@ -19,6 +19,7 @@ from nested_reft.errors import UserError
 from nested_reft.processes import num_processes
 from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
+from nested_reft.stages.preemption import stopped_by_signals
 from nested_reft.trainer import NestedRollouts
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class StepRecorder(TrainerCallback):
             row["num_tokens"] = state.num_input_tokens_seen  # TRL's log has no `num_tokens` in a step without sampling
             row["perf/total_tok_s"] = (row["num_tokens"] - self.num_tokens) / row["perf/step_s"]
             self.num_tokens = row["num_tokens"]
+        elif "num_tokens" in row:  # TRL's warm-up counts from zero after a resume
+            row["num_tokens"] += self.num_tokens
         self.sink.log(state.global_step, row)
 
 
@@ -222,10 +225,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
+def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1) -> dict[str, float]:
     """Train from the last checkpoint, or from the start, and save the model; return the run's totals.
 
     The run time is the sum of the times of the steps, so that the time between two attempts does not count.
+
+    Args:
+        trainer: the trainer.
+        record: the record of the stage.
+        steps_per_sample: the optimizer steps that use the same completions.
+
+    Raises:
+        PreemptedError: a signal has ended the training, which continues from its checkpoint at the next attempt.
     """
     checkpoint = last_checkpoint(record.checkpoints)
     record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
@@ -240,7 +251,8 @@ def run_trainer(trainer: Trainer, record: StageRecord) -> dict[str, float]:
     trainer.remove_callback(PrinterCallback)  # it prints all metrics of a step as one dict
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.add_callback(StepLogger(record))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with stopped_by_signals(trainer, steps_per_sample):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if is_peft_model(trainer.model):
         trainer.model = trainer.model.merge_and_unload()
 

@@ -144,7 +144,7 @@ def train(
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
     try:
-        totals = run_trainer(trainer, record)
+        totals = run_trainer(trainer, record, settings.optimizer_steps_per_generation)
     except NestingError as error:
         raise UserError(f"the training of {run.model} has ended: {error}") from None
     if not record.is_written:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import layout
 from nested_reft.config.study import Study, instance_label_alone
+from nested_reft.errors import RESUMABLE
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.job_logs import INTERRUPTED, NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
@@ -133,7 +134,7 @@ def read_job(folders: Folders, path: str, study_started: float | None) -> Job:
     if study_started is not None and log.stat().st_size == 0:  # the job still imports its libraries
         return Job(path, "running", started=changed)
     sentence = last_sentence(log)
-    if sentence == INTERRUPTED or (sentence == NO_MESSAGE and study_started is None):
+    if sentence == INTERRUPTED or sentence.endswith(RESUMABLE) or (sentence == NO_MESSAGE and study_started is None):
         return Job(path, "stopped", progress=last_progress(log))
     return Job(path, "failed", sentence=sentence)
 
