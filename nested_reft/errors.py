@@ -27,3 +27,7 @@ class PreemptedError(Exception):
         name = Signals(signal).name
         super().__init__(f"{name} ended the training after step {step} of {steps}, with a checkpoint; {RESUMABLE}")
         self.exit_code = 128 + signal  # as a shell reports a process that a signal ended
+
+
+class DivergedError(Exception):
+    """A number of a training is not finite. The message names the number, the step and the remedy, in one sentence."""

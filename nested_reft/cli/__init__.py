@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 from nested_reft.cli import bench, init, inspect, maintain, plan, report, results, run, stages, status, store
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
-from nested_reft.errors import PreemptedError, UserError
+from nested_reft.errors import DivergedError, PreemptedError, UserError
 from nested_reft.processes import end_with_error, num_processes
 
 HELP = """
@@ -134,13 +134,15 @@ def common_options(
 def main() -> None:
     """Run the command line. A mistake of the user ends it with one sentence and exit code 2.
 
-    A full disk and too little GPU memory end it with one sentence and exit code 1, and a signal after which a training
-    has saved a checkpoint with one sentence and 128 plus the number of the signal.
+    A full disk, too little GPU memory and a training that diverges end it with one sentence and exit code 1. A signal
+    after which a training has saved a checkpoint ends it with one sentence and 128 plus the number of the signal.
     """
     try:
         app()
     except UserError as error:
         end_with_error(error, str(error), 2)
+    except DivergedError as error:
+        end_with_error(error, str(error), 1)
     except PreemptedError as error:
         end_with_error(error, str(error), error.exit_code)
     except Exception as error:

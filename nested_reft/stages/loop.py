@@ -19,6 +19,7 @@ from nested_reft.errors import UserError
 from nested_reft.processes import num_processes
 from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
+from nested_reft.stages.alarms import Alarms
 from nested_reft.stages.preemption import stopped_by_signals
 from nested_reft.trainer import NestedRollouts
 
@@ -195,6 +196,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int, distri
         "save_total_limit": 1,
         "logging_strategy": "steps",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "report_to": "none",
         "ddp_find_unused_parameters": False,  # every parameter is used, and a search costs time
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -236,6 +238,7 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
         steps_per_sample: the optimizer steps that use the same completions.
 
     Raises:
+        DivergedError: a number of a step is not finite.
         PreemptedError: a signal has ended the training, which continues from its checkpoint at the next attempt.
     """
     checkpoint = last_checkpoint(record.checkpoints)
@@ -251,6 +254,7 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
     trainer.remove_callback(PrinterCallback)  # it prints all metrics of a step as one dict
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.add_callback(StepLogger(record))
+    trainer.add_callback(Alarms(trainer, record))
     with stopped_by_signals(trainer, steps_per_sample):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if is_peft_model(trainer.model):
