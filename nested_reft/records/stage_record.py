@@ -111,7 +111,7 @@ class StageRecord:
             tracker.send([row])
 
     def abandon(self, status: Literal["KILLED", "FAILED"]) -> None:
-        """Tell the trackers that the stage ends without a result; a later attempt continues their runs."""
+        """Close the runs of the trackers without a result; a later attempt continues them."""
         for tracker in self.trackers:
             tracker.abandon(status)
 

@@ -39,7 +39,7 @@ def lost_signal(rows: list[dict[str, Any]]) -> str | None:
         return (
             f"all rewards of the last {STEPS} steps are 0, so that nothing is learned: {clipped:.0%} of the "
             "completions reached training.max_completion_length; other causes are a prompt.template that the model "
-            "does not know, and a reward that does not recognize its answers (`nested-reft grade` shows how one is graded)"
+            "does not know, and a reward that does not recognize its answers (`nested-reft grade` shows why)"
         )
     if all(row.get("sampling/ess", 1.0) < SMALLEST_ESS for row in last):
         return (

@@ -76,7 +76,7 @@ def changed_keys(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
 
 
 def settings_today(study: Study, path: str) -> dict[str, Any]:
-    """Return the settings that the stage of a job gets from the study as it is."""
+    """Return the settings that the stage of a job would get from the study."""
     stage = stage_of(path)
     axes: Mapping[str, Any] = axes_of(path)
     if stage == "evaluate":
@@ -95,7 +95,7 @@ def output_faults(folder: Path, path: str, outputs: Mapping[str, str], keeps_mod
 
 
 def input_faults(directory: Path, path: str, inputs: Mapping[str, Mapping[str, str]]) -> Iterator[Fault]:
-    """Yield a fault for each input that has changed since the stage read it. A deleted input is no fault."""
+    """Yield a fault for each input that has changed since the stage read it. A deleted input is not a fault."""
     for name, read in inputs.items():
         place = directory / read["path"]
         if place.exists() and checksum(place) != read["sha256"]:
