@@ -88,6 +88,7 @@ def test_a_signal_during_the_last_step_changes_nothing(tmp_path, data, signal_af
     assert (train_run(tmp_path / "run", data, 0.15, "retrace") / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_command_says_that_it_is_resumable_and_its_mlflow_run_is_killed(tmp_path):
     instance = "dataset~mixed/skip_ratio~0.15/border~1/mitigation~retrace/seed~0"
     target = f"results/smoke/train/model~tiny-28/{instance}"
