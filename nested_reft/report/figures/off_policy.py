@@ -78,7 +78,8 @@ def draw_over_steps(axis: Any, rows: pd.DataFrame, metric: str) -> None:
         return means.rolling(window, min_periods=1, center=True).median().clip(lower=0)
 
     baseline = smooth(rows[rows["skip_ratio"] == 0])
-    axis.plot(baseline.index, baseline, color=BASELINE, linewidth=2, label=BASELINE_NAME)
+    # drawn over the axis, on which its KL of 0 is
+    axis.plot(baseline.index, baseline, color=BASELINE, linewidth=2, label=BASELINE_NAME, clip_on=False, zorder=3)
     for series in series_of(rows):
         means = smooth(series.rows)
         style = {name: series.style[name] for name in ("color", "linestyle")}
