@@ -25,6 +25,8 @@ LAUNCHER = "NESTED_REFT_LAUNCHER"
 # How long a rank waits before it reports an error. The failure of one rank makes others fail, too, and the agent ends
 # these before they report. Ranks other than 0 wait longest, because all ranks report the same mistake of a user.
 SECONDS_BEFORE_REPORT, SECONDS_BEFORE_REPORT_OF_OTHERS = 2.0, 4.0
+# How long the agent waits for ranks that got a signal, and that save a checkpoint after their step.
+SECONDS_FOR_A_STEP = 600
 
 
 def num_processes() -> int:
@@ -63,6 +65,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",  # any free port
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        shutdown_timeout=SECONDS_FOR_A_STEP,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     try:

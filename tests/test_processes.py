@@ -102,9 +102,11 @@ def wait_until(condition) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 128 + 15), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGTERM, 128 + 15), (signal.SIGUSR1, 128 + 10), (signal.SIGKILL, -9)]
+)
 def test_a_signal_to_the_command_ends_all_ranks(sent, status, tmp_path):
-    """SIGTERM is passed on; after SIGKILL, which cannot be, the kernel ends the ranks."""
+    """SIGTERM and SIGUSR1 are passed on; after SIGKILL, which cannot be, the kernel ends the ranks."""
     program = (
         "import os, pathlib, sys, time\nfrom nested_reft import processes\n"
         "if 'RANK' in os.environ:\n"
