@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,15 @@ def snakemake(directory: Path, *arguments: str, cores: int = 2) -> subprocess.Co
     """Run the workflow with the given working directory."""
     fixed = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(directory)]
     return run(*fixed, "--cores", str(cores), *arguments)
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Undo what a test, or a command that it calls in this process, changes in the environment variables."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

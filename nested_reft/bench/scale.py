@@ -20,7 +20,7 @@ from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.nesting import num_skipped
-from nested_reft.records.files import read_json, read_rows, write_json, write_rows
+from nested_reft.records.files import output_checksums, read_json, read_rows, write_json, write_rows
 from nested_reft.records.provenance import collect_provenance
 
 RUNS_PER_SEED = 60  # 2 models x 3 datasets x (the baseline + 3 skip ratios x 3 mitigations)
@@ -146,11 +146,12 @@ def write_results(study: Study, template: Template, directory: Path, steps: int,
 
 
 def write_run(template: Path, folder: Path, run: Mapping[str, Any]) -> None:
-    """Write run.json: that of the template with other axes and its own identity."""
+    """Write run.json: that of the template with other axes, its own identity and the checksums of the folder."""
     record = read_json(template / "run.json")
     record |= {"run": run, "study": "scale", "uid": f"{folder}@{record['started']}"}
     if "num_layers" in record:
         record["num_skipped"] = num_skipped(record["num_layers"], run["skip_ratio"])
+    record["outputs"] = output_checksums(folder)
     write_json(folder / "run.json", record)
 
 

@@ -199,7 +199,7 @@ def bench_figure(
         try:
             result = read_json(path)
             is_rollout = result["bench"] == "rollout"
-        except (ValueError, KeyError, TypeError):
+        except (UserError, KeyError, TypeError):
             is_rollout = False
         if not is_rollout:
             raise UserError(f"{path} was not written by `bench rollout`; pass only such files")

@@ -37,6 +37,7 @@ def test_every_stage_puts_a_problem_in_the_same_words(template, tmp_path, monkey
     loaded = SimpleNamespace(config=config), SimpleNamespace(eos_token="<end>")
     for stage in (sft, train):
         monkeypatch.setattr(stage, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(train, "parameter_counts", lambda model: (0, 0))
     monkeypatch.setattr(sft.Dataset, "from_list", lambda rows: seen([row["prompt"] for row in rows]))
     monkeypatch.setattr(train, "build_trainer", lambda *rest: seen([row["prompt"] for row in rest[5]]))
     monkeypatch.setattr(evaluate, "generate_completions", lambda path, prompts, settings: seen(prompts))
