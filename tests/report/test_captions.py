@@ -206,7 +206,7 @@ def test_missing_runs_are_listed(made_up, tmp_path):
     sources = collect(synthetic.study(models=1), tmp_path / "results", tmp_path / "logs")
     written = texts(sources)
     assert rf"- ``{run}``: no \|memory\|\* is left" in written["findings"]
-    assert "1 of 67 results is missing." in written["findings"]
+    assert "1 of 67 models (pretrained, warmed up or trained) is missing;" in written["findings"]
     assert "1 missing result left out." in written["caption_heat_map"]
 
 
