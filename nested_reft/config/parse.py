@@ -118,3 +118,11 @@ def canonical(settings: Any) -> str:
         return value.model_dump() if isinstance(value, BaseModel) else value
 
     return json.dumps(settings, default=plain, sort_keys=True)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level: {"training": {"seed": 0}} -> {"training.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

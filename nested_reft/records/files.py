@@ -112,31 +112,37 @@ def output_checksums(folder: Path) -> dict[str, str]:
 
     Left out are `run.json`, which holds these checksums, and what exists only while a stage runs.
     """
-    return {
-        path.name: checksum(path)
+    names = [
+        path.name
         for path in sorted(folder.iterdir())
         if path.name not in ("run.json", "checkpoints")
         and path.suffix not in (".part", ".trash")
         and not path.name.startswith(".")
-    }
+    ]
+    return checksums(folder, *names)
 
 
-def check_outputs(folder: Path, *names: str) -> None:
+def checksums(folder: Path, *names: str) -> dict[str, str]:
+    """Return name -> checksum of files or folders in a folder."""
+    return {name: checksum(folder / name) for name in names}
+
+
+def check_outputs(folder: Path, found: Mapping[str, str]) -> None:
     """Refuse files or folders of a product that differ from what its stage wrote.
 
     Names are accepted if the folder has no `run.json` with checksums of them.
 
     Args:
         folder: the folder of the product.
-        names: the files and folders in it that are about to be read.
+        found: name -> checksum of the files and folders in it that are about to be read.
 
     Raises:
         UserError: a checksum differs, for example because the disk was full or the file was edited.
     """
     record = folder / "run.json"
     outputs = read_json(record).get("outputs", {}) if record.exists() else {}
-    for name in names:
-        if name in outputs and outputs[name] != checksum(folder / name):
+    for name, digest in found.items():
+        if outputs.get(name, digest) != digest:
             raise UserError(
                 f"{folder / name} is not what its stage wrote: its checksum differs from that in {record}; restore "
                 f"it, or delete {folder} and run the study again"

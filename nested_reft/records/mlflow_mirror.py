@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nested_reft.config.parse import flatten
 from nested_reft.records.mlflow_views import curve_names, description, experiment_tags, result_names, run_name
 from nested_reft.records.mounts import network_file_system
 
@@ -66,17 +67,6 @@ def reason(error: Exception) -> str:
     failures = re.findall(r"\[Errno -?\d+\] ([\w ]+)", str(error))
     first_sentence = re.split(r"\.?\s*(?:\. |\n|$)", str(error).strip())[0]
     return without_secrets(failures[-1] if failures else first_sentence)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as MLflow parameters: `training.learning_rate` -> `1e-06`."""
-    flat: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = str(value)
-    return flat
 
 
 def connect(uri: str) -> Any:
@@ -243,7 +233,7 @@ class MLflowMirror:
             name = run_name(self.record["stage"], axes)
             started = mlflow_timestamp(self.record["started"])
             self.run_id = client.create_run(self.experiment, start_time=started, tags=tags, run_name=name).info.run_id
-        params = [Param(name, value[:PARAM_LENGTH]) for name, value in flatten(self.record["settings"]).items()]
+        params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in flatten(self.record["settings"]).items()]
         for start in range(0, len(params), PARAMS_PER_BATCH):
             client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
         self.client = client

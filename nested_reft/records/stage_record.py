@@ -65,9 +65,9 @@ class StageRecord:
         self.out = out
         self.checkpoints = out / "checkpoints"
         self.rows: list[dict[str, Any]] = []
-        for path in inputs.values():
-            check_outputs(path.parent, path.name)
         digests = {name: checksum(path) for name, path in inputs.items()}
+        for name, path in inputs.items():
+            check_outputs(path.parent, {path.name: digests[name]})
         fingerprint = json.dumps([settings, digests], sort_keys=True)
         started = self.checkpoints / "started.json"
         if not started.exists() or read_json(started)["fingerprint"] != fingerprint:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from nested_reft.config.layout import PRETRAINED, products
 from nested_reft.config.study import RUN, Study
 from nested_reft.errors import UserError
-from nested_reft.records.files import check_outputs, read_json, read_rows, read_versioned_json
+from nested_reft.records.files import check_outputs, checksums, read_json, read_rows, read_versioned_json
 from nested_reft.records.job_logs import last_sentence
 from nested_reft.records.lock import is_locked
 from nested_reft.report.details import collect_details
@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
 
 def read_evaluation(folder: Path, product: dict[str, Any]) -> Evaluation:
     """Return an evaluated model from the folder of its evaluation."""
-    check_outputs(folder, "records.parquet", "metrics.json")
+    check_outputs(folder, checksums(folder, "records.parquet", "metrics.json"))
     columns = ["benchmark", "problem_id", "correct"]
     file = folder / "records.parquet"
     # Threads cost more than they save, because the files are small and many.
@@ -110,7 +110,7 @@ def step_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_training(folder: Path) -> TrainingRun:
     """Return what a report shows of a training run."""
-    check_outputs(folder, "metrics.json", "metrics.jsonl")
+    check_outputs(folder, checksums(folder, "metrics.json", "metrics.jsonl"))
     record, totals = read_versioned_json(folder / "run.json"), read_versioned_json(folder / "metrics.json")
     rows = read_rows(folder / "metrics.jsonl")
     columns: dict[str, Any] = {name: record.get(name) for name in MODEL_SIZES}

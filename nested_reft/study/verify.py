@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import stage_settings
-from nested_reft.config.layout import products
-from nested_reft.config.parse import parse_settings
+from nested_reft.config.parse import flatten, parse_settings
 from nested_reft.config.sections import Section
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
@@ -61,26 +60,17 @@ def started_settings(results: Path) -> Study:
     return study
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level: {"training": {"seed": 0}} -> {"training.seed": 0}."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
-
-
 def changed_keys(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return the keys in which two settings differ."""
-    one, other = flat(settings), flat(wanted)
+    one, other = flatten(settings), flatten(wanted)
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def settings_today(study: Study, path: str) -> dict[str, Any]:
     """Return the settings that the stage of a job would get from the study."""
-    stage = stage_of(path)
-    axes: Mapping[str, Any] = axes_of(path)
+    stage, axes = stage_of(path), axes_of(path)
     if stage == "evaluate":
-        axes = dict(products(study))[path.removeprefix("evaluate/")]
+        axes = {"product": path.split("/")[1]} | axes
     return parse_settings(SECTIONS[stage], stage_settings.settings_of(study, stage, axes)).model_dump(mode="json")
 
 
@@ -102,13 +92,14 @@ def input_faults(directory: Path, path: str, inputs: Mapping[str, Mapping[str, s
             yield Fault("stale", path, f"its input {name} ({read['path']}) has changed since")
 
 
-def product_faults(directory: Path, study: Study, path: str) -> Iterator[Fault]:
-    """Yield the faults of the product of a job.
+def product_faults(directory: Path, study: Study, path: str, commits: Counter[str]) -> Iterator[Fault]:
+    """Yield the faults of the product of a job, and count the commit that made it.
 
     Args:
         directory: the working directory of the study.
         study: the configuration of the study.
         path: the path of the job below the results.
+        commits: the number of products by commit so far.
     """
     folder = Folders.of(directory, study.study).results / path
     if not (folder / "run.json").exists():
@@ -123,6 +114,7 @@ def product_faults(directory: Path, study: Study, path: str) -> Iterator[Fault]:
     except UserError as error:
         yield Fault("damaged", path, str(error))
         return
+    commits[record["provenance"]["git_commit"]] += 1
     if "outputs" not in record:
         yield Fault("stale", path, "run.json has no checksums, because an earlier version of nested-reft wrote it")
     yield from output_faults(folder, path, record.get("outputs", {}), study.jobs.keep_models)
@@ -141,15 +133,13 @@ def orphans(results: Path, paths: Iterable[str]) -> Iterator[Fault]:
                 yield Fault("orphaned", path, "no job of the study makes it")
 
 
-def commit_faults(results: Path, paths: Iterable[str]) -> Iterator[Fault]:
-    """Yield a fault for each other commit of the code by which products were made."""
+def commit_faults(commits: Counter[str]) -> Iterator[Fault]:
+    """Yield a fault for each other commit of the code, given the number of products by the commit that made them."""
     now = collect_provenance()["git_commit"]
-    files = [results / path / "run.json" for path in paths if (results / path / "run.json").exists()]
-    commits = Counter(read_json(file)["provenance"]["git_commit"] for file in files)
     for commit, number in sorted(commits.items()):
         if commit != now:
             sentence = f"made by commit {commit[:12]}, and the code is now at {now[:12]}"
-            yield Fault("stale", f"{number} of {len(files)} products", sentence)
+            yield Fault("stale", f"{number} of {commits.total()} products", sentence)
 
 
 def faults(directory: Path, study: Study, paths: Iterable[str]) -> Iterator[Fault]:
@@ -160,8 +150,8 @@ def faults(directory: Path, study: Study, paths: Iterable[str]) -> Iterator[Faul
         study: the configuration of the study.
         paths: the paths of its jobs, as `job_paths` gives them; a caller may show how far the iteration is.
     """
+    commits: Counter[str] = Counter()
     for path in paths:
-        yield from product_faults(directory, study, path)
-    results, known = Folders.of(directory, study.study).results, job_paths(study)
-    yield from orphans(results, known)
-    yield from commit_faults(results, known)
+        yield from product_faults(directory, study, path, commits)
+    yield from orphans(Folders.of(directory, study.study).results, job_paths(study))
+    yield from commit_faults(commits)

@@ -104,8 +104,20 @@ def test_products_of_another_commit_are_counted(finished):
     record["provenance"]["git_commit"] = "0" * 40
     write_json(path, record)
     study = started_settings(results)
-    (fault,) = [one for one in faults(finished, study, []) if one.sentence.startswith("made by commit 000000000000")]
+    listed = list(faults(finished, study, job_paths(study)))
+    (fault,) = [one for one in listed if one.sentence.startswith("made by commit 000000000000")]
     assert (fault.kind, fault.path) == ("stale", "1 of 11 products")
+
+
+def test_a_run_json_that_was_cut_off_is_one_fault_among_others(finished):
+    results = finished / "results/smoke"
+    record = results / RETRACE / "run.json"
+    record.write_text(record.read_text()[:100])
+    (results / f"evaluate/{RETRACE}/metrics.json").unlink()
+    kinds = {fault.path: (fault.kind, fault.sentence) for fault in found(finished)}
+    kind, sentence = kinds.pop(RETRACE)
+    assert kind == "damaged" and "run.json is not JSON" in sentence
+    assert kinds == {f"evaluate/{RETRACE}": ("missing", "metrics.json is missing")}
 
 
 def test_a_deleted_model_is_a_fault_only_if_the_study_keeps_models(finished):
