@@ -92,11 +92,17 @@ CASES = (
     Case("SFT, large batch", "wide-20", sft=batch(48, 48)),
     Case("SFT", "256x12", sft=batch(8, 8), dataset="algebra"),
     Case("SFT, checkpointing", "1024x4", sft=batch(8, 8, gradient_checkpointing=True)),
-    Case("SFT, LoRA", "384x6", sft=batch(16, 8, **LORA)),
+    Case("SFT, LoRA", "384x6", sft=batch(16, 8, **LORA), fitted=True),
+    Case("SFT, LoRA", "1024x4", sft=batch(8, 8, **LORA), dataset="algebra"),
     Case("training, long", "wide-20", training=sizes(4, 4, 96, 16)),
     Case("training", "1024x4", training=sizes(2, 4, 48, 8)),
     Case("training, checkpointing", "384x6", training=sizes(4, 4, 64, 16, gradient_checkpointing=True)),
     Case("training, LoRA", "512x8", training=sizes(4, 4, 64, 8, **LORA)),
+    Case(
+        "training, LoRA on attention",
+        "wide-20",
+        training=sizes(4, 4, 64, 16, lora={"r": 8, "target_modules": ["q_proj", "v_proj"]}),
+    ),
 )
 
 

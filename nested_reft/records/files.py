@@ -71,7 +71,9 @@ def read_rows(path: Path, torn_end: bool = False) -> list[dict[str, Any]]:
             part is left out.
     """
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in (lines[:-1] if torn_end else lines) if line]
+    complete = [line for line in (lines[:-1] if torn_end else lines) if line]
+    rows: list[dict[str, Any]] = json.loads(f"[{','.join(complete)}]")
+    return rows
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

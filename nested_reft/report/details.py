@@ -42,12 +42,13 @@ def sft_steps(study: Study, results: Path) -> Iterator[pd.DataFrame]:
             yield losses.assign(**{axis: product[axis] for axis in ("model", "dataset", "seed")})[SFT_STEPS]
 
 
-def token_weights(runs: Iterable[tuple[Mapping[str, Any], Floats | None]]) -> Iterator[pd.DataFrame]:
-    """Yield the number of tokens in each bin of weights of every run, summed over its steps."""
-    for product, counts in runs:
-        if counts is not None:
-            axes = {axis: value for axis, value in product.items() if axis != "product"}
-            yield pd.DataFrame({**axes, "weight": WEIGHT_BINS, "tokens": counts})
+def token_weights(runs: Iterable[tuple[Mapping[str, Any], Floats | None]]) -> pd.DataFrame:
+    """Return the number of tokens in each bin of weights of every run, summed over its steps."""
+    counted = [(product, counts) for product, counts in runs if counts is not None]
+    axes = pd.DataFrame([product for product, _ in counted]).drop(columns="product", errors="ignore")
+    table = axes.loc[axes.index.repeat(len(WEIGHT_BINS))].reset_index(drop=True)
+    tokens = [number for _, counts in counted for number in counts]
+    return table.assign(weight=np.tile(WEIGHT_BINS, len(counted)), tokens=tokens)
 
 
 def shortened(completion: str) -> str:
@@ -97,7 +98,7 @@ ANSWERS = ["model", "dataset", "benchmark", "problem_id", "problem", "answer"]
 ANSWERS += [f"{name}{suffix}" for name in ("sft", "baseline", "instance") for suffix in ("", "_correct")]
 
 
-def table(frames: Iterator[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def table(frames: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     """Return the frames as one table, which has these columns even without any frame."""
     return pd.concat([pd.DataFrame(columns=columns), *frames], ignore_index=True)[columns]
 
@@ -113,7 +114,7 @@ def collect_details(study: Study, results: Path, runs: Iterable[tuple[Mapping[st
     axes = ["model", "dataset", *(axis for axis in study.grid.model_dump() if axis not in ("model", "dataset"))]
     return Details(
         table(sft_steps(study, results), SFT_STEPS),
-        table(token_weights(runs), [*axes, "weight", "tokens"]),
+        table([token_weights(runs)], [*axes, "weight", "tokens"]),
         table(sampled_answers(study, results), ANSWERS),
     )
 

@@ -92,6 +92,6 @@ CARDS = {
         gpu("rtx-4090", 24, 165, 82.6, 1008, 32),
         # The rates are those of one core of an AMD EPYC with AVX-512 (matrix product of 1024 x 1024, copy of 256 MB).
         # The efficiencies and the time of an operation were fitted to the cases of `bench plan` that are marked so.
-        Card("cpu", 0, {"float32": 91e9, "bfloat16": 45e9}, 27e9, 5e9, 7e-6, 1.0, 0.7, 0.6, "measured"),
+        Card("cpu", 0, {"float32": 91e9, "bfloat16": 45e9}, 27e9, 5e9, 12e-6, 1.0, 0.68, 0.45, "measured"),
     )
 }

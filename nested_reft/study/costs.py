@@ -20,7 +20,9 @@ CPU_TILES = 7
 # Operations of PyTorch per layer: in a forward pass, in a decode step of the engine, and in a compiled one.
 FORWARD_OPS, DECODE_OPS, COMPILED_OPS = 45, 50, 6
 # How often the loss reads or writes a logit: by operations of PyTorch on a CPU, by a kernel on a GPU.
-CPU_TILE_ACCESSES, GPU_TILE_ACCESSES = 50, 6
+CPU_TILE_ACCESSES, GPU_TILE_ACCESSES = 98, 6
+# Outputs of each matrix with an adapter that are freed between tensors that stay: on a CPU, the heap keeps their room.
+HEAP_OUTPUTS = 2
 # Operations of PyTorch that sample a token, and that update one tensor of weights.
 SAMPLING_OPS, OPTIMIZER_OPS = 40, 5
 # Tensors of weights in a layer.
@@ -216,6 +218,10 @@ def update_memory(
     else:
         activations = shape.num_layers * per_layer
     activations += tokens * (3 * shape.intermediate_size + 4 * shape.hidden_size) * size  # gradients of one layer
+    if lora and not card.is_gpu:
+        layers = 1 if settings.gradient_checkpointing else shape.num_layers
+        outputs = sum(output for _, output in shape.adapted(lora.target_modules))
+        activations += HEAP_OUTPUTS * layers * tokens * outputs * size
     rows = min(TILE_TOKENS, batch * (scored if card.is_gpu else length))
     tile = rows * min(TILE_VOCABULARY, shape.vocab_size)
     logits = rows * TILE_VOCABULARY * size if card.is_gpu else CPU_TILES * tile * 4
