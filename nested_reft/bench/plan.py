@@ -256,12 +256,12 @@ class Comparison(NamedTuple):
             "job": self.case.name,
             "model": self.case.model,
             "": "fitted" if self.case.fitted else "",
-            "memory, GiB": f"{memory / GIB:.2f}",
-            "measured": f"{peak / GIB:.2f}",
-            "off by": f"{memory / peak - 1:+.0%}",
-            "step, s": f"{step:.2f}",
-            "measured ": f"{time_of_step:.2f}",
-            "off by ": f"{step / time_of_step - 1:+.0%}",
+            "GiB planned": f"{memory / GIB:.2f}",
+            "GiB measured": f"{peak / GIB:.2f}",
+            "GiB off by": f"{memory / peak - 1:+.0%}",
+            "step planned, s": f"{step:.2f}",
+            "step measured, s": f"{time_of_step:.2f}",
+            "step off by": f"{step / time_of_step - 1:+.0%}",
             "share of a core": f"{self.measured['cpu'] / self.measured['wall']:.2f}",
         }
 

@@ -19,6 +19,7 @@ class Card(NamedTuple):
         bandwidth: bytes per second.
         link: bytes per second between two cards of a node, in each direction.
         op_seconds: the time to start one operation of PyTorch.
+        start_seconds: the time in which a job imports its libraries and initializes the device.
         update_efficiency: the share of `flops` that a forward and backward pass over whole sequences reaches.
         decode_efficiency: the share of `flops` that a decode step reaches, in which matrices have few rows.
         bandwidth_efficiency: the share of `bandwidth` that is reached.
@@ -31,6 +32,7 @@ class Card(NamedTuple):
     bandwidth: float
     link: float
     op_seconds: float
+    start_seconds: float
     update_efficiency: float
     decode_efficiency: float
     bandwidth_efficiency: float
@@ -75,7 +77,17 @@ def gpu(name: str, gigabytes: int, bfloat16: float, float32: float, bandwidth: f
     """
     rates = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
     return Card(
-        name, int(gigabytes * 0.985 * GIB), rates, bandwidth * 1e9, link * 1e9, 10e-6, 0.55, 0.5, 0.6, "datasheet"
+        name,
+        int(gigabytes * 0.985 * GIB),
+        rates,
+        bandwidth * 1e9,
+        link * 1e9,
+        10e-6,
+        25.0,
+        0.55,
+        0.5,
+        0.6,
+        "datasheet",
     )
 
 
@@ -92,6 +104,6 @@ CARDS = {
         gpu("rtx-4090", 24, 165, 82.6, 1008, 32),
         # The rates are those of one core of an AMD EPYC with AVX-512 (matrix product of 1024 x 1024, copy of 256 MB).
         # The efficiencies and the time of an operation were fitted to the cases of `bench plan` that are marked so.
-        Card("cpu", 0, {"float32": 91e9, "bfloat16": 45e9}, 27e9, 5e9, 12e-6, 1.0, 0.68, 0.45, "measured"),
+        Card("cpu", 0, {"float32": 91e9, "bfloat16": 45e9}, 27e9, 5e9, 12e-6, 12.0, 1.0, 0.68, 0.45, "measured"),
     )
 }

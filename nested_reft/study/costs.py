@@ -31,8 +31,8 @@ TENSORS_PER_LAYER = 12
 SAMPLING_BYTES = 48
 # Numbers that AdamW and the clipping of gradients read and write for each trained parameter.
 OPTIMIZER_ACCESSES = 12
-# The seconds that one answer is graded in, a step logs in, a job starts in.
-GRADE_SECONDS, STEP_SECONDS, START_SECONDS = 1e-3, 0.02, 25.0
+# The seconds that one answer is graded in, and a step logs in.
+GRADE_SECONDS, STEP_SECONDS = 1e-3, 0.02
 # Bytes per second of the disk that checkpoints are written to.
 DISK_BANDWIDTH = 1e9
 # What a process holds on a GPU outside of its tensors: the CUDA context and the libraries' workspaces.
@@ -351,9 +351,9 @@ def checkpoint_seconds(shape: ModelShape, settings: Optimization, trained: int, 
     return (math.ceil(steps / settings.save_steps) * one + shape.parameters * size) / DISK_BANDWIDTH
 
 
-def start_seconds(shape: ModelShape, dtype: str) -> float:
+def start_seconds(shape: ModelShape, dtype: str, card: Card) -> float:
     """Return the time until a job has imported its libraries and read its model."""
-    return START_SECONDS + shape.parameters * BYTES[dtype] / DISK_BANDWIDTH
+    return card.start_seconds + shape.parameters * BYTES[dtype] / DISK_BANDWIDTH
 
 
 def sft_cost(
@@ -383,7 +383,7 @@ def sft_cost(
     micro_batches = sequences / settings.per_device_train_batch_size
     update, flops = update_seconds(shape, settings, sequences, length, solution, card)
     seconds = {
-        "start": start_seconds(shape, settings.dtype),
+        "start": start_seconds(shape, settings.dtype, card),
         "update": update,
         "optimizer": steps * optimizer_seconds(shape, settings, trained, card, layout.shards),
         "exchange": exchange_seconds(shape, settings, micro_batches, card, layout),
@@ -437,7 +437,7 @@ def train_cost(
         forward = shape.forward_flops(rows * length, length, rows * new_tokens)
         scoring += card.seconds(forward, 0.0, shape.num_layers * FORWARD_OPS, dtype)
     seconds = {
-        "start": start_seconds(shape, settings.dtype),
+        "start": start_seconds(shape, settings.dtype, card),
         "generate": samplings * (prefill + new_tokens * decode),
         "score": samplings * scoring,
         "update": update,
@@ -506,7 +506,7 @@ def evaluate_cost(
     )
     prefill_ops = completions / max(1, rows) * shape.num_layers * FORWARD_OPS
     seconds = {
-        "start": start_seconds(shape, settings.dtype),
+        "start": start_seconds(shape, settings.dtype, card),
         "generate": steps * decode + card.seconds(prefill_flops, 0.0, prefill_ops, settings.dtype),
         "score": completions * GRADE_SECONDS,
     }

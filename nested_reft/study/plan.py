@@ -458,7 +458,7 @@ def assumptions(planner: Planner) -> Iterator[str]:
             f"{card.name}: {size}, {rates}, {card.bandwidth / 1e9:,.0f} GB/s ({card.source}); reached are "
             f"{card.update_efficiency:.0%} of the FLOP/s in updates, {card.decode_efficiency:.0%} of them in decode "
             f"steps, and {card.bandwidth_efficiency:.0%} of the bandwidth; {1e6 * card.op_seconds:.3g} µs start an "
-            "operation"
+            f"operation, and {card.start_seconds:.0f} s a job"
         )
     if planner.factors:
         measured = ", ".join(f"{phase} {factor:.2f}" for phase, factor in planner.factors.items())
@@ -467,7 +467,7 @@ def assumptions(planner: Planner) -> Iterator[str]:
     yield from (f"texts: {text}" for text in dict.fromkeys(text.assumption for text in texts) if text)
     if study.evaluation.max_new_tokens > COMPLETION_TOKENS:
         yield f"a completion of an evaluation has {COMPLETION_TOKENS} tokens on average"
-    yield "a job starts in 25 s; checkpoints and models are written and read at 1 GB/s"
+    yield "checkpoints and models are written and read at 1 GB/s"
 
 
 # ---- requests of jobs on a cluster ---------------------------------------------------------------
