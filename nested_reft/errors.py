@@ -14,18 +14,18 @@ class NestingError(ValueError):
     """The model or a setting would make nested roll-outs silently wrong. The message says why, in one sentence."""
 
 
-class PreemptedError(Exception):
-    """A signal ended a training, which has saved a checkpoint and continues when its command is started again.
+class PreemptedError(BaseException):
+    """A signal ended a stage, which continues when its command is started again.
+
+    It derives from BaseException as KeyboardInterrupt does, so that no library takes it for a failure of its own.
 
     Args:
         signal: the number of the signal.
-        step: the optimizer step after which the training ended.
-        steps: the number of its optimizer steps.
+        ended: what the signal ended, and what is kept.
     """
 
-    def __init__(self, signal: int, step: int, steps: int) -> None:
-        name = Signals(signal).name
-        super().__init__(f"{name} ended the training after step {step} of {steps}, with a checkpoint; {RESUMABLE}")
+    def __init__(self, signal: int, ended: str) -> None:
+        super().__init__(f"{Signals(signal).name} ended {ended}; {RESUMABLE}")
         self.exit_code = 128 + signal  # as a shell reports a process that a signal ended
 
 

@@ -135,7 +135,7 @@ def main() -> None:
     """Run the command line. A mistake of the user ends it with one sentence and exit code 2.
 
     A full disk, too little GPU memory and a training that diverges end it with one sentence and exit code 1. A signal
-    after which a training has saved a checkpoint ends it with one sentence and 128 plus the number of the signal.
+    after which a stage is resumable ends it with one sentence and 128 plus the number of the signal.
     """
     try:
         app()

@@ -116,14 +116,20 @@ class Workers:
         self.standby = Worker()
 
     def compare(self, expected: str, found: str, limit_s: float) -> Comparison:
-        """Compare in the active child, and replace the child if it does not answer."""
+        """Compare in the active child, and replace the child if it does not answer.
+
+        Something else may have killed the child, so that answers with which it dies are compared twice.
+        """
         with self.lock:
-            answer = self.active.compare(expected, found, limit_s)
-            if answer in DECISIONS:
-                return DECISIONS[answer]
-            self.active.kill()
-            self.active, self.standby = self.standby, Worker()
-            return "timeout" if answer is None else "died"
+            for _ in range(2):
+                answer = self.active.compare(expected, found, limit_s)
+                if answer in DECISIONS:
+                    return DECISIONS[answer]
+                self.active.kill()
+                self.active, self.standby = self.standby, Worker()
+                if answer is None:
+                    return "timeout"
+            return "died"
 
     def kill(self) -> None:
         """End both children."""

@@ -16,17 +16,20 @@ sampled at once. This module has not been run on a GPU yet: compare it with anot
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from nested_reft.config.sections import Evaluation
 from nested_reft.errors import UserError
 from nested_reft.model.loading import load_tokenizer
 
 
-def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
-    """Return one completion per prompt and its length in tokens, EOS included, in the order of the prompts.
+def open_vllm(
+    model_path: str, prompts: list[str], settings: Evaluation
+) -> tuple[PreTrainedTokenizerBase, Callable[[range], list[list[int]]]]:
+    """Return the tokenizer, and a function that samples the completions of a range of the prompts, EOS included.
 
     Args:
         model_path: the folder of the model and its tokenizer.
@@ -57,8 +60,9 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
         max_model_len=max(map(len, prompt_ids)) + settings.max_new_tokens,
     )
     eos_token_ids = read_eos_token_ids(model_path)
-    sampling = [
-        SamplingParams(
+
+    def sampling(index: int) -> SamplingParams:
+        return SamplingParams(
             n=1,
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -69,13 +73,15 @@ def complete(model_path: str, prompts: list[str], settings: Evaluation) -> tuple
             # By default vLLM stops at the tokenizer's EOS token too, where the other samplers continue.
             ignore_eos=True,
             stop_token_ids=eos_token_ids,
-            detokenize=False,  # done below, because vLLM's own text can differ in its spaces
+            detokenize=False,  # done by the caller, because vLLM's own text can differ in its spaces
         )
-        for index in range(len(prompts))
-    ]
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], sampling, use_tqdm=sys.stderr.isatty())
-    completions = [list(output.outputs[0].token_ids) for output in outputs]
-    return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
+
+    def complete(rows: range) -> list[list[int]]:
+        requests = [{"prompt_token_ids": prompt_ids[row]} for row in rows]
+        outputs = llm.generate(requests, [sampling(row) for row in rows], use_tqdm=sys.stderr.isatty())
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    return tokenizer, complete
 
 
 def read_eos_token_ids(model_path: str) -> list[int]:

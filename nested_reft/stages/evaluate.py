@@ -5,9 +5,12 @@ without the model. Torch is imported only where completions are generated, so th
 """
 
 import logging
+import math
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,17 +19,30 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.grading import grade as grading
 from nested_reft.processes import gather, merge_shares, num_processes, rank, share_of
-from nested_reft.records.files import output_checksums, read_rows, read_versioned_json, write_versioned_json
+from nested_reft.records.files import (
+    output_checksums,
+    read_rows,
+    read_versioned_json,
+    write_rows,
+    write_versioned_json,
+)
 from nested_reft.records.progress import completion_row
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
+from nested_reft.stages.signals import ended_by_signals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 # An evaluation logs how far it is at most this often.
 SECONDS_BETWEEN_ROWS = 10.0
+# A batch of completions, which is saved when all of them have ended, fills the rows of the sampler this many times.
+# At the end of each batch, rows idle until its last completion has ended.
+FILLINGS_PER_BATCH = 32
 # Level of the intervals in metrics.json; the report computes its own at `analysis.confidence`.
 CONFIDENCE = 0.95
 
@@ -52,15 +68,24 @@ class CompletionLogger:
             self.logged = now
 
 
-def generate_completions(model_path: str, prompts: list[str], settings: Evaluation) -> tuple[list[str], list[int]]:
-    """Return one completion per prompt, sampled without skipping, and the lengths of the completions in tokens.
+def open_sampler(
+    model_path: str, prompts: list[str], settings: Evaluation, batches: Sequence[range]
+) -> tuple["PreTrainedTokenizerBase", Callable[[range], list[list[int]]]]:
+    """Load a model; return its tokenizer, and the function that samples the completions of a range of the prompts.
 
-    Each rank samples its share of the completions and gets those of all.
+    Each rank samples its share of the completions and gets those of all. With an engine, a completion is a function of
+    the index of its prompt; `generate` samples from a random state of its own for each range.
+
+    Args:
+        model_path: the folder of the model and its tokenizer.
+        prompts: the formatted prompts.
+        settings: the settings of the evaluation.
+        batches: the ranges that will be sampled.
     """
     if settings.sampler == "vllm":
-        from nested_reft.rollout.vllm import complete
+        from nested_reft.rollout.vllm import open_vllm
 
-        return complete(model_path, prompts, settings)
+        return open_vllm(model_path, prompts, settings)
     import torch
 
     from nested_reft.model.loading import end_token_ids, load_model
@@ -70,33 +95,84 @@ def generate_completions(model_path: str, prompts: list[str], settings: Evaluati
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    prompt_ids = share_of(tokenizer(prompts)["input_ids"])
+    prompt_ids = tokenizer(prompts)["input_ids"]
     sampling = SamplingParams(
         settings.max_new_tokens,
         settings.temperature,
         settings.top_p if settings.temperature > 0 else 1.0,
         eos_token_ids=end_token_ids(model, tokenizer),
     )
-    log_finished = CompletionLogger(len(prompt_ids)).count
-    engine = engine_for(model, settings.sampler, prompt_ids, sampling, settings.batch_size) if prompt_ids else None
-    if not prompt_ids:  # there are more ranks than completions
-        completions = []
-    elif engine is None:
-        # `generate` samples from the global random state: no two ranks of a run share a seed.
-        own = settings.model_copy(update={"seed": settings.seed * num_processes() + rank()})
-        completions = complete_by_generate(model, tokenizer, prompt_ids, own, log_finished)
-    else:
-        completions, _ = engine.sample(
-            prompt_ids,
-            sampling,
-            settings.seed,
-            batch_size=settings.batch_size,
-            first_row=rank(),
-            on_finished=log_finished,
-            row_step=num_processes(),
-        )
-    completions = merge_shares(gather(completions))
-    return tokenizer.batch_decode(completions, skip_special_tokens=True), [len(tokens) for tokens in completions]
+    shares = [batch[rank() :: num_processes()] for batch in batches]
+    log_finished = CompletionLogger(sum(map(len, shares))).count
+    own = share_of(prompt_ids)
+    engine = engine_for(model, settings.sampler, own, sampling, settings.batch_size) if own else None
+
+    def complete(batch: range) -> list[list[int]]:
+        rows = batch[rank() :: num_processes()]
+        own = [prompt_ids[row] for row in rows]
+        if not own:  # there are more ranks than completions
+            completions = []
+        elif engine is None:
+            # `generate` samples from the global random state: no two ranks and no two batches of a run share a seed.
+            seed = settings.seed * num_processes() + rank() + batch.start
+            of_batch = settings.model_copy(update={"seed": seed})
+            completions = complete_by_generate(model, tokenizer, own, of_batch, log_finished)
+        else:
+            completions, _ = engine.sample(
+                own,
+                sampling,
+                settings.seed,
+                batch_size=settings.batch_size,
+                first_row=rows.start,
+                on_finished=log_finished,
+                row_step=rows.step,
+            )
+        return merge_shares(gather(completions))
+
+    return tokenizer, complete
+
+
+def read_completions(folder: Path) -> list[dict[str, Any]]:
+    """Return the completions that an earlier attempt has saved: a row each, with `completion` and `length`."""
+    rows: list[dict[str, Any]] = []
+    while (file := folder / f"completions-{len(rows)}.jsonl").exists():
+        rows += read_rows(file)
+    return rows
+
+
+def generate_completions(
+    model_path: str, prompts: list[str], settings: Evaluation, folder: Path | None = None
+) -> tuple[list[str], list[int]]:
+    """Return one completion per prompt, sampled without skipping, and the lengths of the completions in tokens.
+
+    Rounding depends on the completions that are sampled together. They are therefore sampled in batches that depend
+    on the settings alone, so that an evaluation that was interrupted gives the same completions.
+
+    Args:
+        model_path: the folder of the model and its tokenizer.
+        prompts: the formatted prompts; a prompt that occurs n times gets n completions.
+        settings: the settings of the evaluation.
+        folder: where finished batches are saved, and where those of an earlier attempt are; None saves nothing.
+    """
+    rows = read_completions(folder) if folder else []
+    if rows:
+        log.info("%d of %d completions are those of an earlier attempt", len(rows), len(prompts))
+    if len(rows) < len(prompts):
+        largest = FILLINGS_PER_BATCH * settings.batch_size * num_processes()
+        size = math.ceil(len(prompts) / math.ceil(len(prompts) / largest))  # no batch is much smaller than others
+        starts = range(len(rows), len(prompts), size)
+        batches = [range(start, min(start + size, len(prompts))) for start in starts]
+        tokenizer, complete = open_sampler(model_path, prompts, settings, batches)
+        for batch in batches:
+            completions = complete(batch)
+            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+            finished = [
+                {"completion": text, "length": len(tokens)} for text, tokens in zip(texts, completions, strict=True)
+            ]
+            if folder and rank() == 0:
+                write_rows(folder / f"completions-{batch.start}.jsonl", finished)
+            rows += finished
+    return [row["completion"] for row in rows], [row["length"] for row in rows]
 
 
 def grade_records(records: pd.DataFrame) -> pd.DataFrame:
@@ -164,19 +240,26 @@ def write_records(records: pd.DataFrame, folder: Path) -> None:
 
 
 def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: Path, record: StageRecord) -> None:
-    """Run all benchmarks; write `records.parquet` (a row per completion) and the metrics."""
+    """Run all benchmarks; write `records.parquet` (a row per completion) and the metrics.
+
+    Raises:
+        PreemptedError: a signal has ended the evaluation, which continues after its last finished batch.
+    """
     started = time.perf_counter()
     problems = pd.DataFrame(read_rows(benchmarks))
     problems.insert(1, "problem_id", problems.groupby("benchmark", sort=False).cumcount())
     problems["prompt"] = [format_prompt(problem, prompt.template) for problem in problems["problem"]]
     records = problems.loc[problems.index.repeat(settings.num_samples)].reset_index(drop=True)
     records.insert(2, "sample", records.groupby(["benchmark", "problem_id"], sort=False).cumcount())
-    records["completion"], records["length"] = generate_completions(model_path, list(records["prompt"]), settings)
-    if not record.is_written:
-        return
-    records["truncated"] = records["length"] >= settings.max_new_tokens
-    records = grade_records(records)
-    write_records(records, record.out)
+    with ended_by_signals("the evaluation, whose finished batches are saved"):
+        prompts = list(records["prompt"])
+        completions = generate_completions(model_path, prompts, settings, record.checkpoints)
+        if not record.is_written:
+            return
+        records["completion"], records["length"] = completions
+        records["truncated"] = records["length"] >= settings.max_new_tokens
+        records = grade_records(records)
+        write_records(records, record.out)
     record.finish(
         evaluation_metrics(records) | {"evaluation_runtime_s": time.perf_counter() - started},
         num_processes=num_processes(),

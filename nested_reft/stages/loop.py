@@ -2,7 +2,6 @@
 
 import logging
 import resource
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,11 @@ from transformers.utils import is_torch_bf16_gpu_available
 from nested_reft.config.sections import Optimization, Sft, Training
 from nested_reft.errors import UserError
 from nested_reft.processes import num_processes
+from nested_reft.records.files import discard
 from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages.alarms import Alarms
+from nested_reft.stages.checkpoints import KeepLastCheckpoint, check_checkpoint, delete_incomplete, last_checkpoint
 from nested_reft.stages.preemption import stopped_by_signals
 from nested_reft.trainer import NestedRollouts
 
@@ -193,7 +194,7 @@ def shared_arguments(settings: Optimization, output_dir: Path, seed: int, distri
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": 1,
+        "save_total_limit": None,  # `KeepLastCheckpoint` deletes the others
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
@@ -214,19 +215,6 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in the folder, or None.
-
-    A checkpoint is complete if its `trainer_state.json` is complete: transformers writes this file last.
-    """
-    complete = [
-        path.parent
-        for path in folder.glob("checkpoint-*/trainer_state.json")
-        if path.read_text().rstrip().endswith("}")
-    ]
-    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
 def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1) -> dict[str, float]:
     """Train from the last checkpoint, or from the start, and save the model; return the run's totals.
 
@@ -242,6 +230,10 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
         PreemptedError: a signal has ended the training, which continues from its checkpoint at the next attempt.
     """
     checkpoint = last_checkpoint(record.checkpoints)
+    if record.is_written:
+        delete_incomplete(record.checkpoints)
+        if checkpoint:
+            check_checkpoint(checkpoint)
     record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     num_tokens = record.rows[-1]["num_tokens"] if record.rows else 0
     is_sharded = checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*"))
@@ -255,6 +247,7 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.add_callback(StepLogger(record))
     trainer.add_callback(Alarms(trainer, record))
+    trainer.add_callback(KeepLastCheckpoint(trainer))
     with stopped_by_signals(trainer, steps_per_sample):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if is_peft_model(trainer.model):
@@ -263,8 +256,7 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
     unfinished, model = record.out / "model.part", record.out / "model"
     trainer.save_model(str(unfinished))
     if record.is_written:
-        if model.exists():
-            shutil.rmtree(model)
+        discard(model)
         (unfinished / "training_args.bin").unlink()  # a pickle; run.json holds the same settings as text
         unfinished.rename(model)
     return {"train_runtime_s": sum(row["perf/step_s"] for row in record.rows)}

@@ -1,7 +1,4 @@
-"""An orderly end of a training before its time limit: a signal lets it save a checkpoint, from which it continues.
-
-Slurm sends SIGTERM before it kills a job, and with `--signal=B:USR1@300` SIGUSR1 five minutes before the time limit.
-"""
+"""An orderly end of a training before its time limit: a signal lets it save a checkpoint, from which it continues."""
 
 import signal
 from collections.abc import Iterator
@@ -13,8 +10,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nested_reft.errors import PreemptedError
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from nested_reft.stages.signals import SIGNALS
 
 
 class StopAtSignal(TrainerCallback):
@@ -69,4 +65,5 @@ def stopped_by_signals(trainer: Trainer, steps_per_sample: int) -> Iterator[None
         for number, handler in before.items():
             signal.signal(number, handler)
     if stop.ended_by:
-        raise PreemptedError(stop.ended_by, trainer.state.global_step, trainer.state.max_steps)
+        done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
+        raise PreemptedError(stop.ended_by, f"the training after step {done}, with a checkpoint")

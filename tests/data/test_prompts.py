@@ -40,7 +40,7 @@ def test_every_stage_puts_a_problem_in_the_same_words(template, tmp_path, monkey
     monkeypatch.setattr(train, "parameter_counts", lambda model: (0, 0))
     monkeypatch.setattr(sft.Dataset, "from_list", lambda rows: seen([row["prompt"] for row in rows]))
     monkeypatch.setattr(train, "build_trainer", lambda *rest: seen([row["prompt"] for row in rest[5]]))
-    monkeypatch.setattr(evaluate, "generate_completions", lambda path, prompts, settings: seen(prompts))
+    monkeypatch.setattr(evaluate, "generate_completions", lambda path, prompts, *_: seen(prompts))
     prompt, data = Prompt(template=template), tmp_path / "rows.jsonl"
     record = SimpleNamespace(out=tmp_path, checkpoints=tmp_path)
     grid_run = Run(model="m", dataset="d", skip_ratio=0.0, border=0, mitigation="base", seed=0)

@@ -96,7 +96,7 @@ def test_hostile_answers_are_wrong_in_time_and_do_nothing(tmp_path, monkeypatch)
     assert is_correct(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
 
 
-def test_a_child_that_hangs_or_dies_is_replaced_and_its_memory_is_bounded():
+def test_a_child_that_hangs_or_dies_is_replaced_and_its_memory_is_bounded(monkeypatch):
     children = algebra.Workers()
     try:
         assert children.compare("1", "2", 3.0) == "different"
@@ -108,7 +108,10 @@ def test_a_child_that_hangs_or_dies_is_replaced_and_its_memory_is_bounded():
         assert children.compare(r"2\sqrt{2}", r"\sqrt{8}", 3.0) == "equal"
         os.kill(children.active.process.pid, 9)
         children.active.process.wait()
-        assert children.compare("1", "1", 3.0) == "died"
+        assert children.compare("1", "1", 3.0) == "equal"  # in another child
+        with monkeypatch.context() as patched:
+            patched.setattr(algebra.Worker, "compare", lambda *_: "")  # the answers kill every child
+            assert children.compare("1", "1", 3.0) == "died"
         assert children.compare("1", "1", 3.0) == "equal"
         status = Path(f"/proc/{children.active.process.pid}/limits").read_text()
         assert f"{3 * 2**29}" in next(line for line in status.splitlines() if line.startswith("Max address space"))

@@ -1,5 +1,7 @@
-"""Per-problem records, the metrics that come from them, and grading them again without a model."""
+"""Per-problem records, their metrics, going on after an interruption, and grading again without a model."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import pandas as pd
 import pytest
 
 from nested_reft.config.sections import Evaluation, Prompt
+from nested_reft.errors import PreemptedError
 from nested_reft.records.files import read_json, write_json, write_rows, write_versioned_json
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
@@ -141,3 +144,69 @@ def test_an_evaluation_logs_how_far_it_is_now_and_then_and_at_its_end(monkeypatc
     for num_finished in (1, 3, 0, 4):
         finished.count(num_finished)
     assert [record.getMessage() for record in caplog.records] == ["completion 4/8: about 20 s left", "completion 8/8"]
+
+
+@pytest.fixture()
+def in_batches(tmp_path, monkeypatch):
+    """Return a function that evaluates the embedded model in batches of two, and a list of the sampled batches.
+
+    A function in `before` is called before the batch with the index of its first completion is sampled.
+    """
+    write_rows(tmp_path / "benchmarks.jsonl", PROBLEMS)
+    monkeypatch.setattr(evaluation, "FILLINGS_PER_BATCH", 1)
+    opened, sampled = evaluation.open_sampler, []
+
+    def work(name, sampler="engine", before=None):
+        def opened_and_counted(*arguments):
+            tokenizer, complete = opened(*arguments)
+
+            def counted(batch):
+                if before and batch.start in before:
+                    before[batch.start]()
+                sampled.append(batch.start)
+                return complete(batch)
+
+            return tokenizer, counted
+
+        monkeypatch.setattr(evaluation, "open_sampler", opened_and_counted)
+        settings = {"num_samples": 2, "temperature": 1.0, "max_new_tokens": 6, "dtype": "float32", "batch_size": 2}
+        record = StageRecord(tmp_path / name, "evaluate", {"model": "m"}, {}, {}, None, "study")
+        evaluate(Evaluation(**settings, sampler=sampler), Prompt(), str(TINY), tmp_path / "benchmarks.jsonl", record)
+        return tmp_path / name
+
+    return work, sampled
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("sampler", ["engine", "generate"])
+def test_an_interrupted_evaluation_goes_on_after_its_last_finished_batch(sampler, in_batches, monkeypatch):
+    evaluate_batches, sampled = in_batches
+    whole = evaluate_batches("whole", sampler)
+    assert sampled == [0, 2, 4, 6] and not (whole / "checkpoints").exists()
+    sampled.clear()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_batches("killed", sampler, {4: interrupt})
+    with pytest.raises(PreemptedError, match=r"SIGTERM ended the evaluation, .* are saved; it is resumable") as ended:
+        evaluate_batches("killed", sampler, {6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    assert ended.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(evaluation, "grade_records", interrupt)
+        evaluate_batches("killed", sampler)
+    killed = evaluate_batches("killed", sampler)
+    assert sampled == [0, 2, 4, 6]
+    assert read_json(killed / "run.json")["attempts"] == 4
+    assert (killed / "records.parquet").read_bytes() == (whole / "records.parquet").read_bytes()
+    metrics, others = (read_json(folder / "metrics.json") for folder in (whole, killed))
+    assert metrics | {"evaluation_runtime_s": 0} == others | {"evaluation_runtime_s": 0}
+    assert pd.read_parquet(whole / "records.parquet")["completion"].nunique() > 4
+
+
+def test_batches_of_a_large_evaluation_have_about_the_same_size(monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluation, "open_sampler", lambda path, prompts, settings, batches: seen.extend(batches))
+    with pytest.raises(TypeError):  # there is no sampler
+        evaluation.generate_completions("m", ["?"] * 1030, Evaluation(batch_size=32))
+    assert seen == [range(0, 515), range(515, 1030)]

@@ -1,4 +1,4 @@
-"""What the two training stages share: checkpoints, and the device's support of bfloat16."""
+"""What the two training stages share: the device's support of bfloat16."""
 
 import pytest
 import torch
@@ -22,12 +22,3 @@ def test_bf16_is_refused_by_name_where_the_device_lacks_it(settings, section, ha
     assert str(refusal.value) == (
         f"{section}.bf16 is true, but {device} cannot compute in bfloat16; set {section}.bf16 to false"
     )
-
-
-def test_the_newest_complete_checkpoint_is_taken(tmp_path):
-    assert loop.last_checkpoint(tmp_path) is None
-    for step, state in ((8, '{"step": 8}\n'), (10, '{"step": 10}\n'), (12, '{"st')):  # killed while it was written
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-14").mkdir()
-    assert loop.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
