@@ -125,20 +125,38 @@ def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dic
 
     Returns:
         Metrics under TRL's and verl's names. `kl` is the k1 estimate and `k3_kl` the k3 estimate of KL(mu || pi) in
-        nats per token; `ess` is the effective share of the samples, (sum r)^2 / (n sum r^2); `acceptance_rate`
-        is the mean of min(1, r), which is 1 - TV(mu, pi) and the acceptance rate of speculative sampling.
+        nats per token; `ess` is the effective share of the samples, (sum r)^2 / (n sum r^2), and the one of
+        `importance_sampling_ratio` has h(r) in the place of r; `acceptance_rate` is the mean of min(1, r), which is
+        1 - TV(mu, pi) and the acceptance rate of speculative sampling.
     """
-    log_ratio, ratio, weights = log_ratio.double(), ratio.double(), weights.double()
+    log_ratio, ratio, weights = (values.double().cpu() for values in (log_ratio, ratio, weights))
     raw_ratio = log_ratio.exp()
     metrics = {}
     for name, values in (("raw_importance_sampling_ratio", raw_ratio), ("importance_sampling_ratio", weights)):
         metrics[f"sampling/{name}/min"] = values.min().item()
-        metrics[f"sampling/{name}/mean"] = values.mean().item()
+        metrics[f"sampling/{name}/mean"] = mean(values)
         metrics[f"sampling/{name}/max"] = values.max().item()
     modified = (weights / ratio - 1).abs() > 1e-3
-    metrics["sampling/frac_modified_importance_sampling_ratio"] = modified.double().mean().item()
-    metrics["sampling/kl"] = -log_ratio.mean().item()
-    metrics["sampling/k3_kl"] = (raw_ratio - 1 - log_ratio).mean().item()
-    metrics["sampling/ess"] = (raw_ratio.sum() ** 2 / (len(raw_ratio) * (raw_ratio**2).sum())).item()
-    metrics["sampling/acceptance_rate"] = raw_ratio.clamp(max=1.0).mean().item()
+    metrics["sampling/frac_modified_importance_sampling_ratio"] = mean(modified.double())
+    metrics["sampling/kl"] = -mean(log_ratio)
+    metrics["sampling/k3_kl"] = mean(raw_ratio - 1 - log_ratio)
+    metrics["sampling/ess"] = effective_share(raw_ratio)
+    metrics["sampling/importance_sampling_ratio/ess"] = effective_share(weights)
+    metrics["sampling/acceptance_rate"] = mean(raw_ratio.clamp(max=1.0))
     return metrics
+
+
+def total(values: Tensor) -> float:
+    """Return the sum of values on the CPU. Unlike torch's, it does not depend on the number of threads."""
+    return float(values.numpy().sum())
+
+
+def mean(values: Tensor) -> float:
+    """Return the mean of values (n,) on the CPU."""
+    return total(values) / len(values)
+
+
+def effective_share(weights: Tensor) -> float:
+    """Return (sum w)^2 / (n sum w^2) of weights (n,) on the CPU: their effective sample size, as a share of n."""
+    first, second = total(weights), total(weights**2)
+    return first * first / (len(weights) * second) if second else 0.0

@@ -6,11 +6,14 @@ TRL calls the hooks in this order; the right column has the attributes that a ho
     |  _generate_and_score_completions         where a new generation batch is due
     |  |  _generate_single_turn                sample from the nested model        -> _behavior_logps: log mu
     |  |  _get_per_token_logps_and_entropies   only if TRL scores the batch        -> _target_logps: log pi
-    |  |  (TRL computes rewards and advantages)
-    |  |                                       add log mu and log pi to the batch, which TRL shuffles and splits
+    |  |  _calculate_rewards                   keep the rewards                      -> _rewards
+    |  |  (TRL computes advantages)
+    |  |                                       add log mu, log pi and the rewards to the batch, which TRL shuffles and
+    |  |                                       splits
     |  _compute_loss                           copy the inputs of the micro-batch  -> _loss_inputs
     |  |  _get_per_token_logps_and_entropies   the training forward, log pi_now
-    |  |  |  _mitigate                         apply h(r) to log pi_now, or put log mu into _loss_inputs (`base`)
+    |  |  |  _mitigate                         apply h(r) to log pi_now, or put log mu into _loss_inputs (`base`);
+    |  |  |                                    keep the micro-batch                  -> _micro_batches
     |  |  (TRL reads the copied inputs and computes the loss)
     |  step_metrics                            after the last micro-batch of an optimizer step
 
@@ -39,19 +42,25 @@ from trl.trainer.utils import RepeatSampler, pad
 
 from nested_reft.config.sections import Nesting
 from nested_reft.errors import NestingError
-from nested_reft.mitigation import (
-    check_mitigation,
-    importance_ratio,
-    off_policy_metrics,
-    scale_gradient,
-    token_weights,
-    weight_counts,
-)
+from nested_reft.mitigation import check_mitigation, scale_gradient
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
 from nested_reft.nesting import draw_skipped_layers, num_skipped
+from nested_reft.off_policy import MicroBatch, metrics_of_step, ratio_and_weights
 from nested_reft.rollout.generate import refuse_filters
 from nested_reft.rollout.sampler import Sampler
+
+# The tensors of a micro-batch that the off-policy metrics need, and those that a record of the completions adds.
+METRIC_TENSORS = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask")
+COMPLETION_TENSORS = (
+    *METRIC_TENSORS,
+    "per_token_logps",
+    "prompt_ids",
+    "prompt_mask",
+    "completion_ids",
+    "advantages",
+    "rewards",
+)
 
 _TRLTrainer: Any = object  # Mixin base: `self` is completed by the TRL trainer that it is combined with.
 
@@ -67,7 +76,11 @@ class NestedRollouts(_TRLTrainer):
         nesting: the level of the ratio, and the parameters of the mitigations.
         sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
             faster.
+        keep_completions: whether `micro_batches` also has the prompts, the completions and their rewards.
         **kwargs: TRL's arguments.
+
+    Attributes:
+        micro_batches: the micro-batches of all ranks in the last optimizer step, as dicts of tensors on the CPU.
 
     Raises:
         NestingError: for a model, or an argument of TRL, with which the ratio would be silently wrong.
@@ -82,6 +95,7 @@ class NestedRollouts(_TRLTrainer):
         mitigation: str,
         nesting: Nesting | None = None,
         sampler: Sampler | str | None = None,
+        keep_completions: bool = False,
         **kwargs: Any,
     ) -> None:
         check_mitigation(mitigation)
@@ -101,11 +115,15 @@ class NestedRollouts(_TRLTrainer):
         self.skipped_layers, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""
         self._behavior_logps: list[list[float]] = []  # log mu of each completion
         self._target_logps: torch.Tensor | None = None  # log pi (B, T), if TRL scores the batch
+        self._rewards = torch.empty(0)  # of the completions of all ranks by each function (completions, functions)
         # State of the current optimizer step.
         self.generated_tokens = 0
         self.seconds: dict[str, float] = defaultdict(float)  # by phase
-        self._off_policy: list[tuple[torch.Tensor, ...]] = []  # (log r, r, h(r)) of each micro-batch
-        self.token_weight_counts = list[int]()  # of the last complete optimizer step
+        self._micro_batches: list[dict[str, torch.Tensor]] = []  # of this rank
+        # Of the last complete optimizer step.
+        self.keep_completions = keep_completions
+        self.micro_batches: list[MicroBatch] = []
+        self.token_weight_counts = list[int]()
         # The inputs of the current micro-batch, while its loss is computed.
         self._loss_inputs: dict[str, Any] | None = None
 
@@ -167,9 +185,15 @@ class NestedRollouts(_TRLTrainer):
             logps = [torch.tensor(row) for row in self._behavior_logps]
             padded = pad(logps, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
             batch["sampling_per_token_logps"] = padded.to(self.accelerator.device)  # (B, T)
+            first = self.accelerator.process_index * len(padded)
+            batch["rewards"] = self._rewards[first : first + len(padded)]  # (B, functions)
             if self._target_logps is not None:
                 batch["old_per_token_logps"] = self._target_logps
         return batch
+
+    def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+        self._rewards = super()._calculate_rewards(*args)
+        return self._rewards
 
     # ---- loss -----------------------------------------------------------------------------------
 
@@ -189,21 +213,20 @@ class NestedRollouts(_TRLTrainer):
 
     def _mitigate(self, per_token_logps: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return log pi_now (B, T) for the loss, with its gradient scaled; `base` changes `inputs` instead."""
-        mask, sampling_per_token_logps = inputs["completion_mask"], inputs["sampling_per_token_logps"]
+        now = per_token_logps.detach()
+        micro_batch = {name: inputs[name] for name in COMPLETION_TENSORS if name in inputs}
         # TRL scores a batch only if later optimizer steps use it again; otherwise log pi_now is log pi.
-        old_per_token_logps = inputs.get("old_per_token_logps", per_token_logps.detach())
-        ratio = importance_ratio(old_per_token_logps, sampling_per_token_logps, mask, self.nesting.ratio_level)
-        weights = torch.ones_like(ratio)
-        if self.num_skipped > 0:
-            weights = token_weights(self.mitigation, ratio, self.nesting)
-            if self.mitigation == "base":
-                inputs["old_per_token_logps"] = sampling_per_token_logps  # read by GRPO, per token
-                inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # read by RLOO, per sequence
-            else:
-                per_token_logps = scale_gradient(per_token_logps, weights)
-        log_ratio = old_per_token_logps - sampling_per_token_logps  # (B, T)
-        self._off_policy.append((log_ratio[mask.bool()], ratio[mask.bool()], weights[mask.bool()]))
-        return per_token_logps
+        micro_batch |= {"per_token_logps": now} if "old_per_token_logps" in inputs else {"old_per_token_logps": now}
+        self._micro_batches.append(micro_batch)
+        if self.num_skipped == 0:
+            return per_token_logps
+        if self.mitigation == "base":
+            mask, sampling_per_token_logps = inputs["completion_mask"], inputs["sampling_per_token_logps"]
+            inputs["old_per_token_logps"] = sampling_per_token_logps  # read by GRPO, per token
+            inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # read by RLOO, per sequence
+            return per_token_logps
+        _, weights = ratio_and_weights(micro_batch, self.mitigation, self.nesting, is_nested=True)
+        return scale_gradient(per_token_logps, weights)
 
     # ---- bookkeeping ----------------------------------------------------------------------------
 
@@ -238,17 +261,20 @@ class NestedRollouts(_TRLTrainer):
         The durations are those of this rank.
         """
         metrics: dict[str, float] = {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
-        tokens = torch.cat([torch.stack(tensors, dim=1) for tensors in self._off_policy])  # (tokens, 3)
-        log_ratio, ratio, weights = gather_rows(self.accelerator, tokens).unbind(dim=1)
-        self.token_weight_counts = weight_counts(weights)
-        if len(ratio) > 0:  # mask_truncated_completions can mask all tokens
-            metrics |= off_policy_metrics(log_ratio, ratio, weights)
+        names = COMPLETION_TENSORS if self.keep_completions else METRIC_TENSORS
+        self.micro_batches = gather_object(
+            [{name: batch[name].cpu() for name in names if name in batch} for batch in self._micro_batches]
+        )
+        off_policy, self.token_weight_counts = metrics_of_step(
+            self.micro_batches, self.mitigation, self.nesting, self.num_skipped > 0
+        )
+        metrics |= off_policy
         if self.generated_tokens:
             generated = torch.tensor([[self.generated_tokens, self.seconds["generate"]]], dtype=torch.float64)
             tokens_of_ranks, seconds = self.accelerator.gather(generated.to(self.accelerator.device)).unbind(dim=1)
             metrics["perf/generated_tok_s"] = (tokens_of_ranks.sum() / seconds.max()).item()
         metrics |= {f"perf/{phase}_s": seconds for phase, seconds in self.seconds.items()}
-        self._off_policy.clear()
+        self._micro_batches.clear()
         self.seconds.clear()
         self.generated_tokens = 0
         return metrics
@@ -299,15 +325,6 @@ def check_equal_layers(accelerator: Accelerator, step: int, skipped_layers: Sequ
             f"rank{'s' * (len(others) > 1)} {', '.join(others)} and rank 0 skip different layers at step {step}, so "
             "that they would sample from different policies; start the job again, which resumes at its last checkpoint"
         )
-
-
-def gather_rows(accelerator: Accelerator, rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows (tokens, columns) of all ranks, which may have different numbers of them."""
-    if accelerator.num_processes == 1:
-        return rows
-    marked = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # padding is marked with 0
-    gathered = accelerator.gather(accelerator.pad_across_processes(marked, dim=0, pad_index=0))
-    return gathered[gathered[:, -1] == 1, :-1]
 
 
 def refuse_arguments(trainer: Any) -> None:

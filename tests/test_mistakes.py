@@ -77,6 +77,13 @@ def files(tmp_path) -> Path:
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
+    for name in ("cut", "unrecorded"):
+        (tmp_path / name).mkdir()
+        run = {"model": "m", "dataset": "d", "skip_ratio": 0.1, "border": 1, "mitigation": "tis", "seed": 0}
+        settings = {"run": run, "training": {"log_completions": name == "cut"}, "nesting": {}, "prompt": {}}
+        (tmp_path / name / "run.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "cut/completions").mkdir()
+    (tmp_path / "cut/completions/completions_00001-00002.parquet").write_bytes(b"PAR1 cut")
     (tmp_path / "study/evaluate").mkdir(parents=True)
     shutil.copytree(TINY, tmp_path / "untokenized", ignore=shutil.ignore_patterns("tokenizer*"))
     shutil.copytree(TINY, tmp_path / "pickled")
@@ -181,6 +188,23 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a comparison of studies that have not run": (["compare", "mine.yaml", "mine.yaml"], "run it first: `nested-reft"),
     "a comparison of all results": (["compare", "study", "study"], "study has the results of a whole study; give"),
     "a comparison of empty folders": (["compare", "folder", "folder"], "folder holds no finished evaluation"),
+    "a replay of nothing": (["replay", "folder"], "folder is not the folder of a training; give a folder such as"),
+    "a replay with no such mitigation": (
+        ["replay", "folder", "--mitigation", "tis,clip"],
+        "--mitigation has 'clip'; choose from base, practical, retrace, is, tis, or all",
+    ),
+    "a replay without a record": (
+        ["replay", "unrecorded"],
+        "unrecorded has no record of its completions; set training.log_completions to true and train again",
+    ),
+    "a replay with a wrong parameter": (
+        ["replay", "cut", "--truncation-cap", "0"],
+        "--truncation-cap is 0.0, but it should be greater than 0; correct it.",
+    ),
+    "a replay of a record that is cut": (
+        ["replay", "cut"],
+        "cut/completions/completions_00001-00002.parquet is cut short or damaged",
+    ),
     "a comparison of data": (["compare", "columns.jsonl", "none.jsonl"], "columns.jsonl has no key `study`"),
     "a reward that is one number": (
         ["check", "mine.yaml", "training.reward_funcs=[own.py:one]"],

@@ -88,6 +88,22 @@ def test_metrics_on_an_enumerated_vocabulary():
     assert metrics["sampling/ess"] == pytest.approx(1 / ((pi / mu) ** 2 * mu).sum().item())
     assert metrics["sampling/frac_modified_importance_sampling_ratio"] == 0.75
     assert metrics["sampling/importance_sampling_ratio/max"] == 1.0
+    assert metrics["sampling/importance_sampling_ratio/ess"] == 1.0  # equal weights
+
+
+def test_metrics_do_not_depend_on_the_number_of_threads():
+    log_ratio = torch.randn(200_001, generator=torch.Generator().manual_seed(0))
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.append(off_policy_metrics(log_ratio, log_ratio.exp(), log_ratio.exp().clamp(max=2.0)))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+def test_weights_that_are_all_zero_are_no_samples():
+    metrics = off_policy_metrics(torch.zeros(3), torch.ones(3), torch.zeros(3))
+    assert metrics["sampling/importance_sampling_ratio/ess"] == 0.0
 
 
 def test_every_weight_is_counted_in_the_bin_around_it():

@@ -21,6 +21,7 @@ from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_json, read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages import evaluate, sft, train
+from nested_reft.stages import replay as replaying
 from tests.conftest import ROOT, TINY
 
 RUN = Run(model="small", dataset="mixed", skip_ratio=0.5, border=1, mitigation="base", seed=0)
@@ -95,6 +96,7 @@ def settings_of_training(folder: Path) -> Training:
         loss_type="dapo",
         reward_funcs=[f"{folder}/rewards.py:vowels"],
         save_steps=5,
+        log_completions=True,
     )
 
 
@@ -118,7 +120,22 @@ def check_training(one: Path, two: Path, seen: tuple[Path, Path]) -> None:
     assert completions(seen[0]) == completions(seen[1])
     assert (one / "skipped_layers.jsonl").read_text() == (two / "skipped_layers.jsonl").read_text()
     check_weights(one, two)
+    check_completions(one, two)
     assert read_json(two / "run.json")["num_processes"] == 2
+
+
+def check_completions(one: Path, two: Path) -> None:
+    """Check that both runs have recorded the same completions, and that a replay gives what each has logged."""
+    columns = ["step", "prompt", "completion", "rewards/vowels"]
+    tables = [pd.read_parquet(folder / "completions", columns=[*columns, "rank"]) for folder in (one, two)]
+    assert set(tables[0]["rank"]) == {0} and set(tables[1]["rank"]) == {0, 1}
+    first, second = (table[columns].sort_values(columns, ignore_index=True) for table in tables)
+    assert len(first) == 10 * 16
+    pd.testing.assert_frame_equal(first, second)
+    for folder in (one, two):
+        settings = replaying.settings_of(folder, {})
+        rows = list(replaying.replay(folder, ["base"], settings.nesting, settings.training))
+        assert replaying.largest_difference(rows, read_rows(folder / "metrics.jsonl")) == 0
 
 
 def check_weights(one: Path, two: Path) -> None:
@@ -139,7 +156,8 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     inputs = {"model": files / "small", "data": files / "train.jsonl"}
 
     def record(name: str) -> StageRecord:
-        return StageRecord(files / name, name.split("-")[0], RUN.model_dump(), {}, {}, None, "test")
+        stage = json.loads(canonical(sections))
+        return StageRecord(files / name, name.split("-")[0], RUN.model_dump(), stage, {}, None, "test")
 
     train.train(settings, Nesting(), Prompt(), RUN, *inputs.values(), record("train-one"))
     with_adapter = settings.model_copy(update={"lora": Lora(r=4), "gradient_checkpointing": True})

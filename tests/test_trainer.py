@@ -16,7 +16,6 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from nested_reft.config.sections import Nesting
 from nested_reft.errors import NestingError
 from nested_reft.grading.rewards import correctness
-from nested_reft.mitigation import off_policy_metrics
 from nested_reft.model.layers import decoder_layers, nested
 from nested_reft.model.loading import load_model
 from nested_reft.nesting import draw_skipped_layers, valid_layers
@@ -28,7 +27,6 @@ from nested_reft.trainer import (
     NestedRLOOTrainer,
     NestedRollouts,
     check_equal_layers,
-    gather_rows,
     refuse_arguments,
 )
 from tests.conftest import TINY
@@ -467,8 +465,7 @@ def test_the_share_that_a_mitigation_modifies(small_model, tmp_path, monkeypatch
     for mitigation, level, share in (("is", "token", 0), ("is", "sequence", 0), ("tis", "token", 1 / 6)):
         some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, ratio_level=level)
         gradient(some_trainer, monkeypatch, 1.0)
-        per_token = (torch.cat(tensors) for tensors in zip(*some_trainer._off_policy, strict=True))
-        metrics = off_policy_metrics(*per_token)
+        metrics = some_trainer.step_metrics()
         assert metrics["sampling/frac_modified_importance_sampling_ratio"] == pytest.approx(share), (mitigation, level)
 
 
@@ -716,6 +713,7 @@ HOOKS = {
         *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
         "image_position_ids",
     ],
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_get_train_sampler": ["dataset"],
     "training_step": ["model", "inputs", "num_items_in_batch"],
 }
@@ -750,9 +748,6 @@ class Ranks:
         self.tensors.append(tensor)
         return torch.cat(self.tensors)
 
-    def pad_across_processes(self, tensor, dim, pad_index):
-        return torch.nn.functional.pad(tensor, (0, 0, 0, 5 - len(tensor)), value=pad_index)
-
 
 def test_a_rank_that_skips_other_layers_is_named():
     ranks = Ranks(4)
@@ -762,11 +757,3 @@ def test_a_rank_that_skips_other_layers_is_named():
         check_equal_layers(ranks, 7, [1, 5])
     with pytest.raises(NestingError, match="ranks 3, 4 and rank 0 skip different"):
         check_equal_layers(ranks, 6, [1, 4])  # of another step
-
-
-def test_rows_of_ranks_with_different_numbers_of_tokens_are_gathered():
-    rows = [torch.tensor([[0.0, 1.0, float("nan")]]), torch.zeros(0, 3), torch.arange(15.0).view(5, 3)]
-    ranks = Ranks(3)
-    gathered = [gather_rows(ranks, one) for one in rows][-1]
-    assert torch.equal(gathered.nan_to_num(-1), torch.cat(rows).nan_to_num(-1))
-    assert gather_rows(Ranks(1), rows[2]) is rows[2]

@@ -52,6 +52,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),
     ("", "sample", results.sample, INSPECTION),
+    ("", "replay", results.replay, INSPECTION),
     ("", "grade", inspect.grade, INSPECTION),
     ("", "export", results.export, INSPECTION),
     ("bench", "rollout", bench.bench_rollout, INSPECTION),

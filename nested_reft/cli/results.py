@@ -1,8 +1,8 @@
-"""The commands for a study that has run: `verify`, `compare`, `sample`, `export`."""
+"""The commands for a study that has run: `verify`, `compare`, `sample`, `replay`, `export`."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -100,6 +100,40 @@ def export(
 
     for file in export_samples(evaluation_folder(run), out):
         typer.echo(str(file))
+
+
+def replay(
+    run: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of a training with training.log_completions.")
+    ],
+    mitigation: Annotated[str, typer.Option(help="Mitigations, separated by commas, or `all`.")] = "all",
+    retrace_lambda: Annotated[
+        float | None, typer.Option(help="Factor lambda of `retrace`. By default that of the run.")
+    ] = None,
+    truncation_cap: Annotated[float | None, typer.Option(help="Cap C of `tis`. By default that of the run.")] = None,
+    ratio_level: Annotated[
+        Literal["token", "sequence"] | None, typer.Option(help="Level of the ratio r. By default that of the run.")
+    ] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write the tables and the figure to.")] = Path(
+        "replay"
+    ),
+) -> None:
+    """Compute what a training would have logged under other mitigations, from its completions and without a model."""
+    from nested_reft.mitigation import MITIGATIONS
+
+    names = list(MITIGATIONS) if mitigation == "all" else mitigation.split(",")
+    unknown = [name for name in names if name not in MITIGATIONS]
+    if unknown:
+        raise UserError(f"--mitigation has {unknown[0]!r}; choose from {', '.join(MITIGATIONS)}, or all")
+    apply_resource_limits()
+    from nested_reft.stages import replay as replaying
+
+    parameters = {"retrace_lambda": retrace_lambda, "truncation_cap": truncation_cap, "ratio_level": ratio_level}
+    settings = replaying.settings_of(run, parameters)
+    rows = list(replaying.replay(run, names, settings.nesting, settings.training))
+    replaying.write_replay(rows, out)
+    typer.echo(replaying.text(run, rows, settings))
+    typer.echo(f"Tables and figure: {out}")
 
 
 def sample(

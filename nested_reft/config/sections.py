@@ -480,6 +480,21 @@ class Training(Optimization):
     importance_sampling_level: Literal["token", "sequence"] = key(
         "token", "The level of the clipped ratio of GRPO. `sequence` is the geometric mean of GSPO.", "paper"
     )
+    log_completions: bool = key(
+        False,
+        "Whether the folder of a training keeps the completions of each optimizer step in Parquet files: prompts, "
+        "tokens, log-probabilities under both policies, skipped layers, rewards, advantages and token weights. From "
+        "these, `nested-reft replay` computes the off-policy metrics of other mitigations. The training stays the "
+        "same.",
+        "TRL",
+    )
+    completions_total_limit: int = key(
+        500,
+        "The number of optimizer steps whose completions are kept with `log_completions`. The files of older steps "
+        "are deleted.",
+        unit="optimizer steps",
+        gt=0,
+    )
 
     @property
     def gradient_accumulation_steps(self) -> int:

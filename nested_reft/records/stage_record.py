@@ -26,8 +26,8 @@ from nested_reft.records.trackers import Tracker
 class StageRecord:
     """The folder of one product of a stage, and the trackers that follow it.
 
-    While the stage runs, everything is below `checkpoints`. `finish` writes metrics.jsonl, metrics.json and, last,
-    run.json into the folder itself.
+    While the stage runs, everything is below `checkpoints`, apart from the completions of a training. `finish` writes
+    metrics.jsonl, metrics.json and, last, run.json into the folder itself.
 
     Attributes:
         rows: the metrics of the steps so far.

@@ -2,12 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import GRPOConfig, RLOOConfig
 
 from nested_reft.config.sections import Nesting, Prompt, Training
@@ -20,9 +28,12 @@ from nested_reft.model.loading import load_model
 from nested_reft.model.lora import adapter_for
 from nested_reft.model.optim import check_optim
 from nested_reft.processes import num_processes
-from nested_reft.records.files import read_rows, write_rows
+from nested_reft.records.completions import FOLDER as COMPLETIONS
+from nested_reft.records.completions import CompletionLog
+from nested_reft.records.files import discard, read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
+from nested_reft.stages.completions import to_table
 from nested_reft.stages.loop import allow_fsdp_on_cpu, check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
@@ -81,6 +92,7 @@ def build_trainer(
         "mitigation": run.mitigation,
         "nesting": nesting,
         "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None)),
+        "keep_completions": settings.log_completions,
     }
     if settings.algorithm == "rloo":
         rloo = RLOOConfig(**training_arguments, normalize_advantages=False, reward_clip_range=None)
@@ -99,6 +111,50 @@ def build_trainer(
     )
     allow_fsdp_on_cpu(grpo)
     return NestedGRPOTrainer(model, args=grpo, **trainer_arguments)
+
+
+class CompletionRecorder(TrainerCallback):
+    """Writes the completions of all ranks in each optimizer step.
+
+    Args:
+        trainer: the trainer, which keeps the completions of its last step.
+        completion_log: the record that they are added to.
+    """
+
+    def __init__(self, trainer: NestedRollouts, completion_log: CompletionLog) -> None:
+        self.trainer = trainer
+        self.completion_log = completion_log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Continue the record at the checkpoint from which the training resumes, or begin it."""
+        self.completion_log.resume_at(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Add the step. transformers logs a step before it saves a checkpoint, so that the files are never behind."""
+        if "loss" not in logs:  # the summary at the end of training
+            return
+        trainer = self.trainer
+        rows = to_table(
+            state.global_step,
+            trainer.micro_batches,
+            trainer.accelerator.num_processes,
+            trainer.skipped_layers,
+            trainer.reward_func_names,
+            trainer.mitigation,
+            trainer.nesting,
+            trainer.processing_class,
+        )
+        is_last = control.should_save or state.global_step == state.max_steps
+        self.completion_log.add(state.global_step, rows, is_last)
 
 
 def train(
@@ -143,6 +199,12 @@ def train(
         trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints, distributed)
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
+    if record.is_written:
+        if settings.log_completions:
+            completion_log = CompletionLog(record.out / COMPLETIONS, settings.completions_total_limit)
+            trainer.add_callback(CompletionRecorder(trainer, completion_log))
+        else:
+            discard(record.out / COMPLETIONS)  # of an earlier product
     try:
         totals = run_trainer(trainer, record, settings.optimizer_steps_per_generation)
     except NestingError as error:

@@ -1,4 +1,4 @@
-"""The disk space that a study needs: the models that it writes, and the checkpoints of the jobs that run at once."""
+"""The disk space that a study needs: its models, the checkpoints of the jobs that run at once, and its completions."""
 
 import math
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nested_reft.config import layout
+from nested_reft.config.sections import Training
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.model.shape import BYTES
@@ -18,6 +19,22 @@ SECTION_OF: dict[str, Literal["sft", "training"]] = {"sft": "sft", "train": "tra
 NUMBERS_PER_CHECKPOINT = 3
 # A new checkpoint is written before the one before it is deleted.
 CHECKPOINTS_PER_JOB = 2
+# A token of a recorded completion: its id, two log-probabilities and a weight, compressed.
+BYTES_PER_COMPLETION_TOKEN = 14
+
+
+def contents(study: Study) -> str:
+    """Return what the disk space of a study is for, as text."""
+    return "models, checkpoints and completions" if study.training.log_completions else "models and checkpoints"
+
+
+def completion_bytes(settings: Training) -> int:
+    """Return the bytes of the completions that a training keeps, if all have the largest length."""
+    if not settings.log_completions:
+        return 0
+    completions = settings.prompts_per_step * settings.num_generations
+    steps = min(settings.max_steps, settings.completions_total_limit)
+    return steps * completions * settings.max_completion_length * BYTES_PER_COMPLETION_TOKEN
 
 
 def bytes_needed(
@@ -52,7 +69,9 @@ def bytes_needed(
     models = sum(size * number for stage, size, _, number in sizes if study.jobs.keep_models or stage == "sft")
     if not study.jobs.keep_models:  # each running job writes or evaluates a trained model; the others are deleted
         models += running * max((size for _, size, *_ in sizes), default=0)
-    return models + running * CHECKPOINTS_PER_JOB * NUMBERS_PER_CHECKPOINT * largest
+    trainings = sum(number for (stage, _), number in jobs.items() if stage == "train")
+    completions = trainings * completion_bytes(study.training)
+    return models + running * CHECKPOINTS_PER_JOB * NUMBERS_PER_CHECKPOINT * largest + completions
 
 
 def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], at_once: int) -> str:
@@ -81,7 +100,7 @@ def check_disk(study: Study, directory: Path, jobs: Counter[tuple[str, str]], at
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"the models and checkpoints of the study need about {gigabytes(needed)} under {results}, where "
+            f"the {contents(study)} of the study need about {gigabytes(needed)} under {results}, where "
             f"{gigabytes(free)} are free; free space, or run the study in a folder on another disk"
         )
     unknown = ", without the models that are not downloaded yet" if len(parameters) < len(folders) else ""

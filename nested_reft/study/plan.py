@@ -21,7 +21,7 @@ from nested_reft.study.costs import (
     train_cost,
     trained_parameters,
 )
-from nested_reft.study.disk import SECTION_OF, bytes_needed
+from nested_reft.study.disk import SECTION_OF, bytes_needed, contents
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 from nested_reft.study.lengths import Texts, joined, lengths, texts_of
 from nested_reft.study.measured import measured_factors
@@ -100,6 +100,7 @@ class Plan(NamedTuple):
         study: the name of the study.
         rows: a row for each stage and model.
         disk: the disk space in bytes, without models whose shape is unknown.
+        disk_contents: what the disk space is for, as text.
         at_once: the GPUs that work at the same time; on a CPU, the jobs.
         resolution: the smallest deltas that the study resolves.
         warnings: a sentence for each row that does not fit its card, and for each model whose shape is unknown.
@@ -110,6 +111,7 @@ class Plan(NamedTuple):
     study: str
     rows: list[Row]
     disk: int
+    disk_contents: str
     at_once: int
     resolution: Resolution
     warnings: list[str]
@@ -400,6 +402,7 @@ def make_plan(
         study.study,
         rows,
         disk,
+        contents(study),
         at_once,
         resolution(study, planner.sizes, pilot),
         list(warnings(planner, rows)),

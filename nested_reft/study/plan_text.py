@@ -124,7 +124,7 @@ def render(plan: Plan) -> str:
     at_once, elapsed = plan.at_once, elapsed_seconds(plan)
     unit = "GPU" if any(row.card.is_gpu for row in plan.rows) else "job"
     lines += [f"With {at_once} {unit}{'s' * (at_once > 1)} at once the study takes {duration(elapsed)}."]
-    lines += [f"Disk: {gigabytes(plan.disk)} for models and checkpoints.", ""]
+    lines += [f"Disk: {gigabytes(plan.disk)} for {plan.disk_contents}.", ""]
     lines += ["Memory of one process at its peak, in GiB", *memory_table(plan), ""]
     lines += resolution_lines(plan)
     for warning in plan.warnings:

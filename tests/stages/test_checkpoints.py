@@ -23,7 +23,7 @@ from nested_reft.stages import checkpoints, train
 from tests.conftest import TINY
 from tests.stages.test_train import SMALL, untimed
 
-TWO = SMALL.model_copy(update={"max_steps": 2})
+TWO = SMALL.model_copy(update={"max_steps": 2, "log_completions": True})
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 # The snapshot that the interpreter calls before a write; audit hooks cannot be removed.
 before_write: list[Callable[[], None]] = []

@@ -4,9 +4,11 @@ import os
 import signal
 import time
 
+import pyarrow as pa
 import pytest
 
 from nested_reft.errors import PreemptedError
+from nested_reft.records.completions import completion_files, read_completions
 from nested_reft.records.files import read_json
 from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.records.stage_record import StageRecord
@@ -15,7 +17,7 @@ from tests.stages.test_sft import SMALL as SFT
 from tests.stages.test_sft import warm_up
 from tests.stages.test_train import REUSED, SMALL, equal, train_run, untimed, weights
 
-FIVE = SMALL.model_copy(update={"max_steps": 5, "save_steps": 100})  # of two steps per epoch
+FIVE = SMALL.model_copy(update={"max_steps": 5, "save_steps": 100, "log_completions": True})  # two steps per epoch
 
 
 @pytest.fixture()
@@ -69,6 +71,10 @@ def test_a_signal_ends_a_training_that_goes_on_to_the_same_bits(sampler, step, n
         return train_run(folder, data, 0.15, "retrace", settings)
 
     check_resumes(stage, tmp_path, signal_after, step, step + 1, number)
+    folders = tmp_path / "stopped", tmp_path / "whole"
+    assert [len(completion_files(folder / "completions")) for folder in folders] == [2, 1]  # a file ends at a signal
+    stopped, whole = (pa.concat_tables(rows for _, rows in read_completions(folder)) for folder in folders)
+    assert stopped.equals(whole)
 
 
 def test_a_training_that_reuses_completions_ends_when_they_are_used_up(tmp_path, data, signal_after):

@@ -199,6 +199,11 @@ def test_the_disk_space_is_that_of_models_and_running_checkpoints():
     assert disk.bytes_needed(study, {}, jobs, 2, {}) == 0  # a model of the hub that is not downloaded yet
     adapters = {("sft", "tiny-28"): 10, ("train", "tiny-28"): 20}  # checkpoints hold the adapter only
     assert disk.bytes_needed(study, {"tiny-28": 1000}, jobs, 1, adapters) == models + 2 * 3 * 4 * 20
+    recorded = {"log_completions": True, "max_steps": 40, "completions_total_limit": 10}
+    study = parse_settings(Study, load("smoke.yaml") | {"training": load("smoke.yaml")["training"] | recorded})
+    tokens = 3 * 10 * 4 * 8  # trainings, steps, completions of a step, their length
+    assert disk.bytes_needed(study, {}, jobs, 1, {}) == tokens * disk.BYTES_PER_COMPLETION_TOKEN
+    assert disk.contents(study) == "models, checkpoints and completions"
 
 
 def test_adapters_are_described_and_need_little_space(tmp_path):

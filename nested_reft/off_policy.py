@@ -1,0 +1,126 @@
+"""The off-policy metrics of an optimizer step, computed from its log-probabilities, in training as in replay.
+
+A step is a list of micro-batches of all ranks, those of rank 0 first. A micro-batch is a dict of tensors on the CPU
+under the names of TRL:
+
+    old_per_token_logps       log pi of the sampled tokens, at the time of sampling, (B, T)
+    sampling_per_token_logps  log mu of the sampled tokens, (B, T)
+    per_token_logps           log pi_now, at the time of the step; missing where it is log pi, (B, T)
+    completion_mask           1 for a token and 0 for padding, (B, T)
+    advantages                the advantage of each completion, (B,)
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from nested_reft.config.sections import Nesting, Training
+from nested_reft.mitigation import importance_ratio, off_policy_metrics, token_weights, weight_counts
+
+MicroBatch = Mapping[str, torch.Tensor]
+
+
+def ratio_and_weights(
+    batch: MicroBatch, mitigation: str, parameters: Nesting, is_nested: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ratio r and the token weights h(r) of a micro-batch, both (B, T) and without gradient.
+
+    Args:
+        batch: the micro-batch, which may be on any device.
+        mitigation: the name of the mitigation.
+        parameters: its parameters, and the level of the ratio.
+        is_nested: whether layers were skipped while sampling. Otherwise mu is pi up to rounding, and no token is
+            weighted.
+    """
+    ratio = importance_ratio(
+        batch["old_per_token_logps"],
+        batch["sampling_per_token_logps"],
+        batch["completion_mask"],
+        parameters.ratio_level,
+    )
+    return ratio, token_weights(mitigation, ratio, parameters) if is_nested else torch.ones_like(ratio)
+
+
+def metrics_of_step(
+    batches: Sequence[MicroBatch], mitigation: str, parameters: Nesting, is_nested: bool
+) -> tuple[dict[str, float], list[int]]:
+    """Return the off-policy metrics of a step, and how many of its tokens have a weight in each bin.
+
+    Without a token, because all are masked, there are no metrics.
+
+    Args:
+        batches: the micro-batches of the step.
+        mitigation: the name of the mitigation.
+        parameters: its parameters, and the level of the ratio.
+        is_nested: whether layers were skipped while sampling.
+    """
+    columns = []
+    for batch in batches:
+        ratio, weights = ratio_and_weights(batch, mitigation, parameters, is_nested)
+        log_ratio = batch["old_per_token_logps"] - batch["sampling_per_token_logps"]  # (B, T)
+        mask = batch["completion_mask"].bool()
+        columns.append((log_ratio[mask], ratio[mask], weights[mask]))
+    log_ratio, ratio, weights = (torch.cat(tensors) for tensors in zip(*columns, strict=True))  # (tokens,)
+    metrics = off_policy_metrics(log_ratio, ratio, weights) if len(ratio) else {}
+    return metrics, weight_counts(weights)
+
+
+def log_clipped_ratio(
+    batch: MicroBatch, mitigation: str, training: Training, is_nested: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log of the ratio that the loss clips, and the weight of each of its entries in a mean.
+
+    GRPO clips the ratio of a token (B, T) or the geometric mean over a sequence (B, 1), and RLOO the product (B, 1).
+
+    Args:
+        batch: the micro-batch.
+        mitigation: the name of the mitigation; `base` puts mu in the place of the old policy.
+        training: the algorithm and the level of the ratio.
+        is_nested: whether layers were skipped while sampling.
+    """
+    mask, pi = batch["completion_mask"], batch["old_per_token_logps"]
+    now = batch.get("per_token_logps", pi)
+    old = batch["sampling_per_token_logps"] if mitigation == "base" and is_nested else pi
+    if training.algorithm == "grpo" and training.importance_sampling_level == "token":
+        return now - old, mask
+    if training.algorithm == "grpo":
+        log_ratio = ((now - old) * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
+    else:
+        log_ratio = (now * mask).sum(dim=1, keepdim=True) - (old * mask).sum(dim=1, keepdim=True)
+    return log_ratio, torch.ones_like(log_ratio)
+
+
+def clip_metrics(
+    batches: Sequence[MicroBatch], mitigation: str, training: Training, is_nested: bool
+) -> dict[str, float]:
+    """Return TRL's metrics of the clip for the micro-batches that the ranks compute at the same time.
+
+    TRL computes these metrics in its loss, which needs a model; here the same numbers follow from log-probabilities.
+
+    Args:
+        batches: a micro-batch of each rank.
+        mitigation: the name of the mitigation.
+        training: the algorithm, the level of the ratio and the clip range.
+        is_nested: whether layers were skipped while sampling.
+    """
+    sums, shares = torch.zeros(3), []  # clipped below, clipped above, all
+    for batch in batches:
+        log_ratio, weights = log_clipped_ratio(batch, mitigation, training, is_nested)
+        ratio, advantages = log_ratio.exp(), batch["advantages"].unsqueeze(1)
+        low = (ratio < 1 - training.epsilon) & (advantages < 0)
+        high = (ratio > 1 + training.epsilon) & (advantages > 0)
+        by_sequence = torch.stack(
+            [(part * weights).sum(dim=1) for part in (low, high, torch.ones_like(low))]
+        )  # (3, B)
+        sums += by_sequence.sum(dim=1)
+        shares.append(by_sequence[:2] / by_sequence[2])
+    low_shares, high_shares = torch.cat(shares, dim=1)
+    low_mean, high_mean, region_mean = (part / sums[2].clamp(min=1) for part in (sums[0], sums[1], sums[0] + sums[1]))
+    metrics = {
+        "low_mean": low_mean,
+        "low_min": low_shares.nan_to_num(torch.inf).min(),  # a completion without a token has no share
+        "high_mean": high_mean,
+        "high_max": high_shares.nan_to_num(-torch.inf).max(),
+        "region_mean": region_mean,
+    }
+    return {f"clip_ratio/{name}": value.item() for name, value in metrics.items() if value.isfinite()}
