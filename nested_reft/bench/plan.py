@@ -22,12 +22,13 @@ from nested_reft.config.sections import PACKAGE
 from nested_reft.config.study import Study
 from nested_reft.data.formats import training_row
 from nested_reft.data.sources import parsed_rows
+from nested_reft.plan.cards import CARDS, GIB, Card
+from nested_reft.plan.cluster import PROCESS_ON_CPU
+from nested_reft.plan.costs import Cost
+from nested_reft.plan.planner import Planner
 from nested_reft.records.files import read_rows, write_rows
 from nested_reft.records.provenance import collect_provenance
-from nested_reft.study.cards import CARDS, GIB, Card
-from nested_reft.study.costs import Cost
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
-from nested_reft.study.plan import PROCESS_ON_CPU, Planner
 
 STEPS = 5  # of each job; the first one is not counted
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")

@@ -42,15 +42,16 @@ def plan(
     make it fit.
     """
     from nested_reft.config.study_file import read_study
-    from nested_reft.study import plan as planning
-    from nested_reft.study import plan_text
-    from nested_reft.study.resolution import DEFAULT_PILOT, read_pilot
+    from nested_reft.plan import text
+    from nested_reft.plan.plan import make_plan
+    from nested_reft.plan.planner import cards_of
+    from nested_reft.plan.resolution import DEFAULT_PILOT, read_pilot
 
     study = read_study(config, changes or [])
-    cards = planning.cards_of(study, card or [])
-    found = planning.make_plan(study, cards, bench, read_pilot(pilot) if pilot else DEFAULT_PILOT, at_once)
-    typer.echo(json.dumps(plan_text.as_dict(found), indent=2) if as_json else plan_text.render(found))
+    cards = cards_of(study, card or [])
+    found = make_plan(study, cards, bench, read_pilot(pilot) if pilot else DEFAULT_PILOT, at_once)
+    typer.echo(json.dumps(text.as_dict(found), indent=2) if as_json else text.render(found))
     if figure is not None:
         from nested_reft.report import style
 
-        style.save(plan_text.hours_figure(found), figure.with_suffix(""))
+        style.save(text.hours_figure(found), figure.with_suffix(""))

@@ -3,8 +3,8 @@
 import pytest
 
 from nested_reft.bench.plan import CASES, STEPS, Comparison, measured, plan_table, planned, study_of
-from nested_reft.study.cards import CARDS, GIB
-from nested_reft.study.plan import PROCESS_ON_CPU
+from nested_reft.plan.cards import CARDS, GIB
+from nested_reft.plan.cluster import PROCESS_ON_CPU
 
 CPU = CARDS["cpu"]
 

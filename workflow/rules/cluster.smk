@@ -6,8 +6,9 @@ On one machine nothing limits memory and time. `set-resources` of a profile repl
 
 from functools import cache
 
+from nested_reft.plan.cluster import requested
+from nested_reft.plan.planner import Planner, cards_of
 from nested_reft.study import slurm
-from nested_reft.study.plan import Planner, cards_of, requested
 
 # The id of the Slurm job in which this Snakemake itself runs. The plugin removes the variable before the first job.
 OWN_JOB = os.environ.get("SLURM_JOB_ID")

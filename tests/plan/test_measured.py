@@ -2,8 +2,8 @@
 
 import pytest
 
-from nested_reft.study.cards import CARDS
-from nested_reft.study.measured import factors_of, planned_step
+from nested_reft.plan.cards import CARDS
+from nested_reft.plan.measured import factors_of, planned_step
 
 SETTINGS = {"model": "qwen2.5-1.5b", "prompts": 2, "generations": 4, "prompt_length": 20, "new_tokens": 16}
 SETTINGS |= {"dtype": "bfloat16"}

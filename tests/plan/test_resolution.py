@@ -5,7 +5,7 @@ import pytest
 
 from nested_reft.config.study_file import read_study
 from nested_reft.errors import UserError
-from nested_reft.study.resolution import DEFAULT_PILOT, read_pilot, resolution
+from nested_reft.plan.resolution import DEFAULT_PILOT, read_pilot, resolution
 from tests.conftest import ROOT
 
 

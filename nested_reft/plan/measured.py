@@ -10,9 +10,9 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.sections import ModelSource, Training
 from nested_reft.errors import UserError
 from nested_reft.model.shape import BENCH_SHAPES, ModelShape, read_shape
+from nested_reft.plan.cards import Card
+from nested_reft.plan.costs import Lengths, train_cost
 from nested_reft.records.files import read_json
-from nested_reft.study.cards import Card
-from nested_reft.study.costs import Lengths, train_cost
 
 # The phases of a measured step -> those of a plan.
 PHASES = {"generate": "generate", "fwd_bwd": "update", "optimizer": "optimizer"}

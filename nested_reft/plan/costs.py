@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from nested_reft.config.sections import Evaluation, Optimization, Sft, Training
 from nested_reft.model.shape import BYTES, ModelShape
-from nested_reft.study.cards import Card
+from nested_reft.plan.cards import Card
 
 # TRL scores this many tokens against this many entries of the vocabulary at once (`ChunkedLogProbFunction`).
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768

@@ -6,11 +6,13 @@ import pytest
 
 from nested_reft.config.study_file import read_study
 from nested_reft.errors import UserError
-from nested_reft.study import plan as planning
-from nested_reft.study.cards import CARDS, GIB
+from nested_reft.plan import cluster
+from nested_reft.plan.cards import CARDS, GIB
+from nested_reft.plan.cluster import requested
+from nested_reft.plan.plan import make_plan
+from nested_reft.plan.planner import USABLE_MEMORY, Planner, Row, cards_of
+from nested_reft.plan.text import as_dict, elapsed_seconds, hours_figure, render
 from nested_reft.study.jobs import job_paths
-from nested_reft.study.plan import USABLE_MEMORY, Planner, Row, cards_of, make_plan, requested
-from nested_reft.study.plan_text import as_dict, elapsed_seconds, hours_figure, render
 from tests.conftest import ROOT
 
 PAPER = read_study(ROOT / "config/paper.yaml")
@@ -92,7 +94,7 @@ def test_processes_on_a_cpu_share_the_threads_and_need_memory_each(monkeypatch):
     one, two = (Planner(study, cards_of(study, [])) for study in studies)
     path = next(path for path in job_paths(SMOKE) if path.startswith("train"))
     assert two.cards["tiny-28"].flops["float32"] == one.cards["tiny-28"].flops["float32"] / 2
-    monkeypatch.setattr(planning, "LEAST_MB", 0)  # the embedded models need less
+    monkeypatch.setattr(cluster, "LEAST_MB", 0)  # the embedded models need less
     assert requested(two, path, 1)[0] > 1.5 * requested(one, path, 1)[0]
 
 

@@ -6,7 +6,7 @@ from nested_reft.config.sections import PACKAGE, BenchmarkSource, DatasetSource
 from nested_reft.data.prompts import format_prompt
 from nested_reft.embedded.problems import generate
 from nested_reft.model.loading import load_tokenizer
-from nested_reft.study.lengths import lengths, texts_of
+from nested_reft.plan.lengths import lengths, texts_of
 
 TINY = PACKAGE / "embedded/tiny-28"
 

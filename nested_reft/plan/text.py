@@ -4,11 +4,12 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from nested_reft.plan.cards import GIB
+from nested_reft.plan.costs import Memory
+from nested_reft.plan.plan import Plan
+from nested_reft.plan.planner import Row
 from nested_reft.records.progress import duration
-from nested_reft.study.cards import GIB
-from nested_reft.study.costs import Memory
 from nested_reft.study.disk import gigabytes
-from nested_reft.study.plan import Plan, Row
 from nested_reft.study.status_text import aligned
 
 if TYPE_CHECKING:

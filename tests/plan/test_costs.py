@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nested_reft.config.sections import PACKAGE, Evaluation, Sft, Training
 from nested_reft.model.shape import HUB_SHAPES, read_shape
-from nested_reft.study.cards import CARDS, GIB
-from nested_reft.study.costs import (
+from nested_reft.plan.cards import CARDS, GIB
+from nested_reft.plan.costs import (
     Layout,
     Lengths,
     decode_seconds,

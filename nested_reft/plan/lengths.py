@@ -13,7 +13,7 @@ import numpy as np
 
 from nested_reft.config.sections import BenchmarkSource, DatasetSource
 from nested_reft.data.prompts import format_prompt
-from nested_reft.study.costs import Lengths
+from nested_reft.plan.costs import Lengths
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
