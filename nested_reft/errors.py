@@ -7,7 +7,14 @@ RESUMABLE = "it is resumable: run the same command again"
 
 
 class UserError(Exception):
-    """A user's mistake. The message names the key or file, the value and the remedy, in one sentence."""
+    """A user's mistake. The message names the key or file, the value and the remedy, in one sentence.
+
+    Control characters in a name or value are shown escaped, so that they cannot change the terminal or a log.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 class NestingError(ValueError):

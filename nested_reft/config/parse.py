@@ -78,7 +78,7 @@ def describe(
         return f"{where} {message}."
     if error["type"] == "value_error":
         source = value.get("path") if isinstance(value, Mapping) else None
-        return f"{where} {f'({source}) ' if source else ''}{message}."
+        return f"{where} {f'({source:.200}) ' if source else ''}{message}."
     if error["type"] == "string_pattern_mismatch":  # the only pattern is that of a name
         return f"{where} is {shown}, but a name consists of {NAME_RULE}; rename it."
     if error["type"] in ("model_type", "dict_type"):

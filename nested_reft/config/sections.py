@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from nested_reft.config.local_path import local_path
 from nested_reft.config.templates import TEMPLATES, read_template
 from nested_reft.embedded.problems import DATASETS
 from nested_reft.mitigation import MITIGATIONS
@@ -78,8 +79,11 @@ class Section(BaseModel):
 def local_folder(path: str) -> Path | None:
     """Return the local folder or file of a path of the config, or None if there is none."""
     is_embedded = path.startswith("embedded/")
-    local = PACKAGE / path if is_embedded else Path(path).expanduser()
-    return local if local.exists() else None
+    local = PACKAGE / path if is_embedded else local_path(path)
+    try:
+        return local if local.exists() else None
+    except OSError:  # a name that is too long
+        return None
 
 
 def model_shape(folder: Path | None) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class Source(Section):
     @model_validator(mode="after")
     def path_can_be_resolved(self) -> "Source":
         """Refuse a path that neither exists nor has the form of a hub name, before anything is loaded."""
-        exists = self.path.strip(". /") and Path(self.path).expanduser().exists()
+        exists = self.path.strip(". /") and local_folder(self.path)
         if not self.is_embedded and not exists and not HUB_NAME.fullmatch(self.path):
             raise ValueError("does not exist and is not a hub name of the form owner/name; correct the path")
         return self

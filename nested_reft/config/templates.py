@@ -1,6 +1,6 @@
 """The prompt templates, by name, and those that a user writes into a file. `data/prompts.py` fills them in."""
 
-from pathlib import Path
+from nested_reft.config.local_path import local_path
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 PROBLEM = "{problem}"  # the place of the problem in a template; all other braces are text
@@ -36,14 +36,14 @@ def read_template(template: str) -> str:
     if template in TEMPLATES or PROBLEM in template:
         return template
     try:
-        text = Path(template).expanduser().read_text(encoding="utf-8")
-    except OSError:
+        text = local_path(template).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"is the file {template}, which is not text in UTF-8; save it as UTF-8") from None
+    except (OSError, ValueError):  # a null character
         raise ValueError(
             f"is {template!r:.200}, which is neither a template nor a file; choose one of {', '.join(TEMPLATES)}, or "
             f"give the path of a text file that holds {PROBLEM}"
         ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"is the file {template}, which is not text in UTF-8; save it as UTF-8") from None
     if PROBLEM not in text:
         raise ValueError(f"is the file {template}, which does not hold {PROBLEM}, the place of the problem; add it")
     return text

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nested_reft.config.local_path import local_path
 from nested_reft.errors import UserError
 from nested_reft.grading.extract import until_first_answer
 from nested_reft.grading.grade import grade
@@ -112,7 +113,7 @@ def load_reward(name: str) -> Reward:
 
 def import_file(path: Path) -> ModuleType:
     """Return the Python file as a module, without adding it to the modules that other code can import."""
-    spec = importlib.util.spec_from_file_location(path.stem, path.expanduser())
+    spec = importlib.util.spec_from_file_location(path.stem, local_path(path))
     assert spec is not None and spec.loader is not None  # the name of the file ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from nested_reft.config import layout
+from nested_reft.config.local_path import local_path
 from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, local_folder
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
@@ -154,7 +155,7 @@ def describe_download(path: str) -> str:
     Raises:
         UserError: the path is in an existing folder or ends like a file of data, so it is probably mistyped.
     """
-    local = Path(path).expanduser()
+    local = local_path(path)
     if local.parent.is_dir() or local.suffix in DATA_SUFFIXES:
         raise UserError(f"{path} does not exist in {Path.cwd()}; correct the path")
     return f"{path} is not a local path, so it is downloaded from the hub and checked then"
