@@ -16,7 +16,7 @@ PAGES = $(shell git ls-files '*.md' ':!docs/reports' ':!config' ':!nested_reft')
 # The package's own command must be found by the shell commands of the rules.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup study report server ui test test-slow test-gpu coverage lint lint-prose format docs
+.PHONY: help setup study report server ui test test-slow test-gpu coverage lint audit lint-prose format docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
@@ -57,6 +57,10 @@ lint: setup lint-prose  ## run all linters
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/python workflow/lint.py
+
+audit: setup  ## look up known vulnerabilities of the packages in requirements.lock, which needs a network
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 lint-prose: setup  ## check the wording and the format of comments, messages and pages
 	$(BIN)/python tools/check_prose.py

@@ -14,7 +14,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class NestingError(ValueError):

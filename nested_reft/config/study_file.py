@@ -63,7 +63,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"the config {file} cannot be read ({error.strerror}); correct that") from None
     try:
-        content = yaml.load(text, Loader=_StrictLoader)
+        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - it is a safe loader
     except yaml.YAMLError as error:
         raise UserError(f"the config {file} is not YAML: {yaml_problem(error, text)}") from None
     if content is None:

@@ -23,7 +23,7 @@ from nested_reft.errors import UserError
 log = logging.getLogger(__name__)
 
 # All users of a machine share this folder. It is not below TMPDIR, which may differ between two jobs.
-LEASES = Path("/tmp/nested-reft-devices")
+LEASES = Path("/tmp/nested-reft-devices")  # noqa: S108
 SECONDS_BETWEEN_ATTEMPTS = 0.5
 # The environment variable with the lock files of the leases of a job on several processes, which hold them, too.
 LEASED = "NESTED_REFT_LEASED"
