@@ -1,4 +1,4 @@
-"""Failures of the machine: a full disk, as the system, torch and safetensors report it, and too little GPU memory."""
+"""Failures of the machine: of its disk, as the system, torch and safetensors report it, of its memory and its GPU."""
 
 import errno
 
@@ -29,6 +29,22 @@ def test_a_full_disk_behind_another_error_is_recognized():
 
 def test_too_little_gpu_memory_names_the_keys():
     assert "training.per_device_train_batch_size" in explain(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_a_file_that_may_not_be_written_is_named():
+    sentence = explain(PermissionError(errno.EACCES, "Permission denied", "results/run.json"))
+    assert sentence.startswith("results/run.json cannot be read or written (Permission denied); ")
+    assert "(Read-only file system)" in explain(SafetensorError("I/O error: Read-only file system (os error 30)"))
+
+
+def test_too_little_memory_of_the_machine_is_recognized():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert "fewer jobs at once" in explain(error.value) and "fewer jobs at once" in explain(MemoryError())
+
+
+def test_a_gpu_that_torch_cannot_use_is_recognized():
+    assert "jobs.gpus to 0" in explain(RuntimeError("No CUDA GPUs are available"))
 
 
 def test_any_other_error_keeps_its_traceback():
