@@ -62,9 +62,9 @@ def without_secrets(text: str) -> str:
 def reason(error: Exception) -> str:
     """Return why MLflow failed, as a part of a sentence and without secrets.
 
-    The message of a failed request is long and names the failure of the operating system in its middle.
+    The message of a failed request is long and names the failure of the operating system, or of SQLite, in its middle.
     """
-    failures = re.findall(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+    failures = re.findall(r"(?:\[Errno -?\d+\]|\(sqlite3\.\w+\)) ([\w ]+)", str(error))
     first_sentence = re.split(r"\.?\s*(?:\. |\n|$)", str(error).strip())[0]
     return without_secrets(failures[-1] if failures else first_sentence)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from nested_reft.records import mlflow_mirror
 from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store, open_study, shared_store_problem, store_problem
 from nested_reft.records.stage_record import StageRecord
+from tests import conftest
 from tests.records.conftest import EXPECTED, STEPS, history, record_in, run_stage
 
 
@@ -181,6 +183,40 @@ def test_eight_jobs_at_once_lose_nothing_to_a_server_that_restarts(tmp_path, mon
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.slow
+def test_a_store_that_is_locked_and_then_removed_is_complete_after_track(tmp_path, monkeypatch):
+    """Another process holds the SQLite file for longer than SQLite waits, and the file is deleted before the end."""
+    monkeypatch.setattr(mlflow_mirror, "SECONDS_BETWEEN_SENDS", 0.01)
+    monkeypatch.setattr(mlflow_mirror, "SECONDS_AT_THE_END", 1.0)
+    database, results = tmp_path / "mlflow.db", tmp_path / "results"
+    uri = f"sqlite:///{database}"
+    open_study(uri, "study")
+    run_stage(results, "before", uri)
+    record = record_in(results, "run", uri)
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for step in range(1, STEPS // 2):
+        record.log(step, {"reward": step / STEPS, "loss": 0.5})
+    assert record.trackers[0].waiting  # the store has refused the rows, which the mirror keeps
+    other.execute("ROLLBACK")
+    other.close()
+    database.unlink()
+    for step in range(STEPS // 2, STEPS + 1):
+        record.log(step, {"reward": step / STEPS, "loss": 0.5})
+    record.finish({"mean_reward": 1.0})
+    assert [row["step"] for row in read_rows(results / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
+
+    for _ in range(2):  # a second time adds nothing
+        tracked = conftest.run("nested-reft", "track", str(results), "--uri", uri, cwd=tmp_path)
+        assert tracked.stdout == f"2 of 2 runs are in {uri}\n", tracked.stderr
+        renewed = f"sqlite:///{tmp_path}/./mlflow.db"  # this process still has the removed file open under its address
+        client, experiment = open_store(renewed, "study")
+        found = history(renewed)
+        assert sorted(found) == ["before", "run"]
+        assert len(client.search_runs([experiment])) == 3  # and that of the study
+        assert all(one["reward"] == EXPECTED and one["status"] == "FINISHED" for one in found.values())
 
 
 def test_a_finished_run_has_a_name_a_description_and_its_result(tmp_path):
