@@ -1,7 +1,7 @@
 """Whether the products of a study are what its stages wrote, with the settings and from the inputs of today.
 
 A product is the folder of a warm-up, a training or an evaluation. Its `run.json` holds the settings of its stage, and
-the checksums of what the stage read and wrote.
+the checksums of what the stage read and wrote. Prepared data have a manifest with their checksums.
 """
 
 from collections import Counter
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import stage_settings
+from nested_reft.config.layout import BENCHMARKS, DATASET
 from nested_reft.config.parse import flatten, parse_settings
 from nested_reft.config.sections import Section
 from nested_reft.config.study import Study
@@ -123,6 +124,19 @@ def product_faults(directory: Path, study: Study, path: str, commits: Counter[st
         yield Fault("stale", path, f"was made with another {', '.join(changed)}")
 
 
+def data_faults(results: Path, study: Study) -> Iterator[Fault]:
+    """Yield a fault for each file of prepared data that is missing or differs from what its manifest says."""
+    files = [BENCHMARKS, *(DATASET.format(dataset=name) for name in study.grid.dataset)]
+    for path in files:
+        file, manifest = results / path, (results / path).with_suffix(".manifest.json")
+        if not file.exists() or not manifest.exists():
+            yield Fault("missing", path, "has not been prepared")
+            continue
+        digest = read_json(manifest)["sha256"]
+        if checksum(file) != (digest if isinstance(digest, str) else digest["rows"]):
+            yield Fault("damaged", path, "is not what was prepared: its checksum differs from that in its manifest")
+
+
 def orphans(results: Path, paths: Iterable[str]) -> Iterator[Fault]:
     """Yield a fault for each product below the results that no job of the study makes."""
     known = set(paths)
@@ -151,6 +165,7 @@ def faults(directory: Path, study: Study, paths: Iterable[str]) -> Iterator[Faul
         paths: the paths of its jobs, as `job_paths` gives them; a caller may show how far the iteration is.
     """
     commits: Counter[str] = Counter()
+    yield from data_faults(Folders.of(directory, study.study).results, study)
     for path in paths:
         yield from product_faults(directory, study, path, commits)
     yield from orphans(Folders.of(directory, study.study).results, job_paths(study))

@@ -70,6 +70,18 @@ def test_a_damaged_evaluation_is_not_analysed(finished):
         collect(started_settings(finished / "results/smoke"), finished / "results/smoke")
 
 
+def test_damaged_and_missing_data_are_named(finished):
+    data = finished / "results/smoke/data"
+    damage(data / "benchmarks.jsonl")
+    (data / "dataset~mixed/train.jsonl").unlink()
+    first, second, *others = found(finished)
+    assert first[:2] == ("damaged", "data/benchmarks.jsonl") and second[:2] == (
+        "missing",
+        "data/dataset~mixed/train.jsonl",
+    )
+    assert others and {fault.kind for fault in others} == {"stale"}  # the evaluations have read other benchmarks
+
+
 def test_missing_unfinished_stale_and_orphaned_products_are_listed(finished):
     results = finished / "results/smoke"
     study = started_settings(results)
