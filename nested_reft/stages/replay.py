@@ -150,11 +150,12 @@ def text(run: Path, rows: Sequence[Mapping[str, Any]], settings: TrainStage) -> 
         "{:.4g}".format(*means),
         "",
         summary(rows).to_markdown(index=False, floatfmt=".4g"),
+        "",
     ]
     replayed = [row for row in rows if row["mitigation"] == own]
     if replayed and settings.nesting == settings_of(run, {}).nesting:
         folder = run if (run / "run.json").exists() else run / "checkpoints"
         difference = largest_difference(replayed, read_rows(folder / "metrics.jsonl", torn_end=True))
         equal = "equals" if difference == 0 else f"differs by at most {difference:.1g} from"
-        lines += ["", f"The replay of {own} {equal} what the run has logged."]
+        lines += [f"The replay of {own} {equal} what the run has logged."]
     return "\n".join(lines)
