@@ -23,6 +23,7 @@ from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages import evaluate, sft, train
 from nested_reft.stages import replay as replaying
 from tests.conftest import ROOT, TINY
+from tests.stages.test_train import untimed
 
 RUN = Run(model="small", dataset="mixed", skip_ratio=0.5, border=1, mitigation="base", seed=0)
 EVALUATION = Evaluation(max_new_tokens=12, batch_size=4, dtype="float32", num_samples=2, temperature=1.0)
@@ -35,8 +36,9 @@ OPTIMIZATION = {
 # The batches of an epoch are full: several processes would fill the last one with rows of the first.
 SFT = Sft(**OPTIMIZATION | {"per_device_train_batch_size": 2}, batch_size=4, num_train_epochs=2.0, save_steps=100)
 # A reward that every rank writes down with its completions. Where the file `plant` exists, rank 1 skips other layers.
+# Rank 1 gets SIGTERM in the step that the variable STOP names.
 REWARDS = """
-import json, os
+import json, os, signal
 from pathlib import Path
 from nested_reft import trainer
 
@@ -48,6 +50,8 @@ def vowels(completions, completion_ids, trainer_state, **kwargs):
     seen = folder / os.environ["SEEN"] / f"{trainer_state.global_step}-{RANK}.json"
     seen.parent.mkdir(exist_ok=True)
     seen.write_text(json.dumps(completion_ids))
+    if RANK == "1" and os.environ.get("STOP") == str(trainer_state.global_step):
+        os.kill(os.getpid(), signal.SIGTERM)
     return [sum(completion.count(vowel) for vowel in "aeiou") / 10 for completion in completions]
 
 
@@ -193,7 +197,10 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     lora = {"settings": canonical({**sections, "training": with_adapter})}
     lora_ddp = {**ddp, **lora, "out": str(files / "train-lora-ddp")}
     lora_fsdp = {**fsdp, **lora, "out": str(files / "train-lora-fsdp")}
-    jobs = [ddp, {**fsdp, "fails": True}, fsdp, lora_ddp, {**lora_fsdp, "fails": True}, lora_fsdp]
+    differ, ended = "skip different layers", "SIGTERM ended the training after step 4 of 10, with a checkpoint"
+    jobs = [ddp, {**fsdp, "fails": differ}, fsdp, lora_ddp, {**lora_fsdp, "fails": differ}, lora_fsdp]
+    stopped = {**lora_ddp, "out": str(files / "train-lora-ddp-stopped")}
+    jobs += [{**stopped, "stop": 3, "fails": ended}, stopped]
     for distributed in ("ddp", "fsdp"):
         jobs.append({**job, "stage": "sft", "settings": canonical(warmup), "distributed": distributed})
         jobs[-1]["out"] = str(files / f"sft-{distributed}")
@@ -221,6 +228,11 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
         for distributed in ("ddp", "fsdp"):
             seen = (files / f"seen-{one}one", files / f"seen-train-{one}{distributed}")
             check_training(files / f"train-{one}one", files / f"train-{one}{distributed}", seen)
+    # A training that a signal to one rank has stopped, and that goes on, is bit for bit one that nothing stopped.
+    lora_ddp_folder, stopped_folder = Path(lora_ddp["out"]), Path(stopped["out"])
+    weights = [(folder / "model/model.safetensors").read_bytes() for folder in (lora_ddp_folder, stopped_folder)]
+    assert weights[0] == weights[1] and untimed(lora_ddp_folder) == untimed(stopped_folder)
+    assert read_json(stopped_folder / "run.json")["attempts"] == 2
     losses = [read_rows(files / f"train-{one}one/metrics.jsonl")[-1]["loss"] for one in ("", "lora-")]
     assert losses[0] != losses[1]
     assert read_json(two / "run.json")["attempts"] == read_json(files / "train-fsdp/run.json")["attempts"] == 2

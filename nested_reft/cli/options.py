@@ -148,6 +148,29 @@ def run_ranks(distributed: str, num_processes: int, settings: sections.Section, 
     return True
 
 
+def made_by_another(settings: sections.Section, inputs: dict[str, Path], out: Path) -> bool:
+    """Wait while another process writes a product; return whether it has finished what this command should make.
+
+    A job survives a Snakemake that is killed, and the next Snakemake starts it again. Ranks do not wait: the command
+    that started them has done so.
+
+    Args:
+        settings: all settings of the stage.
+        inputs: name -> file or folder that the stage reads.
+        out: the folder of the product.
+    """
+    from nested_reft.records.lock import lock_product
+    from nested_reft.records.products import is_finished
+
+    if processes.num_processes() > 1:
+        return False
+    with lock_product(out) as has_waited:
+        if not has_waited or not is_finished(out, json.loads(parse.canonical(settings)), inputs):
+            return False
+    log.info("the other process has finished %s with the same settings and inputs, and nothing is left to do", out)
+    return True
+
+
 def leased_device() -> AbstractContextManager[object]:
     """Return the context in which this process has a GPU of its own; a rank has one of those that its job leased."""
     return leased_devices() if processes.num_processes() == 1 else nullcontext()

@@ -17,6 +17,7 @@ from nested_reft.cli.options import (
     Tracking,
     apply_resource_limits,
     leased_device,
+    made_by_another,
     open_record,
     read_settings,
     run_ranks,
@@ -58,14 +59,14 @@ def sft(
 ) -> None:
     """Warm up a model by SFT on the chains of thought of a training set."""
     parsed = read_settings(stage_settings.SftStage, settings)
-    if run_ranks(distributed, num_processes, parsed, out):
+    inputs = {"model": model, "data": data}
+    if made_by_another(parsed, inputs, out) or run_ranks(distributed, num_processes, parsed, out):
         return
     with leased_device():
         apply_resource_limits()
         from nested_reft.records.model_card import write_model_card
         from nested_reft.stages import sft
 
-        inputs = {"model": model, "data": data}
         with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
             sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record, distributed)
             if record.is_written:
@@ -83,15 +84,16 @@ def train(
 ) -> None:
     """Train one run of the grid from its SFT warm-up: GRPO with roll-outs from the nested model."""
     parsed = read_settings(stage_settings.TrainStage, settings)
-    if run_ranks(distributed, num_processes, parsed, out):
+    from nested_reft.grading.rewards import reward_files
+
+    inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
+    if made_by_another(parsed, inputs, out) or run_ranks(distributed, num_processes, parsed, out):
         return
     with leased_device():
         apply_resource_limits()
-        from nested_reft.grading.rewards import reward_files
         from nested_reft.records.model_card import write_model_card
         from nested_reft.stages import train
 
-        inputs = {"model": model, "data": data} | reward_files(parsed.training.reward_funcs or [])
         with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
             train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record, distributed)
             if record.is_written:
@@ -130,11 +132,11 @@ def evaluate(
             f"--num-processes is {num_processes}, but evaluation.sampler is 'vllm', which is one process on one GPU; "
             "leave --distributed and --num-processes out"
         )
-    if run_ranks(distributed, num_processes, parsed, out):
+    inputs = {"model": model, "benchmarks": benchmarks}
+    if made_by_another(parsed, inputs, out) or run_ranks(distributed, num_processes, parsed, out):
         return
     with leased_device():
         apply_resource_limits()
-        inputs = {"model": model, "benchmarks": benchmarks}
         with open_record(out, "evaluate", parsed.run, parsed, inputs, tracking) as record:
             evaluation.evaluate(parsed.evaluation, parsed.prompt, str(inputs["model"]), benchmarks, record)
             if record.is_written:

@@ -95,28 +95,33 @@ def lists_products_of(study: str, lock_file: Path) -> bool:
 
 
 @contextmanager
-def lock_product(folder: Path) -> Iterator[None]:
+def lock_product(folder: Path) -> Iterator[bool]:
     """Lock the folder of a product; wait while another process writes the product.
 
     A job survives a Snakemake that is killed. The next Snakemake starts the job again, which waits here, so that two
     processes never write the same files.
+
+    Yields:
+        Whether another process has written the product meanwhile.
     """
     descriptor = open_lock(folder / ".lock")
     try:
-        take_or_wait(descriptor, folder)
-        yield
+        yield take_or_wait(descriptor, folder)
     finally:
         os.close(descriptor)
 
 
-def take_or_wait(descriptor: int, folder: Path) -> None:
-    """Take the lock of a product, and log the process that it waits for."""
+def take_or_wait(descriptor: int, folder: Path) -> bool:
+    """Take the lock of a product, and log the process that it waits for; return whether it has waited."""
+    waits = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = read_holder(descriptor) or "another process"
         log.warning("waiting for %s, which an earlier snakemake started and which writes %s", holder, folder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        waits = True
     except OSError:
-        return
+        return False
     write_holder(descriptor)
+    return waits

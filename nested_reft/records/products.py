@@ -1,10 +1,12 @@
-"""Finding the files of a product by the path that a user gives: its folder, its model, or its evaluation."""
+"""Finding the files of a product by the path that a user gives, and whether a product is finished."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nested_reft.config.layout import EVALUATE
 from nested_reft.errors import UserError
-from nested_reft.records.files import read_versioned_json
+from nested_reft.records.files import checksum, read_versioned_json
 
 EVALUATION_FILES = ("records.parquet", "metrics.json", "run.json")
 
@@ -40,3 +42,25 @@ def evaluated_product(evaluation: Path) -> Path | None:
             product = parent.parent / evaluation.relative_to(parent)
             return product if (product / "model").is_dir() else None
     return None
+
+
+def is_finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+    """Return whether a folder holds an undamaged product with these settings, made from these inputs.
+
+    Args:
+        folder: the folder of the product.
+        settings: all settings of its stage.
+        inputs: name -> file or folder that its stage reads.
+    """
+    if not (folder / "run.json").exists():
+        return False
+    run = read_versioned_json(folder / "run.json")
+    read = {name: entry["sha256"] for name, entry in run["inputs"].items()}
+    return bool(
+        run["settings"] == settings
+        and run["outputs"].keys() & {"model", "records.parquet"}  # Snakemake deletes outputs before it starts a job
+        and read == {name: checksum(path) for name, path in inputs.items()}
+        and all(
+            (folder / name).exists() and checksum(folder / name) == run["outputs"][name] for name in run["outputs"]
+        )
+    )

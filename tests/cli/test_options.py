@@ -1,14 +1,19 @@
 """Options and helpers that several commands share."""
 
 import io
+import json
 import logging
+import threading
+import time
 
 import pytest
 
-from nested_reft.cli.options import model_folder, open_record, read_ratios, read_settings
+from nested_reft.cli.options import made_by_another, model_folder, open_record, read_ratios, read_settings
 from nested_reft.config.stage_settings import PrepareBenchmarks
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
+from nested_reft.records.lock import lock_product
+from nested_reft.records.stage_record import StageRecord
 
 JSON = '{"benchmarks": {"algebra": {"path": "embedded/algebra", "size": 2}}}'
 YAML = "benchmarks:\n  algebra: {path: embedded/algebra, size: 2}\n"
@@ -88,3 +93,24 @@ def test_the_log_of_a_stage_names_its_run_its_attempts_and_its_product(tmp_path,
     assert second == "sft starts (attempt 2): model tiny-28, seed 0"
     assert end.startswith("sft ends after ") and end.endswith(f" s: {out}")
     assert read_json(out / "run.json")["attempts"] == 2
+
+
+def test_a_product_that_another_process_finishes_meanwhile_is_not_made_again(tmp_path):
+    """The other process, a job of a Snakemake that was killed, is a thread here."""
+    settings, out = read_settings(PrepareBenchmarks, JSON), tmp_path / "out"
+    record = StageRecord(out, "evaluate", {}, json.loads(settings.model_dump_json()), {}, None, "study")
+    (out / "records.parquet").write_text("records")
+    held = threading.Event()
+
+    def finish():
+        with lock_product(out):
+            held.set()
+            time.sleep(0.3)
+            record.finish({})
+
+    other = threading.Thread(target=finish)
+    other.start()
+    held.wait()
+    assert made_by_another(settings, {}, out)
+    other.join()
+    assert not made_by_another(settings, {}, out)  # the user wants it again
