@@ -138,20 +138,6 @@ def two_trainings(configured):
 
 
 @pytest.mark.slow
-def test_a_study_whose_snakemake_was_killed_while_training_finishes(tmp_path, two_trainings):
-    with running(tmp_path, two_trainings) as first:
-        while not list(tmp_path.glob("results/smoke/train/**/checkpoints/started.json")):
-            assert first.poll() is None, (tmp_path / "first.log").read_text()
-            time.sleep(0.1)
-        os.kill(first.pid, signal.SIGKILL)  # the training goes on
-        first.wait()
-        again = snakemake(tmp_path, "--configfile", two_trainings)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert len(list(tmp_path.glob("results/smoke/train/**/metrics.json"))) == 2
-    assert "Nothing to be done" in (done := snakemake(tmp_path, "--configfile", two_trainings)).stdout + done.stderr
-
-
-@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, two_trainings):
     with running(tmp_path, two_trainings) as first:
         while not list(tmp_path.glob("results/smoke/train/**/checkpoints/metrics.jsonl")):
