@@ -14,42 +14,72 @@ from nested_reft.report.off_policy import ACCEPTANCE, kl_column, run_medians
 from nested_reft.report.sources import CELL, INSTANCE, Sources
 from nested_reft.report.statistics import smallest_resolvable
 
+# The probability with which the changes that the answer calls detectable would be resolved.
+POWER = 0.8
+
 
 def span(values: pd.Series) -> dict[str, float]:
     """Return the number of the values, the lowest, the median and the highest."""
     return {"number": len(values), "lowest": values.min(), "median": values.median(), "highest": values.max()}
 
 
-def resolvable(accuracy: pd.DataFrame, confidence: float) -> pd.Series:
-    """Return for each accuracy delta how far from zero it has to be measured to be resolved.
+def resolvable(accuracy: pd.DataFrame, confidence: float, power: float) -> pd.Series:
+    """Return for each accuracy delta the true delta that is resolved with the given probability.
 
     Args:
         accuracy: the accuracy deltas of all cells, without those that are missing.
         confidence: the level of their intervals.
+        power: the probability; 0.5 gives how far from zero a delta has to be measured to be resolved.
     """
     half_widths = (accuracy["ci_high"] - accuracy["ci_low"]) / 2
     tests = accuracy.groupby(CELL)["absolute_delta"].transform("size")
-    values = smallest_resolvable(half_widths, accuracy["standard_error"], tests, confidence)
+    values = smallest_resolvable(half_widths, accuracy["standard_error"], tests, confidence, power)
     return pd.Series(values, accuracy.index, dtype=float)
 
 
-def accuracy_facts(deltas: pd.DataFrame, confidence: float) -> dict[str, Any]:
+def above_zero(values: pd.Series) -> dict[str, float] | None:
+    """Return the span of the values that are above zero, or None if there are none.
+
+    A bootstrap of models that agree on every problem shows no variation, and then says nothing about other problems.
+    """
+    positive = values[values > 0]
+    return span(positive) if len(positive) else None
+
+
+def coverage_facts(accuracy: pd.DataFrame, num_seeds: int) -> dict[str, Any]:
+    """Return what the intervals of the accuracy deltas cover, in words, and how many deltas have fewer seeds.
+
+    Args:
+        accuracy: the accuracy deltas of all cells, without those that are missing.
+        num_seeds: the number of seeds of the study.
+    """
+    seeds = accuracy["seeds"] if len(accuracy) else pd.Series([num_seeds])
+    lowest, highest = int(seeds.min()), int(seeds.max())
+    has_seeds = bool(accuracy["covers"].str.contains("seeds").any()) if len(accuracy) else num_seeds > 1
+    number = f"{highest} seeds" if lowest == highest else f"{lowest} to {highest} seeds (runs are missing)"
+    problems = "problems within benchmarks"
+    return {
+        "coverage": f"{number} and {problems}" if has_seeds else f"{problems} (one seed)",
+        "covers_seeds": has_seeds,
+        "with_fewer_seeds": int((seeds < num_seeds).sum()),
+    }
+
+
+def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> dict[str, Any]:
     """Return the range of the accuracies of the baselines and of the instances, and the deltas of each verdict.
 
-    `unresolved` also has the medians of how far the intervals reach (`half_width`) and of how far from zero a delta
-    has to be measured to be resolved (`resolvable`).
+    `resolvable` is the range of how far from zero a delta has to be measured to be resolved, and `detectable` that of
+    the true delta that is resolved with the probability POWER; both differ between the instances. `half_width` is the
+    range of how far the intervals reach. They are None where no interval has a width.
 
     Args:
         deltas: the table of deltas.
         confidence: the level of their intervals.
+        num_seeds: the number of seeds of the study.
     """
     accuracy = deltas[deltas["metric"] == "accuracy"].dropna(subset="absolute_delta")
     resolved = accuracy[accuracy["verdict"] == "resolved"].sort_values("absolute_delta")
     others = accuracy[accuracy["verdict"] == "not resolved"]
-    unresolved = span(others["absolute_delta"]) | {
-        "half_width": ((others["ci_high"] - others["ci_low"]) / 2).median(),
-        "resolvable": resolvable(accuracy, confidence)[others.index].median(),
-    }
     lower, higher = (resolved[sign * resolved["absolute_delta"] > 0] for sign in (-1, 1))
     largest = resolved.sort_values("absolute_delta", key=abs, ascending=False)[:2]
     return {
@@ -62,7 +92,13 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float) -> dict[str, Any]:
         "largest_resolved": largest.to_dict("records"),
         "lower": span(-lower["absolute_delta"]),
         "higher": span(higher["absolute_delta"]),
-        "unresolved": unresolved if len(others) else None,
+        "unresolved": span(others["absolute_delta"]) if len(others) else None,
+        "miss_zero": int(((others["ci_low"] > 0) | (others["ci_high"] < 0)).sum()),
+        "half_width": above_zero((accuracy["ci_high"] - accuracy["ci_low"]) / 2),
+        "resolvable": above_zero(resolvable(accuracy, confidence, 0.5)),
+        "detectable": above_zero(resolvable(accuracy, confidence, POWER)),
+        "power": POWER,
+        **coverage_facts(accuracy, num_seeds),
     }
 
 
@@ -89,18 +125,48 @@ def timing_noise(runs: pd.DataFrame) -> dict[str, float] | None:
     return {"lowest": widest["lowest"], "highest": widest["highest"], "spread": spread.max()}
 
 
+def by_ratio(table: pd.DataFrame, value: str) -> list[dict[str, float]]:
+    """Return the median of a value over the instances of each skip ratio: of all ratios, or of the first and the last.
+
+    Args:
+        table: a row per instance, with its `skip_ratio`.
+        value: the column of the value; a row without it does not count.
+    """
+    measured = table.dropna(subset=value)
+    rows = [
+        {"skip_ratio": ratio, "median": instances[value].median()}
+        | ({"bound": instances["bound"].max()} if "bound" in instances else {})
+        for ratio, instances in measured.groupby("skip_ratio")
+    ]
+    return rows if len(rows) <= 3 else [rows[0], rows[-1]]
+
+
 def speed_facts(deltas: pd.DataFrame, efficiency: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
-    """Return what sampling and whole steps gained in speed, and whether noise may explain these gains."""
+    """Return what sampling and whole steps gained in speed at each skip ratio, and whether noise may explain it.
+
+    `sampling_in_noise` and `steps_in_noise` are the skip ratios whose gain is smaller than the noise. A gain is noise
+    altogether if that of the largest ratio is. The times are `too_noisy` to state a gain where one exceeds its bound
+    by more than the noise.
+    """
     sampling = efficiency["sampling_speed_up"].dropna()
-    steps = deltas.loc[deltas["metric"] == "token_speed_tok_s", "relative_delta"].dropna()
+    token_speeds = deltas[deltas["metric"] == "token_speed_tok_s"]
+    steps = token_speeds["relative_delta"].dropna()
     noise = timing_noise(runs)
+    spread = noise["spread"] if noise else 0.0
     bounds = {name: efficiency[name].max() for name in ("bound", "bound_with_lm_head")}
+    sampling_rows, step_rows = by_ratio(efficiency, "sampling_speed_up"), by_ratio(token_speeds, "relative_delta")
+    sampling_in_noise = [row["skip_ratio"] for row in sampling_rows if abs(row["median"] - 1) < spread]
+    steps_in_noise = [row["skip_ratio"] for row in step_rows if abs(row["median"]) < spread]
     return {
-        "speed_up": span(sampling) | bounds if len(sampling) else None,
-        "token_speed": span(steps) if len(steps) else None,
+        "speed_up": span(sampling) | bounds | {"by_ratio": sampling_rows} if len(sampling) else None,
+        "above_bound": bool((efficiency["sampling_speed_up"] > efficiency["bound"]).any()),
+        "token_speed": span(steps) | {"by_ratio": step_rows} if len(steps) else None,
         "noise": noise,
-        "sampling_is_noise": bool(noise and len(sampling) and noise["spread"] > (sampling - 1).abs().median()),
-        "steps_are_noise": bool(noise and len(steps) and noise["spread"] > steps.abs().median()),
+        "sampling_in_noise": sampling_in_noise,
+        "sampling_is_noise": bool(sampling_rows) and sampling_rows[-1]["skip_ratio"] in sampling_in_noise,
+        "too_noisy": any(row["median"] > row["bound"] * (1 + spread) for row in sampling_rows),
+        "steps_in_noise": steps_in_noise,
+        "steps_are_noise": bool(step_rows) and step_rows[-1]["skip_ratio"] in steps_in_noise,
     }
 
 
@@ -120,8 +186,9 @@ def off_policy_facts(steps: pd.DataFrame) -> list[dict[str, float]]:
 
 def answer_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return all facts that the answer states, from the sources and the tables of a report."""
+    config = sources.config
     return (
-        accuracy_facts(tables["deltas"], sources.config["analysis"]["confidence"])
+        accuracy_facts(tables["deltas"], config["analysis"]["confidence"], len(config["grid"]["seed"]))
         | speed_facts(tables["deltas"], tables["efficiency"], trained_runs(sources))
         | {"off_policy": off_policy_facts(sources.steps)}
     )

@@ -13,6 +13,7 @@ from nested_reft.report.collect import collect
 from nested_reft.report.contents import contents
 from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
+from nested_reft.report.figures.accuracy import forest
 from nested_reft.report.paper import config_table, paper_table2
 from nested_reft.report.sources import Sources, read_sources, write_sources
 from nested_reft.report.tables import (
@@ -51,6 +52,11 @@ def draw_figures(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> Iterat
         yield name, draw(sources, tables)
 
 
+def draw_narrow_lead(sources: Sources, tables: Mapping[str, pd.DataFrame], note: str) -> dict[str, str]:
+    """Return the figure of the first screen of the page for a phone, as SVG, with its name in the page."""
+    return {page.NARROW_LEAD: style.as_svg(forest(sources, tables, narrow=True), note)}
+
+
 def write_table(name: str, title: str, table: pd.DataFrame, out: Path) -> None:
     """Write a table as CSV, Markdown, LaTeX (with the rules of the package booktabs) and HTML.
 
@@ -84,7 +90,8 @@ def write_report(sources: Sources, out: Path) -> None:
         write_table(name, titles[name], table, out)
     for name, text in captions.render(facts).items():
         (out / f"{name}.rst").write_text(text)
-    note, images = captions.layer_dropout_note(sources.config), {}
+    note = captions.layer_dropout_note(sources.config)
+    images = draw_narrow_lead(sources, tables, note)
     for name, figure in draw_figures(sources, tables):
         if isinstance(figure, str):  # an older report lacks what the figure shows
             images[name] = figure
@@ -101,7 +108,7 @@ def write_page(sources: Sources, file: Path) -> None:
     images = {
         name: figure if isinstance(figure, str) else style.as_svg(figure, note)
         for name, figure in draw_figures(sources, tables)
-    }
+    } | draw_narrow_lead(sources, tables, note)
     html = page.page(sources, tables, images, captions.report_facts(sources, tables))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html)

@@ -6,7 +6,7 @@ computes the facts that the templates state, from the tables of the same study. 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,23 @@ def range_of(values: Mapping[str, float]) -> str:
     """Return the lowest and the highest accuracy as `90.0% to 92.0%`, or the only one."""
     lowest, highest = accuracy(values["lowest"]), accuracy(values["highest"])
     return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def magnitude(values: Mapping[str, float]) -> str:
+    """Return a range of sizes of deltas in percentage points as `3.3 to 4.5`, or the only one."""
+    lowest, highest = (f"{100 * values[end]:.1f}" for end in ("lowest", "highest"))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio of speeds with two decimals."""
+    return f"{ratio:.2f}"
+
+
+def listing(items: Iterable[str]) -> str:
+    """Return items as a list in a sentence, as in `a, b and c`."""
+    *others, last = items
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def literal(text: str) -> str:
@@ -91,6 +108,9 @@ FILTERS = (
     percent,
     signed_percent,
     range_of,
+    magnitude,
+    times,
+    listing,
     literal,
     plural,
     interval,
@@ -125,14 +145,16 @@ def study_facts(sources: Sources) -> dict[str, Any]:
     num_instances = len(instances(grid))
     trained = sources.results[sources.results["product"] == "train"]
     seeds = len(grid["seed"])
-    problems = "problems within benchmarks"
+    num_planned = len(grid["model"]) * len(grid["dataset"]) * seeds * (1 + num_instances)
+    num_present = len(trained.drop_duplicates(RUN))
     return {
         "study": config["study"],
         "grid": grid,
         "num_instances": num_instances,
         "num_seeds": seeds,
-        "num_planned": len(grid["model"]) * len(grid["dataset"]) * seeds * (1 + num_instances),
-        "num_present": len(trained.drop_duplicates(RUN)),
+        "seeds_words": plural(seeds, "seed") if num_present == num_planned else f"up to {plural(seeds, 'seed')}",
+        "num_planned": num_planned,
+        "num_present": num_present,
         "num_runs": sources.provenance["runs"],
         "num_products": len(sources.results.drop_duplicates(["product", *RUN])) + len(sources.provenance["missing"]),
         "missing": sources.provenance["missing"],
@@ -144,7 +166,6 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),
         "confidence": config["analysis"]["confidence"],
         "level": round(1 - config["analysis"]["confidence"], 10),
-        "coverage": f"{problems} (one seed)" if seeds == 1 else f"{seeds} seeds and {problems}",
         "layer_dropout_models": layer_dropout_models(config),
     }
 

@@ -3,7 +3,6 @@
 An instance is a (skip ratio, border, mitigation), a cell is a (model, dataset). The baseline skips no layers.
 """
 
-import math
 from itertools import product
 from typing import Any
 
@@ -85,8 +84,8 @@ def covers(metric: str, delta: Delta) -> str:
     if not delta.seeds:
         return "missing"
     if metric == "accuracy":
-        return "seeds, problems" if delta.seeds > 1 else "problems"
-    return "nothing" if math.isnan(delta.p) else "seeds"
+        return "seeds, problems" if delta.covers_seeds else "problems"
+    return "seeds" if delta.covers_seeds else "nothing"
 
 
 def verdict(delta: Delta, p_holm: float, confidence: float) -> str:

@@ -42,6 +42,8 @@ HEADINGS = {
     "train_runtime_s": "run time, s",
     "train_runtime_s_relative_delta": "run time, change",
 }
+# The figure of the first screen, and its form for a phone.
+LEAD, NARROW_LEAD = "forest", "forest_narrow"
 # A longer table would make the page too large for a browser. Its CSV file has all rows.
 SHOWN_ROWS = 1000
 
@@ -202,12 +204,20 @@ def table_document(name: str, title: str, table: pd.DataFrame) -> str:
 # ---- figures and the whole page -----------------------------------------------------------------------
 
 
-def figure_view(name: str, svg: str) -> dict[str, Any]:
-    """Return what the template of a figure needs: an address that holds the image, and its width in pixels."""
+def figure_view(name: str, svg: str, narrow: str = "") -> dict[str, Any]:
+    """Return what the template of a figure needs: an address that holds the image, and its width in pixels.
+
+    Args:
+        name: the name of the figure.
+        svg: the figure.
+        narrow: the same figure for the screen of a phone, if there is one.
+    """
     width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg, re.DOTALL)
     assert width, f"{name} is not a figure of matplotlib"
     image = f"data:image/svg+xml,{quote(svg, safe=' /:;,=()+-')}"
-    return {"name": name, "image": image, "width": round(float(width[1]) * 4 / 3)}
+    view = {"name": name, "image": image, "width": round(float(width[1]) * 4 / 3)}
+    # A browser splits the addresses of `srcset` at white space and commas.
+    return view | {"narrow": f"data:image/svg+xml,{quote(narrow)}" if narrow else ""}
 
 
 def page(
@@ -218,10 +228,10 @@ def page(
     Args:
         sources: the sources of the report.
         tables: the tables of the report, by name.
-        figures: the figures of the report as SVG, by name, or the reason why a figure could not be drawn.
+        figures: the figures of the report as SVG, by name, or the reason why a figure could not be drawn; also
+            NARROW_LEAD, the figure of the first screen for a phone.
         facts: the facts that the captions state, from `captions.report_facts`.
     """
-    lead = "forest"
     # The answer and the summary say once that a model was pretrained with layer dropout, and so does each figure.
     captioned = {**facts, "layer_dropout_models": []}
     sections: dict[str, list[dict[str, Any]]] = {}
@@ -231,11 +241,11 @@ def page(
         if name in tables:
             item["tables"] = table_views(name, tables[name])
         elif "<svg" in figures[name]:
-            item["figure"] = figure_view(name, figures[name])
+            item["figure"] = figure_view(name, figures[name], figures[NARROW_LEAD] if name == LEAD else "")
         else:
             item["reason"] = figures[name]
         sections.setdefault(section, []).append(item)
-    first = next(item for item in sections["Findings"] if item.get("figure", {}).get("name") == lead)
+    first = next(item for item in sections["Findings"] if item.get("figure", {}).get("name") == LEAD)
     sections["Findings"].remove(first)
     parts = ("answer", "words", "missing", "resolved", "unresolved", "study")
     return TEMPLATES.get_template("page.html.j2").render(

@@ -220,6 +220,7 @@ class Delta(NamedTuple):
     relative_ci_high: float = float("nan")
     standard_error: float = float("nan")  # of `absolute`
     p: float = float("nan")
+    covers_seeds: bool = False  # the interval and p include the variation between seeds
 
 
 def over_seeds(
@@ -258,7 +259,7 @@ def over_seeds(
     relative = ratio - 1
     return Delta(
         seeds, baseline, instance, absolute, absolute - half, absolute + half,
-        relative, relative - relative_half, relative + relative_half, float(error), float(p),
+        relative, relative - relative_half, relative + relative_half, float(error), float(p), covers_seeds=True,
     )  # fmt: skip
 
 
@@ -430,18 +431,23 @@ def smallest_delta(
 
 
 def smallest_resolvable(
-    half_widths: npt.ArrayLike, standard_errors: npt.ArrayLike, tests: npt.ArrayLike, confidence: float
+    half_widths: npt.ArrayLike,
+    standard_errors: npt.ArrayLike,
+    tests: npt.ArrayLike,
+    confidence: float,
+    power: float,
 ) -> Floats:
-    """Return how far from zero each delta (m,) has to be measured to be the first that Holm's correction resolves.
+    """Return for each delta (m,) the true delta that is resolved with the given probability, after Holm's correction.
 
-    The p of the first delta of a cell is multiplied by the number of tests. A true effect of this size is therefore
-    resolved about every second time, and a smaller one less often.
+    The p of the first delta of a cell is multiplied by the number of tests, so that the result holds for a single
+    instance with an effect. With a power of 0.5 it is also how far from zero a measured delta has to be.
 
     Args:
         half_widths: half the width of each delta's uncorrected interval, (m,).
         standard_errors: the standard errors of the deltas, (m,).
         tests: the number of deltas of each delta's cell, (m,).
         confidence: the level of the intervals; a delta is resolved below 1 - confidence.
+        power: the probability that a delta of the returned size is resolved.
     """
     errors, tail = np.asarray(standard_errors, dtype=float), (1 - confidence) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -453,5 +459,7 @@ def smallest_resolvable(
         middle = (low + high) / 2
         too_few = -special.stdtrit(np.exp(middle), tail) > quantiles
         low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
-    resolvable: Floats = -special.stdtrit(np.exp(low), tail / np.asarray(tests)) * errors
+    freedom = np.exp(low)
+    needed = special.stdtrit(freedom, power) - special.stdtrit(freedom, tail / np.asarray(tests))
+    resolvable: Floats = needed * errors
     return resolvable

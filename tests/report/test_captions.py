@@ -62,10 +62,10 @@ def test_findings_of_a_single_instance_name_no_range(tmp_path):
     assert re.search(r"with skipped layers. The change is [+-]\d+\.\d points\. 2\. ", findings), findings
     assert re.search(r"1 accuracy delta of [+-]\d+\.\d points cannot", findings)
     assert "instances reach" not in findings and "of the instances" not in findings
-    for speed_up, said in ((1.1, "1.10 times as fast as in the baseline.**"), (1.4, "measured 1.40 times the speed")):
-        facts["speed_up"] |= {"median": speed_up}
-        facts["sampling_is_noise"] = False
-        assert said in words(render(facts)["findings"])
+    said = {False: "1.10 times as fast as in the baseline at 15% skipped.**", True: "It measured 1.10 times the speed"}
+    facts["speed_up"]["by_ratio"][0]["median"] = 1.1
+    for too_noisy, sentence in said.items():
+        assert sentence in words(render(facts | {"sampling_is_noise": False, "too_noisy": too_noisy})["findings"])
 
 
 def test_findings_of_one_seed_say_what_a_resolved_delta_means_then(tmp_path):
@@ -81,15 +81,30 @@ def test_nothing_resolved_is_said_in_words(tmp_path):
     synthetic.write(study, tmp_path, effect=0.0)
     sources = collect(study, tmp_path)
     findings = texts(sources)["findings"]
-    verdict = r"No change of accuracy is shown; only one above about \d+\.\d points was likely to be seen\."
+    verdict = r"No change of accuracy is shown; one of less than \d+\.\d points may have been missed\."
     assert re.search(verdict, findings) and "**How sure: all 9 changes may be zero.**" in findings
     assert "No accuracy delta is resolved at the level 0.05 after Holm" in findings
+    assert re.search(r"A true change has to be \d+\.\d to \d+\.\d points, .* with 80% probability\.", findings)
+
+
+def test_an_interval_that_misses_zero_although_its_delta_is_not_resolved_is_explained(tmp_path):
+    study = synthetic.study(models=1, datasets=1)
+    synthetic.write(study, tmp_path, effect=0.0)
+    sources = collect(study, tmp_path)
+    facts = report_facts(sources, build.make_tables(sources))
+    for number, said in (
+        (1, "1 interval misses 0 (black) and is not resolved: "),
+        (2, "2 intervals miss 0 (black) and"),
+    ):
+        assert words(render(facts | {"miss_zero": number})["findings"]).count(said) == 2
+    assert "(black)" not in words(render(facts | {"miss_zero": 0})["findings"])
 
 
 NO_CHANGE = {"number": 0, "lowest": float("nan"), "highest": float("nan")}
 FELL = {"number": 2, "lowest": 0.04, "highest": 0.063}
 ROSE = {"number": 1, "lowest": 0.02, "highest": 0.02}
-OPEN = {"number": 7, "resolvable": 0.026}
+OPEN = {"number": 7}
+SEEN = {"lowest": 0.02, "highest": 0.026}
 
 
 @pytest.mark.parametrize(
@@ -97,17 +112,17 @@ OPEN = {"number": 7, "resolvable": 0.026}
     [
         ({"num_tested": 0}, "Nothing can be compared yet", "there is nothing to judge"),
         (
-            {"num_tested": 7, "unresolved": OPEN},
-            "No change of accuracy is shown; only one above about 2.6 points was likely to be seen",
+            {"num_tested": 7, "unresolved": OPEN, "detectable": SEEN},
+            "No change of accuracy is shown; one of less than 2.6 points may have been missed",
             "all 7 changes may be zero",
         ),
         (
-            {"num_tested": 1, "unresolved": {"number": 1, "resolvable": 0}, "missing": ["train/..."]},
+            {"num_tested": 1, "unresolved": {"number": 1}, "missing": ["train/..."]},
             "So far, no change of accuracy is shown",
             "the change may be zero",
         ),
         (
-            {"num_tested": 9, "unresolved": OPEN, "lower": FELL, "num_seeds": 1},
+            {"num_tested": 9, "unresolved": OPEN, "lower": FELL, "covers_seeds": False},
             "Accuracy fell in 2 of 9 comparisons of single runs, by 4.0 to 6.3 points",
             "7 of 9 changes may be zero, 2 are resolved",
         ),
@@ -130,7 +145,8 @@ OPEN = {"number": 7, "resolvable": 0.026}
     ],
 )
 def test_every_kind_of_result_has_a_verdict_in_words(facts, verdict, certainty):
-    filled = {"unresolved": None, "lower": NO_CHANGE, "higher": NO_CHANGE, "num_seeds": 3, "missing": []} | facts
+    filled = {"unresolved": None, "lower": NO_CHANGE, "higher": NO_CHANGE, "detectable": None, "missing": []}
+    filled |= {"covers_seeds": True} | facts
     filled["resolved"] = [{}] * (filled["lower"]["number"] + filled["higher"]["number"])
     assert [text(name, filled).strip() for name in ("_verdict", "_certainty")] == [verdict, certainty]
 
@@ -138,7 +154,9 @@ def test_every_kind_of_result_has_a_verdict_in_words(facts, verdict, certainty):
 def test_the_words_of_the_answer_explain_the_mitigations_and_the_training_sets(made_up):
     findings = words((made_up / "report/findings.rst").read_text())
     assert "*practical* not at all; *retrace* by the importance ratio, cut off at 1." in findings
-    assert "**one-step, multi-step, algebra:** 100 generated word problems each." in findings
+    assert "**Trained on:** one-step, multi-step, algebra (100 generated word problems each)." in findings
+    benchmarks = "one-step (60), multi-step (40), algebra (50)"
+    assert f"**Accuracy:** the unweighted mean over 3 benchmarks of other problems: {benchmarks}." in findings
     assert set(WEIGHTS) == set(MITIGATIONS)
     sources = {"a": {"path": "openai/gsm8k", "size": None}, "b": {"path": "b.jsonl", "size": 9}}
     assert dataset_words({"grid": {"dataset": ["a", "b"]}, "datasets": sources}) == {
@@ -206,7 +224,15 @@ def test_missing_runs_are_listed(made_up, tmp_path):
     sources = collect(synthetic.study(models=1), tmp_path / "results", tmp_path / "logs")
     written = texts(sources)
     assert rf"- ``{run}``: no \|memory\|\* is left" in written["findings"]
-    assert "1 of 67 models (pretrained, warmed up or trained) is missing;" in written["findings"]
+    said = "1 of 67 models (pretrained, warmed up or trained) is missing; 1 of 27 comparisons has fewer than 2 seeds."
+    assert said in written["findings"]
+    seeds = "1 to 2 seeds (runs are missing) and problems within benchmarks"
+    assert (
+        f"The intervals cover {seeds}." in written["findings"]
+        and f"intervals over {seeds}." in written["caption_forest"]
+    )
+    assert "A square has fewer than 2 seeds" in written["caption_forest"]
+    assert "the mean of up to 2 seeds" in written["caption_reward"]
     assert "1 missing result left out." in written["caption_heat_map"]
 
 

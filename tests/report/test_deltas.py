@@ -83,9 +83,10 @@ def test_one_seed_says_that_it_covers_problems_only(tmp_path):
     [
         ("accuracy", Delta(), "missing"),
         ("accuracy", Delta(seeds=1, p=0.5), "problems"),
-        ("accuracy", Delta(seeds=3, p=0.5), "seeds, problems"),
+        ("accuracy", Delta(seeds=3, p=0.5, covers_seeds=True), "seeds, problems"),
+        ("accuracy", Delta(seeds=1, p=0.5, covers_seeds=True), "seeds, problems"),  # others of the cell have more
         ("train_runtime_s", Delta(seeds=1), "nothing"),
-        ("train_runtime_s", Delta(seeds=3, p=0.5), "seeds"),
+        ("train_runtime_s", Delta(seeds=3, p=0.5, covers_seeds=True), "seeds"),
     ],
 )
 def test_an_interval_covers_what_was_repeated(metric, delta, expected):

@@ -144,11 +144,26 @@ def test_all_panels_of_the_forest_have_the_same_rows_and_its_legend_names_what_i
     first = figure.axes[0]
     names = [label.get_text() for label in first.get_yticklabels()]
     deltas = tables["deltas"].query("metric == 'accuracy' and dataset == 'algebra' and model == 'wide-20'")
-    drawn = {line.get_ydata()[0]: line.get_xdata()[1] for line in figure.axes[5].lines if line.get_label()[0] != "_"}
+    drawn = {line.get_ydata()[0]: line.get_xdata()[1] for line in figure.axes[5].lines if line.get_marker() == "o"}
     assert len(names) == len(drawn) == 9 and len(first.get_xticks()) >= 4
     for row in deltas.to_dict("records"):
         place = names.index(f"{100 * row['skip_ratio']:g}% {row['mitigation']}")
         assert drawn[place] == pytest.approx(100 * row["absolute_delta"])
+
+
+def test_a_forest_marks_the_deltas_of_fewer_seeds_and_has_one_column_on_a_phone(studies):
+    sources, num_seeds, fewer = studies["whole"], 2, 3
+    deltas = make_tables(sources)["deltas"]
+    deltas.loc[deltas.query("metric == 'accuracy'").index[:fewer], "seeds"] = 1
+    for narrow in (False, True):
+        figure = forest(sources, {"deltas": deltas}, narrow=narrow)
+        squares = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "s"]
+        (legend,) = figure.legends
+        texts = {text.get_text() for text in legend.get_texts()}
+        assert len(squares) == fewer and f"fewer than {num_seeds} seeds: runs are missing" in texts
+    assert len({axis.get_position().x0 for axis in figure.axes if axis.get_visible()}) == 1
+    check_legible(figure, "forest_narrow")
+    assert "trained on" in figure.axes[0].get_title()
 
 
 def test_the_pareto_front_holds_what_no_point_beats_in_both():

@@ -390,7 +390,7 @@ def test_a_delta_is_resolved_from_the_smallest_resolvable_size_on(seeds, instanc
     noise -= noise.mean(axis=1, keepdims=True)
     (delta, *_) = metric_deltas(0.5 + noise, 0.95)
     half_width = (delta.ci_high - delta.ci_low) / 2
-    (needed,) = smallest_resolvable([half_width], [delta.standard_error], [instances], 0.95)
+    (needed,) = smallest_resolvable([half_width], [delta.standard_error], [instances], 0.95, 0.5)
     for size, is_resolved in ((1.01 * needed, True), (0.99 * needed, False)):
         shifted = 0.5 + noise
         shifted[1] += size
@@ -400,5 +400,19 @@ def test_a_delta_is_resolved_from_the_smallest_resolvable_size_on(seeds, instanc
 
 def test_the_smallest_resolvable_delta_of_a_bootstrap_is_about_normal():
     normal = stats.norm.ppf([0.975, 1 - 0.025 / 9])
-    needed = smallest_resolvable([0.019, 0.0], [0.01, 0.0], [9, 9], 0.95)
+    needed = smallest_resolvable([0.019, 0.0], [0.01, 0.0], [9, 9], 0.95, 0.5)
     assert needed == pytest.approx([0.01 * normal[1], 0.0], rel=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8])
+def test_a_true_delta_of_the_smallest_resolvable_size_is_resolved_with_the_stated_probability(power):
+    rng, seeds, instances, error = np.random.default_rng(0), 3, 4, 0.01
+    repeats, resolved = 1500, 0
+    freedom = instances * (seeds - 1)
+    half_width = stats.t.ppf(0.975, freedom) * error
+    (delta,) = smallest_resolvable([half_width], [error], [instances], 0.95, power)
+    for _ in range(repeats):
+        values = error * np.sqrt(seeds / 2) * rng.normal(size=(1 + instances, seeds))
+        values[1] += delta
+        resolved += holm([one.p for one in metric_deltas(values, 0.95)])[0] < 0.05
+    assert resolved / repeats == pytest.approx(power, abs=0.05)

@@ -18,11 +18,13 @@ from nested_reft.report.figures.common import (
     cells_of,
     errors,
     legend,
+    legend_row,
     mark_missing,
     name_axes,
     panels,
     percent,
     rows_of,
+    sample,
     series_of,
     styled,
 )
@@ -37,6 +39,7 @@ METRICS = {
 # Colors of deltas that are resolved, of those whose interval misses zero although they are not, and of the others.
 HIGHER, LOWER, ALONE, OPEN = PALETTE[0], PALETTE[1], "black", "#888888"
 FOREST_WIDTH = 6.4  # inches: the first screen of a page shows this figure, beside the answer
+NARROW_WIDTH = 3.6  # inches: the first screen of a page on a phone
 
 
 # ---- the deltas of the whole grid ---------------------------------------------------------------------
@@ -60,17 +63,30 @@ def standing(row: Mapping[Any, Any]) -> Standing:
     return Standing("not resolved", OPEN, False)
 
 
-def draw_deltas(axis: Any, rows: pd.DataFrame, with_text: bool) -> None:
-    """Draw the deltas of one cell as a forest: a row each, in this order."""
+def draw_deltas(axis: Any, rows: pd.DataFrame, with_text: bool, num_seeds: int) -> None:
+    """Draw the deltas of one cell as a forest: a row each, in this order.
+
+    Args:
+        axis: the panel.
+        rows: the deltas of the cell.
+        with_text: write each delta and its interval beside it.
+        num_seeds: the number of seeds of the study. A delta of fewer seeds has another marker.
+    """
     axis.axvline(0, color=BASELINE, linewidth=1)
     for place, row in enumerate(rows.to_dict("records")):
         if np.isnan(row["absolute_delta"]):
             axis.annotate("missing", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
             continue
-        label, color, resolved = standing(row)
+        _, color, resolved = standing(row)
         points = [100 * value for value in (row["absolute_delta"], row["ci_low"], row["ci_high"])]
-        style = {"color": color, "linewidth": 2 if resolved else 1.2, "label": label}
-        marker = {"marker": "o", "markersize": 5, "markerfacecolor": color if resolved else "white", "markevery": [1]}
+        style = {"color": color, "linewidth": 2 if resolved else 1.2}
+        shape = "o" if row["seeds"] == num_seeds else "s"
+        marker = {
+            "marker": shape,
+            "markersize": 5,
+            "markerfacecolor": color if resolved else "white",
+            "markevery": [1],
+        }
         low, high = (points[0] if np.isnan(end) else end for end in points[1:])
         axis.plot([low, points[0], high], [place] * 3, solid_capstyle="butt", **style, **marker)
         if with_text:
@@ -88,27 +104,49 @@ def by_mean(accuracy: pd.DataFrame) -> list[tuple[Any, ...]]:
     return list(means.sort_values(ascending=False, kind="stable", na_position="last").index)
 
 
+def forest_legend(accuracy: pd.DataFrame, num_seeds: int) -> list[Any]:
+    """Return the entries of the legend of a forest: what the colors and the markers in it mean."""
+    tested = accuracy.dropna(subset="absolute_delta")
+    found = sorted({standing(row) for row in tested.to_dict("records")})
+    entries = []
+    for label, color, resolved in found:
+        style = {"color": color, "linewidth": 2 if resolved else 1.2, "marker": "o", "markersize": 5}
+        entries.append(sample(label, markerfacecolor=color if resolved else "white", **style))
+    if (tested["seeds"] < num_seeds).any():
+        style = {"color": OPEN, "marker": "s", "markersize": 5, "markerfacecolor": "white", "linestyle": ""}
+        entries.append(sample(f"fewer than {num_seeds} seeds: runs are missing", **style))
+    return entries
+
+
 @styled
-def forest(sources: Sources, tables: Tables) -> Figure:
-    """Draw every accuracy delta to the baseline with its interval: a panel per cell, all with the same rows."""
+def forest(sources: Sources, tables: Tables, narrow: bool = False) -> Figure:
+    """Draw every accuracy delta to the baseline with its interval: a panel per cell, all with the same rows.
+
+    Args:
+        sources: the sources of the report.
+        tables: the tables of the report.
+        narrow: draw for the screen of a phone, one panel below the other.
+    """
+    num_seeds = len(sources.config["grid"]["seed"])
     accuracy = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
     cells, order, grid = cells_of(accuracy), by_mean(accuracy), grid_of(accuracy)
-    columns = min(len(cells), 3)
+    columns = 1 if narrow else min(len(cells), 3)
     rows = -(-len(cells) // columns)
-    height = 0.75 + rows * (0.35 + (0.165 if rows > 1 else 0.19) * len(order))
-    figure, axes = panels(rows, columns, height, FOREST_WIDTH, sharex=True, sharey=True)
+    height = 0.75 + rows * ((0.5 if columns > 1 else 0.35) + (0.165 if rows > 1 else 0.19) * len(order))
+    figure, axes = panels(rows, columns, height, NARROW_WIDTH if narrow else FOREST_WIDTH, sharex=True, sharey=True)
     for axis, cell in zip(axes.flat, cells, strict=False):
         deltas = rows_of(accuracy, cell).set_index(INSTANCE).loc[order].reset_index()
-        draw_deltas(axis, deltas, with_text=len(cells) == 1)
-        axis.set_title(", ".join(cell))
+        draw_deltas(axis, deltas, len(cells) == 1 and not narrow, num_seeds)
+        axis.set_title(f"{cell[0]}{chr(10) if columns > 1 else ' '}trained on {cell[1]}")
     for axis in axes.flat[len(cells) :]:
         axis.set_visible(False)
     names = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid) for values in order]
     axes[0, 0].set_yticks(range(len(order)), names)
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=10 // columns, steps=[1, 2, 5, 10], min_n_ticks=4))
+    bins = 5 if narrow else 10 // columns
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 5, 10], min_n_ticks=4))
     name_axes(figure, "delta, percentage points" if columns < 3 else "delta, points")
-    legend(figure)
+    legend_row(figure, forest_legend(accuracy, num_seeds))
     return figure
 
 

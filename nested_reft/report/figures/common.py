@@ -170,10 +170,14 @@ def legend_row(figure: Figure, handles: Sequence[Any]) -> None:
     """Put one legend below all panels, in as few rows as its width allows."""
     if not handles:  # every panel is missing
         return
-    wanted = sum(0.075 * len(handle.get_label()) + 0.55 for handle in handles)  # inches: a label of 8 points, a handle
-    rows = math.ceil(wanted / figure.get_figwidth())
-    columns = math.ceil(len(handles) / rows)
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+    widths = [0.065 * len(handle.get_label()) + 0.55 for handle in handles]  # inches: a label of 8 points, a handle
+    rows = 1
+    while rows < len(handles):
+        columns = [max(widths[start : start + rows]) for start in range(0, len(handles), rows)]  # filled one by one
+        if sum(columns) <= figure.get_figwidth():
+            break
+        rows += 1
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows))
 
 
 def legend(figure: Figure) -> None:

@@ -119,6 +119,7 @@ def accuracy_time(sources: Sources, tables: Tables) -> Figure:
                 times, series.rows["accuracy"], s=area, alpha=0.7, edgecolors="white", linewidths=0.5, **marker
             )
     for axis, _ in cells:
+        axis.margins(0.1)  # room for the largest markers
         accuracies_in_percent(axis)
     name_axes(figure, f"time of all training steps, {unit}", "accuracy after training")
     star = sample(BASELINE_NAME, **BASELINE_SAMPLE)
