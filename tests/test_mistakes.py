@@ -21,6 +21,7 @@ import yaml
 from nested_reft import cli
 from nested_reft.config.study_file import merged
 from nested_reft.errors import UserError
+from nested_reft.records.files import write_versioned_json
 from nested_reft.records.job_logs import last_sentence
 from nested_reft.study import check
 from tests.config.studies import load
@@ -84,6 +85,12 @@ def files(tmp_path) -> Path:
         (tmp_path / name / "run.json").write_text(json.dumps({"settings": settings}))
     (tmp_path / "cut/completions").mkdir()
     (tmp_path / "cut/completions/completions_00001-00002.parquet").write_bytes(b"PAR1 cut")
+    unfinished = {"stage": "train", "run": {"model": "tiny-28"}}
+    for run_of in ("runs/train/half", "copied"):
+        (tmp_path / run_of).mkdir(parents=True)
+        write_versioned_json(tmp_path / run_of / "run.json", unfinished)
+    sft = {"run": {"model": "m", "dataset": "d", "seed": 0}, "sft": load("smoke.yaml")["sft"], "prompt": {}}
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(sft))
     (tmp_path / "study/evaluate").mkdir(parents=True)
     shutil.copytree(TINY, tmp_path / "untokenized", ignore=shutil.ignore_patterns("tokenizer*"))
     shutil.copytree(TINY, tmp_path / "pickled")
@@ -181,7 +188,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "a report below a file": (
         ["report", "mine.yaml", "--out", "table.csv/report.html"],
-        "table.csv is a file; name another file",
+        "table.csv is a file, so that --out cannot be a folder there; name another one",
     ),
     "a comparison with nothing": (["compare", "mine.yaml", "nope.yaml"], "mine.yaml has no report in reports/"),
     "a comparison of nothing": (["compare", "nope.yaml", "mine.yaml"], "nope.yaml does not exist; give the YAML file"),
@@ -206,9 +213,54 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "cut/completions/completions_00001-00002.parquet is cut short or damaged",
     ),
     "a comparison of data": (["compare", "columns.jsonl", "none.jsonl"], "columns.jsonl has no key `study`"),
+    "an export of nothing": (["export", "nope"], "nope is not a folder; give that of an evaluation, results/"),
+    "an export of a file": (["export", "table.csv"], "table.csv is not a folder; give that of an evaluation"),
+    "an export of an empty folder": (["export", "folder"], "folder holds no finished evaluation (records.parquet"),
+    "an export of an unfinished run": (["export", "runs/train/half"], "half holds no finished evaluation (records"),
+    "an export of a copied run": (["export", "copied"], "copied holds no finished evaluation (records"),
+    "a comparison of unfinished runs": (
+        ["compare", "runs/train/half", "runs/train/half"],
+        "half holds no finished evaluation",
+    ),
+    "a sample of nothing": (["sample", "nope", "--problem", "1 + 1"], "model 'nope' is not a folder; give the folder"),
+    "a sample of an empty folder": (
+        ["sample", "folder", "--problem", "1 + 1"],
+        "folder holds no model; give a",
+    ),
+    "a sample of an unfinished run": (
+        ["sample", "runs/train/half", "--problem", "1 + 1"],
+        "half holds no model;",
+    ),
+    "a diagnosis of nothing": (["diagnose", "nope", "--data", "good.jsonl"], "model 'nope' is not a folder; give the"),
+    "a diagnosis of an empty folder": (
+        ["diagnose", "folder", "--data", "good.jsonl"],
+        "folder is not a model, bec",
+    ),
+    "a diagnosis of an unfinished run": (
+        ["diagnose", "runs/train/half", "--data", "good.jsonl"],
+        "half is not a model, because it has no config.json; give the folder of",
+    ),
+    "a report of nothing": (["report", "nope.yaml"], "the config nope.yaml does not exist"),
+    "a report of an unfinished run": (["report", "runs/train/half"], "half has no results.csv, which a report is"),
+    "a diagnosis written to a file": (
+        ["diagnose", str(TINY), "--data", "good.jsonl", "--out", "table.csv"],
+        "table.csv is a file, so that --out cannot be a folder there; name another one",
+    ),
+    "an export written below a file": (
+        ["export", "folder", "--out", "table.csv/samples"],
+        "table.csv is a file, so that --out cannot be a folder there",
+    ),
+    "an analysis written below a file": (
+        ["analyse", "--from", "folder", "--out", "table.csv/new"],
+        "table.csv is a file, so that --out cannot be a folder there",
+    ),
+    "a warm-up written below a file": (
+        ["sft", "--model", str(TINY), "--data", "good.jsonl", "--out", "table.csv/new", "--settings", "sft.yaml"],
+        "table.csv is a file, so that --out cannot be a folder there",
+    ),
     "a reward that is one number": (
         ["check", "mine.yaml", "training.reward_funcs=[own.py:one]"],
-        "own.py:one, which failed when it was called on ",
+        "own.py:one, which returned 1.0 when it was called on ",
     ),
 }
 

@@ -13,6 +13,7 @@ from nested_reft.cli.options import (
     ModelArgument,
     SkipRatios,
     apply_resource_limits,
+    check_out_folder,
     options_of,
     read_ratios,
 )
@@ -58,6 +59,7 @@ def diagnose(
     settings = parse.parse_settings(
         stage_settings.DiagnosisSettings, {"skip_ratios": ratios} | options, parse.option_name
     )
+    check_out_folder(out)
     apply_resource_limits()
     from nested_reft.stages import diagnose as diagnosis
 

@@ -52,6 +52,19 @@ def model_folder(model: str) -> Path:
     return path
 
 
+def check_out_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before anything is computed for it.
+
+    Raises:
+        UserError: the folder or one above it is a file, or cannot be written to.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, so that --out cannot be a folder there; name another one")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{folder} cannot be written to for lack of permission; name another folder with --out")
+
+
 MODEL = typer.Option(
     parser=model_folder,
     metavar="<model>",
@@ -158,12 +171,16 @@ def made_by_another(settings: sections.Section, inputs: dict[str, Path], out: Pa
         settings: all settings of the stage.
         inputs: name -> file or folder that the stage reads.
         out: the folder of the product.
+
+    Raises:
+        UserError: the folder cannot be written to.
     """
     from nested_reft.records.lock import lock_product
     from nested_reft.records.products import is_finished
 
     if processes.num_processes() > 1:
         return False
+    check_out_folder(out)
     with lock_product(out) as has_waited:
         if not has_waited or not is_finished(out, json.loads(parse.canonical(settings)), inputs):
             return False

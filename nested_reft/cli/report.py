@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nested_reft.cli.options import check_out_folder
 from nested_reft.errors import UserError
 
 
@@ -17,10 +18,8 @@ def check_out(out: Path) -> None:
     """
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, as in --out {out / 'report.html'}")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise UserError(f"--out {out} cannot be written, because {folder} is a file; name another file")
-    if not os.access(out if out.exists() else folder, os.W_OK):
+    check_out_folder(out.absolute().parent)
+    if out.exists() and not os.access(out, os.W_OK):
         raise UserError(f"--out {out} cannot be written for lack of permission; name another file")
 
 

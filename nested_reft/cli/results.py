@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nested_reft.cli.options import apply_resource_limits, model_folder
+from nested_reft.cli.options import apply_resource_limits, check_out_folder, model_folder
 from nested_reft.config.parse import option_name, parse_settings
 from nested_reft.config.sections import Evaluation
 from nested_reft.errors import UserError
@@ -15,9 +15,7 @@ Compared = Annotated[
     Path,
     typer.Argument(help="YAML file of a study, folder of its report, or folder of a training or an evaluation."),
 ]
-Run = Annotated[
-    Path, typer.Argument(exists=True, file_okay=False, help="Folder of an evaluation, or of an evaluated training.")
-]
+Run = Annotated[Path, typer.Argument(help="Folder of an evaluation, or of an evaluated training.")]
 
 
 def verify(
@@ -92,12 +90,13 @@ def compare(
 
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write the files to.")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="Folder to write the files to.")] = Path("samples"),
 ) -> None:
     """Write the completions of an evaluation in the format of lm-evaluation-harness's `--log_samples`."""
     from nested_reft.records.products import evaluation_folder
     from nested_reft.report.lm_eval_samples import export_samples
 
+    check_out_folder(out)
     for file in export_samples(evaluation_folder(run), out):
         typer.echo(str(file))
 

@@ -16,6 +16,7 @@ from nested_reft.cli.options import (
     Settings,
     Tracking,
     apply_resource_limits,
+    check_out_folder,
     leased_device,
     made_by_another,
     open_record,
@@ -30,6 +31,7 @@ def prepare_model(settings: Settings, out: Out) -> None:
     """Fetch a model from the hub if its path is not local, and write its path, depth and width."""
     from nested_reft.data import prepare
 
+    check_out_folder(out.parent)
     prepare.prepare_model(read_settings(sections.ModelSource, settings), out)
 
 
@@ -165,6 +167,7 @@ def analyse(
             raise UserError("--from reads only the report; leave --settings, --results and --tracking out")
         from nested_reft.report import build
 
+        check_out_folder(out or report)
         sources = build.rebuild(report, out or report)
         typer.echo(f"{out or report}: {build.summary(sources)}")
         return
@@ -173,6 +176,7 @@ def analyse(
             "`analyse` needs --settings, --results and --out, or --from with the folder of a report; add them"
         )
     parsed = read_settings(study.Study, settings)
+    check_out_folder(out)
     from nested_reft.report import build
 
     sources = build.report(parsed, results, out, Path(layout.LOGS.format(study=parsed.study)))

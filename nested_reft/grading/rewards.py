@@ -1,12 +1,14 @@
 """Reward functions with the signature that TRL expects: those of this package, and the import of a user's own."""
 
+import functools
 import importlib
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from nested_reft.config.local_path import local_path
 from nested_reft.errors import UserError
@@ -109,6 +111,89 @@ def load_reward(name: str) -> Reward:
             f"{', '.join(PASSED + COLUMNS)}"
         )
     return function
+
+
+def is_reward(value: Any) -> bool:
+    """Return whether a value is a number or None, as TRL accepts it for a completion."""
+    if value is None or isinstance(value, str | bytes):
+        return value is None
+    try:
+        float(value)  # also of numpy and of torch
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def checked_rewards(name: str, returned: Any, completions: Sequence[Completion], place: str) -> list[float | None]:
+    """Return what a reward function returned as a list.
+
+    Args:
+        name: an entry of `training.reward_funcs`.
+        returned: what the function returned.
+        completions: the completions that it was called on.
+        place: which call this was, for the message.
+
+    Raises:
+        UserError: it is not one number or None per completion.
+    """
+    try:
+        rewards = list(returned)
+    except TypeError:
+        rewards = [""]  # no list, and no reward
+    if not all(map(is_reward, rewards)):
+        fault = f"{' '.join(repr(returned).split()):.80}"
+    elif len(rewards) != len(completions):
+        fault = f"{len(rewards)} values for {len(completions)} completions"
+    else:
+        return rewards
+    raise UserError(
+        f"training.reward_funcs has {name}, which returned {fault} {place}; return a list with a number or None per "
+        "completion"
+    )
+
+
+def failed_reward(name: str, reward: Reward, error: BaseException, place: str) -> UserError:
+    """Return the message for a reward function that failed: what it raised, and in which line of its file."""
+    calls = traceback.extract_tb(error.__traceback__)
+    file = inspect.unwrap(reward).__code__.co_filename
+    lines = [call.lineno for call in calls if call.filename == file]
+    where = f", in line {lines[-1]} of {Path(file).name}" if lines else ""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(
+        f"training.reward_funcs has {name}, which failed {place} ({reason:.200}{where}); correct it, so that it "
+        "returns a list with a number or None per completion"
+    )
+
+
+def explained(name: str, reward: Reward) -> Reward:
+    """Return a reward function that does the same, and whose failures in a training are a sentence for the user.
+
+    Args:
+        name: an entry of `training.reward_funcs`.
+        reward: the user's own function, which may be asynchronous.
+    """
+
+    def place(arguments: dict[str, Any]) -> str:
+        state = arguments.get("trainer_state")  # TRL passes it, other callers need not
+        return f"at step {state.global_step + 1}" if state else "when it was called"
+
+    @functools.wraps(reward)
+    def called(completions: list[Completion], **arguments: Any) -> list[float | None]:
+        try:
+            returned = reward(completions=completions, **arguments)
+        except Exception as error:
+            raise failed_reward(name, reward, error, place(arguments)) from error
+        return checked_rewards(name, returned, completions, place(arguments))
+
+    @functools.wraps(reward)
+    async def awaited(completions: list[Completion], **arguments: Any) -> list[float | None]:
+        try:
+            returned = await cast(Any, reward)(completions=completions, **arguments)
+        except Exception as error:
+            raise failed_reward(name, reward, error, place(arguments)) from error
+        return checked_rewards(name, returned, completions, place(arguments))
+
+    return cast(Reward, awaited if inspect.iscoroutinefunction(reward) else called)
 
 
 def import_file(path: Path) -> ModuleType:

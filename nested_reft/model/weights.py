@@ -32,6 +32,9 @@ def weight_files(folder: Path) -> list[Path]:
             f"model {folder} has its weights only as {others[0]}, but only safetensors are read; load the model where "
             "you trust it and call its `save_pretrained`, which writes model.safetensors"
         )
+    if not (folder / "config.json").exists():
+        inner = f"; its folder {folder / 'model'} is one" if (folder / "model/config.json").exists() else ""
+        raise UserError(f"{folder} is not a model, because it has no config.json; give the folder of a model{inner}")
     raise UserError(f"model {folder} lacks the weights {missing[0]}; {REMEDY}")
 
 

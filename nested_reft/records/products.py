@@ -20,12 +20,17 @@ def evaluation_folder(path: Path) -> Path:
     Raises:
         UserError: the path leads to no finished evaluation.
     """
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is not a folder; give that of an evaluation, results/<study>/evaluate/..., or that of an "
+            "evaluated training, results/<study>/train/..."
+        )
     folder = path.resolve()
     if folder.name == "model":
         folder = folder.parent
     stage = read_versioned_json(folder / "run.json")["stage"] if (folder / "run.json").exists() else ""
-    if stage in ("sft", "train"):
-        results = next(parent.parent for parent in folder.parents if parent.name == stage)
+    results = next((parent.parent for parent in folder.parents if parent.name == stage), None)
+    if stage in ("sft", "train") and results:  # the folder of a training may have been copied out of its study
         folder = results / EVALUATE.format(product=folder.relative_to(results))
     if not all((folder / name).exists() for name in EVALUATION_FILES):
         raise UserError(

@@ -22,7 +22,14 @@ from nested_reft.config.sections import Nesting, Prompt, Training
 from nested_reft.config.study import Run, check_skip_ratios
 from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import NestingError, UserError
-from nested_reft.grading.rewards import Reward, correctness, first_answer_correctness, load_reward
+from nested_reft.grading.rewards import (
+    REWARDS,
+    Reward,
+    correctness,
+    explained,
+    first_answer_correctness,
+    load_reward,
+)
 from nested_reft.model.layers import parameter_counts
 from nested_reft.model.loading import load_model
 from nested_reft.model.lora import adapter_for
@@ -42,7 +49,7 @@ def reward_functions(settings: Training) -> list[Reward]:
     """Return the functions whose weighted sum is the reward of a completion."""
     if settings.reward_funcs is None:
         return [first_answer_correctness if settings.fixed_length else correctness]
-    return [load_reward(name) for name in settings.reward_funcs]
+    return [REWARDS[name] if name in REWARDS else explained(name, load_reward(name)) for name in settings.reward_funcs]
 
 
 def build_trainer(
@@ -172,7 +179,7 @@ def train(
     Raises:
         UserError: if the data hold too few problems, if the model cannot be nested as configured, if the device does
             not support `training.bf16` or `training.optim`, if a target of `training.lora` is wrong, if the batch
-            cannot be divided among the ranks, or if ranks differ.
+            cannot be divided among the ranks, if ranks differ, or if a reward function fails or judges no completion.
     """
     check_bf16(settings, "training")
     check_optim(settings, "training", torch.cuda.is_available(), distributed)
@@ -211,13 +218,18 @@ def train(
         raise UserError(f"the training of {run.model} has ended: {error}") from None
     if not record.is_written:
         return
+    rewards = [row["reward"] for row in record.rows if "reward" in row]
+    if not rewards:
+        raise UserError(
+            f"training.reward_funcs ({', '.join(settings.reward_funcs or [])}) returned None for every completion, so "
+            "that the training has learned nothing; return a number for each completion that shall count"
+        )
     skipped_layers = {row["nesting/sampled_at_step"]: row["nesting/skipped_layers"] for row in record.rows}
     write_rows(
         record.out / "skipped_layers.jsonl",
         [{"step": step, "skipped_layers": layers} for step, layers in skipped_layers.items()],
     )
     num_tokens = record.rows[-1]["num_tokens"]
-    rewards = [row["reward"] for row in record.rows if "reward" in row]
     totals |= {
         "num_tokens": num_tokens,
         "token_speed_tok_s": num_tokens / totals["train_runtime_s"],

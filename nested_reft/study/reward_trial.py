@@ -4,8 +4,7 @@ import asyncio
 import inspect
 from typing import Any
 
-from nested_reft.errors import UserError
-from nested_reft.grading.rewards import REWARDS, load_reward
+from nested_reft.grading.rewards import REWARDS, checked_rewards, failed_reward, load_reward
 
 PROBLEM, SOLUTION, ANSWER = "What is 1 + 1?", "1 + 1 = \\boxed{2}", "2"
 # A right answer, a wrong one, and none.
@@ -40,20 +39,10 @@ def try_reward(name: str, num_completions: int) -> None:
     reward = load_reward(name)
     if name in REWARDS:
         return
-    import torch
-
+    arguments, place = trial_arguments(num_completions), f"when it was called on {num_completions} made-up completions"
     try:
-        returned: Any = reward(**trial_arguments(num_completions))
-        rewards = list(asyncio.run(returned) if inspect.iscoroutine(returned) else returned)
-        shape = torch.tensor([torch.nan if reward is None else reward for reward in rewards]).shape
+        returned: Any = reward(**arguments)
+        returned = asyncio.run(returned) if inspect.iscoroutine(returned) else returned
     except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"training.reward_funcs has {name}, which failed when it was called on {num_completions} made-up "
-            f"completions ({reason:.200}); correct it, so that it returns a list with a number or None per completion"
-        ) from error
-    if shape != (num_completions,):
-        raise UserError(
-            f"training.reward_funcs has {name}, which returned {len(rewards)} values for {num_completions} made-up "
-            "completions; return a list with a number or None per completion"
-        )
+        raise failed_reward(name, reward, error, place) from error
+    checked_rewards(name, returned, arguments["completions"], place)

@@ -1,11 +1,22 @@
 """The reward functions, as TRL calls them."""
 
+import asyncio
+import inspect
+from types import SimpleNamespace
+
 import pytest
 
 from nested_reft.errors import UserError
 from nested_reft.grading import algebra
 from nested_reft.grading.extract import boxed
-from nested_reft.grading.rewards import REWARDS, correctness, first_answer_correctness, load_reward, reward_files
+from nested_reft.grading.rewards import (
+    REWARDS,
+    correctness,
+    explained,
+    first_answer_correctness,
+    load_reward,
+    reward_files,
+)
 
 
 def test_no_reward_comes_from_after_the_natural_end():
@@ -92,3 +103,45 @@ def test_a_reward_that_cannot_be_used_is_one_sentence(name, words, tmp_path, mon
     with pytest.raises(UserError) as error:
         load_reward(name)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def raises(completions, **kwargs):
+    return [len(text) / 0 for text in completions]
+
+
+async def awaits(completions, **kwargs):
+    return ["good" for _ in completions]
+
+
+async def breaks(completions, **kwargs):
+    return raises(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (raises, r"failed at step 8 \(ZeroDivisionError: .*, in line \d+ of test_rewards.py\); correct it"),
+        (breaks, r"failed at step 8 \(ZeroDivisionError: .*, in line \d+ of test_rewards.py\); correct it"),
+        (awaits, r"returned \['good', 'good'\] at step 8; return a list with a number or None per completion"),
+        (lambda completions, **kwargs: [1.0], "returned 1 values for 2 completions at step 8; return a list"),
+        (lambda completions, **kwargs: None, "returned None at step 8; return a list"),
+        (lambda completions, **kwargs: "ab", "returned 'ab' at step 8; return a list"),
+        (lambda completions, **kwargs: [[1.0], [2.0]], r"returned \[\[1.0\], \[2.0\]\] at step 8; return a list"),
+    ],
+)
+def test_what_an_own_reward_does_wrong_in_a_training_is_one_sentence(reward, words):
+    arguments = {"completions": ["a", "b"], "trainer_state": SimpleNamespace(global_step=7)}
+    with pytest.raises(UserError, match=f"training.reward_funcs has own.py:name, which {words}") as error:
+        returned = explained("own.py:name", reward)(**arguments)
+        if inspect.iscoroutine(returned):
+            asyncio.run(returned)
+    assert "\n" not in str(error.value)
+
+
+def test_an_explained_reward_is_otherwise_the_same():
+    def own(completions, trainer_state, **kwargs):
+        return [float(len(text)) if text else None for text in completions]
+
+    checked = explained("own.py:own", own)
+    assert checked.__name__ == "own" and not inspect.iscoroutinefunction(checked)
+    assert checked(completions=["abc", ""], trainer_state=SimpleNamespace(global_step=0)) == [3.0, None]

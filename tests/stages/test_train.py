@@ -129,6 +129,25 @@ def test_an_own_reward_is_weighted_and_logged_under_its_name(tmp_path, data):
     assert row["reward"] == pytest.approx(0.5 + 2.0 * row["rewards/correctness/mean"])
 
 
+def test_an_own_reward_that_fails_in_a_training_is_one_sentence(tmp_path, data):
+    (tmp_path / "own.py").write_text(
+        "def late(completions, trainer_state, **kwargs):\n"
+        "    return [1 / (1 - trainer_state.global_step) for _ in completions]\n"
+    )
+    settings = SMALL.model_copy(update={"reward_funcs": [f"{tmp_path}/own.py:late"]})
+    words = r"own.py:late, which failed at step 2 \(ZeroDivisionError: .*, in line 2 of own.py\); correct it"
+    with pytest.raises(UserError, match=words):
+        train_run(tmp_path / "run", data, 0.15, "base", settings)
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_a_training_whose_rewards_are_all_none_is_one_sentence(tmp_path, data):
+    (tmp_path / "own.py").write_text("def none(completions, **kwargs):\n    return [None] * len(completions)\n")
+    settings = SMALL.model_copy(update={"reward_funcs": [f"{tmp_path}/own.py:none"], "max_steps": 1})
+    with pytest.raises(UserError, match=r"own.py:none\) returned None for every completion, so that the training has"):
+        train_run(tmp_path / "run", data, 0.15, "base", settings)
+
+
 LORA = SMALL.model_copy(update={"lora": Lora(r=4), "gradient_checkpointing": True})
 REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_per_generation": 2, "save_steps": 2})
 

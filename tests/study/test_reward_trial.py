@@ -60,13 +60,19 @@ def test_a_reward_that_trl_accepts_passes(function):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("scalar", "failed when it was called on 4 made-up completions (TypeError: 'float' object is not iterable)"),
-        ("text", "failed when it was called on 4 made-up completions ("),
-        ("nothing", "(TypeError: 'NoneType' object is not iterable)"),
-        ("one", "returned 1 values for 4 made-up completions; return a list with a number or None per completion"),
-        ("columns", "returned 4 values for 4 made-up completions; return a list with a number or None per completion"),
-        ("chat", "(TypeError: string indices must be integers"),
-        ("ends", "(SystemExit: 3)"),
+        ("scalar", "returned 1.0 when it was called on 4 made-up completions; return a list with a number or None"),
+        (
+            "text",
+            "returned ['good', 'good', 'good', 'good'] when it was called on 4 made-up completions; return a list",
+        ),
+        ("nothing", "returned None when it was called on 4 made-up completions; return a list with a number or None"),
+        ("one", "returned 1 values for 4 completions when it was called on 4 made-up completions; return a list with"),
+        (
+            "columns",
+            "returned [[1.0], [1.0], [1.0], [1.0]] when it was called on 4 made-up completions; return a list with a",
+        ),
+        ("chat", "failed when it was called on 4 made-up completions (TypeError: string indices must be integers"),
+        ("ends", "(SystemExit: 3, in line 37 of own.py)"),
     ],
 )
 def test_a_reward_that_would_fail_in_a_training_is_one_sentence(function, words):
