@@ -1,7 +1,6 @@
 """MLflow and finished studies: a store is rebuilt from the files, and a report is added to the runs of its study."""
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +78,8 @@ def mirror_deltas(client: Any, experiment: str, report: Path, results: Path) -> 
     from mlflow.entities import Metric, RunTag
 
     deltas = delta_columns(report)
+    # The same report gives the same time, so that MLflow ignores what it has already; a later report takes precedence.
+    analysed = int((report / "deltas.csv").stat().st_mtime * 1000)
     trainings = client.search_runs([experiment], "tags.stage = 'train'", max_results=50_000)
     run_ids = {training.data.tags["uid"]: training.info.run_id for training in trainings}
     for path in sorted(results.rglob("train/model~*/**/run.json")):
@@ -92,7 +93,6 @@ def mirror_deltas(client: Any, experiment: str, report: Path, results: Path) -> 
         evaluation = root / "evaluate" / path.parent.relative_to(root) / "metrics.json"
         if evaluation.exists():
             values["result/accuracy"] = rounded(read_versioned_json(evaluation)["eval/overall/pass_at_1"])
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, 0) for name, value in values.items() if isinstance(value, float)]
+        metrics = [Metric(name, value, analysed, 0) for name, value in values.items() if isinstance(value, float)]
         tags = [RunTag(name, value) for name, value in values.items() if isinstance(value, str)]
         client.log_batch(run_ids[record["uid"]], metrics=metrics, tags=tags)

@@ -66,6 +66,14 @@ def test_a_training_has_no_metrics_of_a_single_value_but_its_results(mirrored_st
     assert of_step_0 == {m for m in run.data.metrics if m.startswith("result/")}
 
 
+def test_the_same_report_sent_twice_adds_no_value(mirrored_study):
+    client, experiment, report = mirrored_study
+    (run, *_) = client.search_runs([experiment], "metrics.`result/delta` > -1", max_results=1)
+    mirror_report(report, report.parents[1] / "results", "synthetic", client.tracking_uri)
+    for name in ("result/delta", "result/accuracy"):
+        assert len(client.get_metric_history(run.info.run_id, name)) == 1
+
+
 def test_the_parent_run_holds_tables_figures_and_findings(mirrored_study):
     client, experiment, report = mirrored_study
     (parent,) = client.search_runs([experiment], "tags.stage = 'study'")
