@@ -134,7 +134,7 @@ def test_a_killed_snakemake_leaves_nothing_that_stops_the_next_one(tmp_path):
 @pytest.fixture()
 def two_trainings(configured):
     """Return the path of a study of two trainings without a warm-up, whose steps take long enough to be stopped."""
-    return configured(grid__mitigation=["base"], sft__num_train_epochs=0, training__max_steps=15)
+    return configured(grid__mitigation=["base"], sft__num_train_epochs=0, training__max_steps=25)
 
 
 @pytest.mark.slow
