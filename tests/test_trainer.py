@@ -620,7 +620,13 @@ def test_gradient_checkpointing_changes_nothing(algorithm, small_model, tmp_path
 
 
 @pytest.mark.parametrize(
-    "kind", ["generate", "engine", pytest.param("engine-compiled", marks=pytest.mark.slow), "a copy in bfloat16"]
+    "kind",
+    [
+        "generate",
+        "engine",
+        pytest.param("engine-compiled", marks=[pytest.mark.slow, pytest.mark.nightly]),
+        "a copy in bfloat16",
+    ],
 )
 def test_checkpointing_bfloat16_and_adapters_work_together(kind, small_model, tmp_path):
     """Checkpointing is off while the samplers run, on again in each training forward, and changes no weight."""

@@ -22,6 +22,7 @@ def test_compiled_layers_are_the_same_function_and_skipping_compiles_nothing(fam
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # the test above compiles two families
 @pytest.mark.parametrize("family", COMPILED)
 def test_compiled_layers_are_the_same_function_for_every_family(family):
     check_against_generate(build(family), compiled=True)

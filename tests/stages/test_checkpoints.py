@@ -146,7 +146,7 @@ def recovered(state: Path, saved: dict[str, str]) -> tuple[str, ...]:
     return found.name if found else "", *sorted(names)
 
 
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.nightly])])
 def test_a_training_killed_at_any_write_goes_on_to_the_same_product(stride, tmp_path, model, data):
     whole, states = killed(tmp_path, model, data, TWO)
     saved: dict[str, str] = {}
