@@ -207,6 +207,6 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_finished_batch(sampler
 def test_batches_of_a_large_evaluation_have_about_the_same_size(monkeypatch):
     seen = []
     monkeypatch.setattr(evaluation, "open_sampler", lambda path, prompts, settings, batches: seen.extend(batches))
-    with pytest.raises(TypeError):  # there is no sampler
+    with pytest.raises(TypeError):  # this stand-in for `open_sampler` returns no sampler
         evaluation.generate_completions("m", ["?"] * 1030, Evaluation(batch_size=32))
     assert seen == [range(0, 515), range(515, 1030)]
