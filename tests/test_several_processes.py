@@ -17,11 +17,13 @@ from nested_reft.config.parse import canonical
 from nested_reft.config.sections import Evaluation, Lora, Nesting, Prompt, Sft, Training
 from nested_reft.config.study import Run
 from nested_reft.embedded.problems import generate
+from nested_reft.errors import UserError
 from nested_reft.model.loading import load_model
 from nested_reft.records.files import read_json, read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages import evaluate, sft, train
 from nested_reft.stages import replay as replaying
+from nested_reft.stages.checkpoints import check_processes_of
 from tests.conftest import ROOT, TINY
 from tests.stages.test_train import untimed
 
@@ -188,6 +190,8 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     assert ended.returncode == 2 and len(errors) == 1 and sentence in errors[0], ended.stderr
     assert ended.stderr.count("INFO step 7/10: ") == 1 and not (two / "model").exists()
     Path(f"{two}.plant").unlink()
+    with pytest.raises(UserError, match=r"was written by 2 process\(es\), and 1 would not continue the same training"):
+        check_processes_of(two / "checkpoints/checkpoint-5", is_sharded=False)
 
     # 2. The same ranks resume this job, and then do the others.
     job = {"stage": "train", "settings": canonical(sections), "num_processes": 2}
@@ -199,8 +203,9 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     lora_fsdp = {**fsdp, **lora, "out": str(files / "train-lora-fsdp")}
     differ, ended = "skip different layers", "SIGTERM ended the training after step 4 of 10, with a checkpoint"
     jobs = [ddp, {**fsdp, "fails": differ}, fsdp, lora_ddp, {**lora_fsdp, "fails": differ}, lora_fsdp]
-    stopped = {**lora_ddp, "out": str(files / "train-lora-ddp-stopped")}
-    jobs += [{**stopped, "stop": 3, "fails": ended}, stopped]
+    for whole in (lora_ddp, lora_fsdp):
+        stopped = {**whole, "out": f"{whole['out']}-stopped"}
+        jobs += [{**stopped, "stop": 3, "fails": ended}, stopped]
     for distributed in ("ddp", "fsdp"):
         jobs.append({**job, "stage": "sft", "settings": canonical(warmup), "distributed": distributed})
         jobs[-1]["out"] = str(files / f"sft-{distributed}")
@@ -229,10 +234,11 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
             seen = (files / f"seen-{one}one", files / f"seen-train-{one}{distributed}")
             check_training(files / f"train-{one}one", files / f"train-{one}{distributed}", seen)
     # A training that a signal to one rank has stopped, and that goes on, is bit for bit one that nothing stopped.
-    lora_ddp_folder, stopped_folder = Path(lora_ddp["out"]), Path(stopped["out"])
-    weights = [(folder / "model/model.safetensors").read_bytes() for folder in (lora_ddp_folder, stopped_folder)]
-    assert weights[0] == weights[1] and untimed(lora_ddp_folder) == untimed(stopped_folder)
-    assert read_json(stopped_folder / "run.json")["attempts"] == 2
+    for whole in (Path(lora_ddp["out"]), Path(lora_fsdp["out"])):
+        stopped_folder = whole.with_name(f"{whole.name}-stopped")
+        weights = [(folder / "model/model.safetensors").read_bytes() for folder in (whole, stopped_folder)]
+        assert weights[0] == weights[1] and untimed(whole) == untimed(stopped_folder)
+        assert read_json(stopped_folder / "run.json")["attempts"] == 2
     losses = [read_rows(files / f"train-{one}one/metrics.jsonl")[-1]["loss"] for one in ("", "lora-")]
     assert losses[0] != losses[1]
     assert read_json(two / "run.json")["attempts"] == read_json(files / "train-fsdp/run.json")["attempts"] == 2

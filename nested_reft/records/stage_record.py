@@ -1,12 +1,14 @@
 """The record of a stage: its settings, metrics per step and totals as files, followed by MLflow and other trackers."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from nested_reft.config.parse import flatten
 from nested_reft.records.files import (
     check_outputs,
     checksum,
@@ -21,6 +23,21 @@ from nested_reft.records.files import (
 from nested_reft.records.mlflow_mirror import MLflowMirror
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def differences(before: str, now: str) -> list[str]:
+    """Return a sentence for each setting and input that differs between the fingerprints of two attempts."""
+    (settings, digests), (new_settings, new_digests) = json.loads(before), json.loads(now)
+    old, new = flatten(settings), flatten(new_settings)
+    changes = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    names = sorted(digests.keys() | new_digests.keys())
+    return changes + [f"the {name} has changed" for name in names if digests.get(name) != new_digests.get(name)]
 
 
 class StageRecord:
@@ -70,8 +87,12 @@ class StageRecord:
             check_outputs(path.parent, {path.name: digests[name]})
         fingerprint = json.dumps([settings, digests], sort_keys=True)
         started = self.checkpoints / "started.json"
-        if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-            discard(self.checkpoints)  # the checkpoints belong to other settings or inputs
+        before = read_json(started)["fingerprint"] if started.exists() else None
+        if before != fingerprint:
+            if before:
+                changes = "; ".join(differences(before, fingerprint))
+                log.warning("%s does not continue its interrupted attempt, because %s; it starts anew", out, changes)
+            discard(self.checkpoints)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not started.exists():
             now = datetime.now(UTC).isoformat(timespec="microseconds")

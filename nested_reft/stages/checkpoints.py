@@ -15,6 +15,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nested_reft.errors import UserError
+from nested_reft.processes import num_processes
 from nested_reft.records.files import checksum, checksums, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,30 @@ def check_checkpoint(path: Path) -> None:
                 f"{path / name} is not what the training wrote: its checksum differs from that in {COMPLETE}; restore "
                 f"it, or delete {path} to train from the first step, and run the study again"
             )
+
+
+def check_processes_of(path: Path, is_sharded: bool) -> None:
+    """Refuse a checkpoint of a job that ran on another number of processes, or with the model sharded otherwise.
+
+    Args:
+        path: the checkpoint.
+        is_sharded: whether this job shards the model (`distributed: fsdp`).
+
+    Raises:
+        UserError: the checkpoint was written by such a job, so that the training would not go on to the same bits.
+    """
+    written = len(list(path.glob("rng_state*.pth")))  # each rank writes its random state
+    if written != num_processes():
+        raise UserError(
+            f"{path} was written by {written} process(es), and {num_processes()} would not continue the same "
+            "training; set jobs.gpus or jobs.num_processes as it was, or delete the folder to start from step 0"
+        )
+    was_sharded = any(path.glob("pytorch_model_fsdp*"))
+    if was_sharded != is_sharded:
+        raise UserError(
+            f"{path} was written {'with' if was_sharded else 'without'} distributed fsdp, and a job cannot resume "
+            "from it otherwise; set jobs.distributed as it was, or delete the folder to start from the first step"
+        )
 
 
 def delete_incomplete(folder: Path) -> None:

@@ -20,7 +20,13 @@ from nested_reft.records.files import discard
 from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages.alarms import Alarms
-from nested_reft.stages.checkpoints import KeepLastCheckpoint, check_checkpoint, delete_incomplete, last_checkpoint
+from nested_reft.stages.checkpoints import (
+    KeepLastCheckpoint,
+    check_checkpoint,
+    check_processes_of,
+    delete_incomplete,
+    last_checkpoint,
+)
 from nested_reft.stages.preemption import stopped_by_signals
 from nested_reft.trainer import NestedRollouts
 
@@ -234,15 +240,9 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
         delete_incomplete(record.checkpoints)
         if checkpoint:
             check_checkpoint(checkpoint)
+            check_processes_of(checkpoint, trainer.is_fsdp_enabled)
     record.resume_at(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     num_tokens = record.rows[-1]["num_tokens"] if record.rows else 0
-    is_sharded = checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*"))
-    if checkpoint is not None and is_sharded != trainer.is_fsdp_enabled:
-        written = "with distributed fsdp" if is_sharded else "without distributed fsdp"
-        raise UserError(
-            f"{checkpoint} was written {written}, and a job cannot resume from it otherwise; set jobs.distributed as "
-            "it was, or delete the folder to start from the first step"
-        )
     trainer.remove_callback(PrinterCallback)  # it prints all metrics of a step as one dict
     trainer.add_callback(StepRecorder(record, trainer, num_tokens))
     trainer.add_callback(StepLogger(record))

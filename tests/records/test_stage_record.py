@@ -23,15 +23,19 @@ def test_a_checkpoint_without_its_settings_is_not_trusted(tmp_path):
     assert again.rows == []
 
 
-def test_checkpoints_of_other_settings_are_dropped(tmp_path):
+def test_checkpoints_of_other_settings_are_dropped_and_the_log_says_why(tmp_path, caplog):
     record_in(tmp_path, "run", None).log(1, {"reward": 0.0})
     (tmp_path / "run/checkpoints/checkpoint-1").mkdir()
     again = record_in(tmp_path, "run", None)
     again.resume_at(1)
-    assert len(again.rows) == 1 and (tmp_path / "run/checkpoints/checkpoint-1").exists()
+    assert len(again.rows) == 1 and (tmp_path / "run/checkpoints/checkpoint-1").exists() and not caplog.messages
     other = record_in(tmp_path, "run", None, {"training": {"learning_rate": 2e-4}})
     other.resume_at(1)
     assert other.rows == [] and not (tmp_path / "run/checkpoints/checkpoint-1").exists()
+    assert caplog.messages == [
+        f"{tmp_path / 'run'} does not continue its interrupted attempt, because training.learning_rate was 0.0001 and "
+        "is 0.0002; it starts anew"
+    ]
 
 
 def test_run_json_says_what_was_run_on_what(tmp_path):
