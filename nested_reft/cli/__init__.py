@@ -43,6 +43,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "verify", results.verify, WHOLE_STUDY),
     ("", "compare", results.compare, WHOLE_STUDY),
     ("prepare", "model", stages.prepare_model, STAGES),
+    ("prepare", "gguf", stages.prepare_gguf, STAGES),
     ("prepare", "benchmarks", stages.prepare_benchmarks, STAGES),
     ("prepare", "dataset", stages.prepare_dataset, STAGES),
     ("", "sft", stages.sft, STAGES),

@@ -45,8 +45,12 @@ def model_folder(model: str) -> Path:
         assert source.local_path is not None  # an embedded model without a folder has been refused
         return source.local_path
     path = Path(model)
+    if path.suffix == ".gguf" and path.is_file():
+        raise UserError(sections.convert_first(path))
     if path.suffix == ".json" and path.is_file():
         path = Path(json.loads(path.read_text())["path"])
+        if not path.is_dir():
+            raise UserError(f"{path}, which {model} names, does not exist; delete {model} and run the study again")
     if not path.is_dir():
         raise UserError(f"model {str(path)!r} is not a folder; give the folder of a model or embedded/<name>")
     return path

@@ -28,11 +28,28 @@ from nested_reft.errors import UserError
 
 
 def prepare_model(settings: Settings, out: Out) -> None:
-    """Fetch a model from the hub if its path is not local, and write its path, depth and width."""
+    """Fetch a model from the hub or dequantise a GGUF file, and write the path, depth and width of the model."""
     from nested_reft.data import prepare
 
     check_out_folder(out.parent)
     prepare.prepare_model(read_settings(sections.ModelSource, settings), out)
+
+
+def prepare_gguf(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="GGUF file of a model.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder to write. By default FILE without its suffix.", show_default=False)
+    ] = None,
+) -> None:
+    """Dequantise the model of a GGUF file into a folder with safetensors in float32, which every command reads.
+
+    A folder that holds the model of this file already is left unchanged.
+    """
+    folder = out or sections.dequantised_folder(file)
+    from nested_reft.data import gguf
+
+    gguf.prepare_gguf(file, folder)
+    typer.echo(str(folder))
 
 
 def prepare_dataset(settings: Settings, benchmarks: Benchmarks, out: Out) -> None:

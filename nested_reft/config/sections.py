@@ -31,6 +31,8 @@ from nested_reft.mitigation import MITIGATIONS
 
 PACKAGE = Path(__file__).parent.parent
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# In the folder of a model that was made from a GGUF file: the file, and the checksums of what was made from it.
+GGUF_RECORD = "gguf.json"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,19 @@ def local_folder(path: str) -> Path | None:
         return None
 
 
+def dequantised_folder(gguf_file: Path) -> Path:
+    """Return the folder for the dequantised model of a GGUF file: beside it, with its name without the suffix."""
+    return gguf_file.with_suffix("")
+
+
+def convert_first(gguf_file: Path) -> str:
+    """Return the sentence about a GGUF file where a command needs the folder of a model."""
+    return (
+        f"{gguf_file} is a GGUF file and not the folder of a model; run `nested-reft prepare gguf {gguf_file}`, which "
+        f"writes the folder {dequantised_folder(gguf_file)}, and give that folder"
+    )
+
+
 def model_shape(folder: Path | None) -> dict[str, Any]:
     """Return the content of a model's config.json, or an empty dict if the folder has none."""
     if folder is None or not (folder / "config.json").exists():
@@ -134,8 +149,14 @@ class Source(Section):
 
 
 class ModelSource(Source):
-    """A causal language model in the format of transformers, with its tokenizer."""
+    """A causal language model in the format of transformers, with its tokenizer, or in a GGUF file."""
 
+    path: str = key(
+        ...,
+        "A folder in the format of transformers, a GGUF file, a name on the Hugging Face hub, or `embedded/<name>` "
+        "for a model of this package. A path that exists locally is never looked up on the hub. A GGUF file `x.gguf` "
+        "is dequantised into the folder `x` beside it before the first job.",
+    )
     sft_checkpoint: str | None = key(
         None,
         "The folder of your own model, from which trainings start instead of from a warm-up by `sft`. `{dataset}` and "
@@ -152,14 +173,32 @@ class ModelSource(Source):
 
     @model_validator(mode="after")
     def local_folder_holds_a_model(self) -> "ModelSource":
-        """Refuse a local folder that holds no language model."""
+        """Refuse a local folder that holds no language model, and the path of a GGUF file that does not exist."""
+        if self.path.endswith(".gguf") and local_folder(self.path) is None:
+            raise ValueError("does not exist, and a GGUF file is not fetched from the hub; correct the path")
         if self.local_path is not None and "num_hidden_layers" not in self.shape:
+            if files := sorted(self.local_path.glob("*.gguf")):
+                raise ValueError(f"holds no config.json, but a GGUF file; give the path of the file: {files[0]}")
             raise ValueError("holds no config.json of a language model; give the folder of a transformers model")
         return self
 
     @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file of the model, or None for a model in the format of transformers."""
+        local = local_folder(self.path)
+        return local if local is not None and local.suffix == ".gguf" and local.is_file() else None
+
+    @property
+    def local_path(self) -> Path | None:
+        """The folder of the model; None for a model on the hub, and for a GGUF file that is not dequantised yet."""
+        if self.gguf_file is None:
+            return super().local_path
+        folder = dequantised_folder(self.gguf_file)
+        return folder if (folder / GGUF_RECORD).exists() else None
+
+    @property
     def shape(self) -> dict[str, Any]:
-        """The content of the model's config.json, or an empty dict for a model that is still on the hub."""
+        """The content of the model's config.json, or an empty dict for a model without a local folder."""
         return model_shape(self.local_path)
 
     def checkpoint(self, dataset: str, seed: int | str) -> str | None:

@@ -2,9 +2,16 @@
 
 from pathlib import Path
 
-from nested_reft.config.sections import BenchmarkSource, DatasetSource, Decontamination, ModelSource
+from nested_reft.config.sections import (
+    BenchmarkSource,
+    DatasetSource,
+    Decontamination,
+    ModelSource,
+    dequantised_folder,
+)
 from nested_reft.data.decontamination import contaminated, duplicates_and_contradictions
 from nested_reft.data.formats import benchmark_row, training_row
+from nested_reft.data.gguf import prepare_gguf
 from nested_reft.data.sources import Row, fetch_error, parsed_rows
 from nested_reft.errors import UserError
 from nested_reft.grading.extract import boxed
@@ -101,9 +108,13 @@ def without(rows: list[Row], dropped: list[Row]) -> list[Row]:
 def prepare_model(source: ModelSource, out: Path) -> None:
     """Download the model unless it is local, and write its path, number of layers and width.
 
+    The model of a GGUF file is dequantised, and the checksum of the folder is written, too.
+
     Raises:
-        UserError: the model cannot be fetched.
+        UserError: the model cannot be fetched, or the GGUF file cannot be read.
     """
+    if source.gguf_file is not None:
+        prepare_gguf(source.gguf_file, dequantised_folder(source.gguf_file))
     path = source.local_path
     if path is None:
         from huggingface_hub import snapshot_download
@@ -114,4 +125,7 @@ def prepare_model(source: ModelSource, out: Path) -> None:
         except Exception as error:
             raise fetch_error(source, error) from error
     config = read_json(path / "config.json")
-    write_json(out, {"path": str(path), "num_layers": config["num_hidden_layers"], "width": config["hidden_size"]})
+    note = {"path": str(path), "num_layers": config["num_hidden_layers"], "width": config["hidden_size"]}
+    if source.gguf_file is not None:
+        note["sha256"] = checksum(path)
+    write_json(out, note)

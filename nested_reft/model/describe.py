@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from nested_reft.config.sections import ModelSource
+from nested_reft.config.sections import ModelSource, convert_first
 from nested_reft.errors import NestingError, UserError
 from nested_reft.model.checks import check_structure
 from nested_reft.model.layers import decoder_layers, parameter_counts, skippable_layers
@@ -52,6 +52,8 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"model {model!r} is not a model type of transformers, and {message}") from None
+        if source.gguf_file is not None and source.local_path is None:
+            raise UserError(convert_first(source.gguf_file))
         try:
             config = AutoConfig.from_pretrained(source.local_path or model, trust_remote_code=False)
         except (OSError, ValueError) as error:

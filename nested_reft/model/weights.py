@@ -26,11 +26,16 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).exists()]
     if not missing:
         return [folder / name for name in names]
-    others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+    others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if others:
         raise UserError(
             f"model {folder} has its weights only as {others[0]}, but only safetensors are read; load the model where "
             "you trust it and call its `save_pretrained`, which writes model.safetensors"
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        raise UserError(
+            f"model {folder} has its weights only as {ggufs[0].name}; run `nested-reft prepare gguf {ggufs[0]}`, and "
+            "give the folder that it writes"
         )
     if not (folder / "config.json").exists():
         inner = f"; its folder {folder / 'model'} is one" if (folder / "model/config.json").exists() else ""
@@ -39,8 +44,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def downloaded_folder(source: "ModelSource") -> Path | None:
-    """Return the folder of a model, or None for a model of the hub that has not been downloaded completely."""
-    if source.local_path is not None:
+    """Return the folder of a model, or None for a model that is not downloaded completely, or not dequantised yet."""
+    if source.local_path is not None or source.gguf_file is not None:
         return source.local_path
     from huggingface_hub import snapshot_download
 

@@ -296,12 +296,17 @@ def changes_that_save(settings: Optimization) -> Iterator[tuple[str, dict[str, A
 
 
 def shape_of(study: Study, name: str) -> ModelShape | None:
-    """Return the shape of a model: of its folder, of the cache of the hub, or of the table of known models."""
+    """Return the shape of a model: of its folder, of the table of known models, or of the cache of the hub.
+
+    The shape is None for a model that is not here, and for a GGUF file that is not dequantised yet.
+    """
     source = study.models[name]
     if source.shape:
         return read_shape(source.shape)
     if source.path in HUB_SHAPES:
         return read_shape(HUB_SHAPES[source.path])
+    if source.gguf_file is not None:
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source.path, "config.json", revision=source.revision)

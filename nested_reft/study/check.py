@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from nested_reft.config import layout
 from nested_reft.config.local_path import local_path
-from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, local_folder
+from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, dequantised_folder, local_folder
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
 from nested_reft.model.devices import num_gpus, shown, too_few_gpus, visible_devices
@@ -161,6 +161,20 @@ def describe_download(path: str) -> str:
     return f"{path} is not a local path, so it is downloaded from the hub and checked then"
 
 
+def describe_gguf(file: Path) -> str:
+    """Return in words that a GGUF file is dequantised before the first job that needs it.
+
+    Raises:
+        UserError: the file is not a GGUF file or not complete.
+    """
+    from nested_reft.data.gguf import read_header
+
+    header = read_header(file)
+    return (
+        f"{file}, architecture {header.architecture}, is dequantised into {dequantised_folder(file)} and checked then"
+    )
+
+
 def check_model(study: Study, name: str) -> str:
     """Check a model and its checkpoints: that each has weights and a tokenizer, and that its layers can be skipped."""
     from nested_reft.model.weights import downloaded_folder
@@ -170,7 +184,7 @@ def check_model(study: Study, name: str) -> str:
     folders = [downloaded_folder(source), *(local_folder(path) for path in dict.fromkeys(checkpoints) if path)]
     found = [check_weights(folder, study) for folder in folders if folder is not None]
     if folders[0] is None:
-        found.insert(0, describe_download(source.path))
+        found.insert(0, describe_gguf(source.gguf_file) if source.gguf_file else describe_download(source.path))
     return "; ".join(dict.fromkeys(found))
 
 

@@ -1,7 +1,8 @@
 """Whether the products of a study are what its stages wrote, with the settings and from the inputs of today.
 
 A product is the folder of a warm-up, a training or an evaluation. Its `run.json` holds the settings of its stage, and
-the checksums of what the stage read and wrote. Prepared data have a manifest with their checksums.
+the checksums of what the stage read and wrote. Prepared data have a manifest with their checksums, and the note about
+a dequantised model has the checksum of its folder.
 """
 
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nested_reft.config import stage_settings
-from nested_reft.config.layout import BENCHMARKS, DATASET
+from nested_reft.config.layout import BENCHMARKS, DATASET, PRETRAINED
 from nested_reft.config.parse import flatten, parse_settings
 from nested_reft.config.sections import Section
 from nested_reft.config.study import Study
@@ -137,6 +138,21 @@ def data_faults(results: Path, study: Study) -> Iterator[Fault]:
             yield Fault("damaged", path, "is not what was prepared: its checksum differs from that in its manifest")
 
 
+def model_faults(directory: Path, study: Study) -> Iterator[Fault]:
+    """Yield a fault for each dequantised model that is missing or differs from what `prepare model` wrote."""
+    for name in study.grid.model:
+        path = f"{PRETRAINED.format(model=name)}/model.json"
+        note = Folders.of(directory, study.study).results / path
+        if not note.exists() or "sha256" not in (content := read_json(note)):
+            continue
+        folder = directory / content["path"]
+        if not folder.exists():
+            yield Fault("missing", path, f"the dequantised model {content['path']} is missing")
+        elif checksum(folder) != content["sha256"]:
+            sentence = f"the dequantised model {content['path']} is not what was prepared: its checksum differs"
+            yield Fault("damaged", path, sentence)
+
+
 def orphans(results: Path, paths: Iterable[str]) -> Iterator[Fault]:
     """Yield a fault for each product below the results that no job of the study makes."""
     known = set(paths)
@@ -166,6 +182,7 @@ def faults(directory: Path, study: Study, paths: Iterable[str]) -> Iterator[Faul
     """
     commits: Counter[str] = Counter()
     yield from data_faults(Folders.of(directory, study.study).results, study)
+    yield from model_faults(directory, study)
     for path in paths:
         yield from product_faults(directory, study, path, commits)
     yield from orphans(Folders.of(directory, study.study).results, job_paths(study))

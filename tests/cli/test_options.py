@@ -62,9 +62,14 @@ def test_a_model_is_given_by_its_folder_its_embedded_name_or_a_note_with_its_pat
     [
         ("no-such-folder", "model 'no-such-folder' is not a folder; give the folder of a model or embedded/<name>"),
         ("embedded/tiny-82", "is not an embedded model; choose one of tiny-28, wide-20"),
+        ("x.gguf", "x.gguf is a GGUF file and not the folder of a model; run `nested-reft prepare gguf x.gguf`"),
+        ("model.json", "gone, which model.json names, does not exist; delete model.json and run the study again"),
     ],
 )
-def test_a_model_that_does_not_exist_is_refused(model, words):
+def test_a_model_that_does_not_exist_is_refused(model, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.gguf").write_text("GGUF")
+    write_json(tmp_path / "model.json", {"path": "gone"})
     with pytest.raises(UserError, match=words):
         model_folder(model)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from nested_reft.config.parse import parse_settings
-from nested_reft.config.sections import Grid, Prompt, Training
+from nested_reft.config.sections import Grid, ModelSource, Prompt, Training
 from nested_reft.config.templates import TEMPLATES
 from nested_reft.errors import UserError
 from nested_reft.mitigation import MITIGATIONS
@@ -48,3 +48,21 @@ def test_sizes_of_a_generation_batch():
 def test_a_training_section_that_contradicts_itself_is_refused(changes, words):
     with pytest.raises(UserError, match=words):
         parse_settings(Training, changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("models/x.gguf", "does not exist, and a GGUF file is not fetched from the hub; correct the path"),
+        ("files", "holds no config.json, but a GGUF file; give the path of the file: files/a.gguf"),
+        ("files/notes.txt", "holds no config.json of a language model"),
+    ],
+)
+def test_a_path_that_holds_no_model_is_refused(path, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/a.gguf").write_text("GGUF")
+    (tmp_path / "files/notes.txt").write_text("")
+    with pytest.raises(UserError, match=words):
+        parse_settings(ModelSource, {"path": path})
+    assert parse_settings(ModelSource, {"path": "files/a.gguf"}).local_path is None  # before it is dequantised

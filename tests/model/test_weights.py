@@ -29,6 +29,10 @@ def only_bin(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def only_gguf(folder):
+    (folder / "model.safetensors").rename(folder / "x.gguf")
+
+
 def pointer(folder):
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 13476\n")
 
@@ -47,6 +51,10 @@ def lost_shard(folder):
     ("damage", "words"),
     [
         (only_bin, "has its weights only as pytorch_model.bin, but only safetensors are read"),
+        (
+            only_gguf,
+            r"has its weights only as x.gguf; run `nested-reft prepare gguf .*/model/x.gguf`, and give the folder",
+        ),
         (pointer, r"model.safetensors is not a file of weights \(54 bytes\)"),
         (cut_off, "is cut off: it has "),
         (lost_shard, "lacks the weights model-1.safetensors"),

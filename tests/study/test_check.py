@@ -45,6 +45,11 @@ def no_tokenizer(study: dict[str, Any], folder: Path) -> None:
     study["models"]["tiny-28"]["path"] = str(folder / "model")
 
 
+def cut_gguf(study: dict[str, Any], folder: Path) -> None:
+    (folder / "x.gguf").write_bytes(b"GGUF" + bytes(20))
+    study["models"]["tiny-28"]["path"] = str(folder / "x.gguf")
+
+
 def shared_layers(study: dict[str, Any], folder: Path) -> None:
     shutil.copytree(TINY, folder / "model")
     config = json.loads((folder / "model/config.json").read_text())
@@ -96,6 +101,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     ),
     "images": (folder_of_images, "images, split 'train': row 1 has the columns image"),
     "no tokenizer": (no_tokenizer, "has no tokenizer that can encode text"),
+    "a GGUF file that is cut off": (
+        cut_gguf,
+        "x.gguf is cut off, or of a kind of GGUF that transformers does not read",
+    ),
     "layers that share keys": (shared_layers, "shares keys and values between layers"),
     "a checkpoint without weights": (broken_checkpoint, "mine lacks the weights model.safetensors"),
     "a mistyped store": (

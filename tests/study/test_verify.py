@@ -9,7 +9,7 @@ import yaml
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
-from nested_reft.records.files import read_json, write_json
+from nested_reft.records.files import checksum, read_json, write_json
 from nested_reft.report.collect import collect
 from nested_reft.study.jobs import job_paths
 from nested_reft.study.verify import Fault, changed_keys, faults, started_settings
@@ -149,3 +149,18 @@ def test_a_folder_of_no_study_is_one_sentence(tmp_path):
     (tmp_path / "results/other").mkdir(parents=True)
     verified = run("nested-reft", "verify", "results/other", cwd=tmp_path)
     assert verified.returncode == 2 and "give the YAML file of the study" in verified.stderr
+
+
+def test_a_dequantised_model_that_is_missing_or_damaged_is_named(finished):
+    note = finished / "results/smoke/pretrained/model~tiny-28/model.json"
+    folder = finished / "models/small"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text("weights")
+    write_json(note, read_json(note) | {"path": "models/small", "sha256": checksum(folder)})
+    assert found(finished) == []
+    damage(folder / "model.safetensors")
+    path = "pretrained/model~tiny-28/model.json"
+    sentence = "the dequantised model models/small is not what was prepared: its checksum differs"
+    assert found(finished) == [Fault("damaged", path, sentence)]
+    shutil.rmtree(folder)
+    assert found(finished) == [Fault("missing", path, "the dequantised model models/small is missing")]

@@ -145,6 +145,11 @@ def model_settings(wildcards):
     )
 
 
+def get_gguf(wildcards):
+    """Return the GGUF file of a model: a model is dequantised again when its file changes. Other models have none."""
+    return str(STUDY.models[wildcards.model].gguf_file or "") or []
+
+
 def dataset_settings(wildcards):
     """Settings passed to `prepare dataset`: the source of the training set, and the section `decontamination`."""
     source = STUDY.datasets[wildcards.dataset]

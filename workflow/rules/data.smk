@@ -1,7 +1,8 @@
 """Models, training sets and benchmarks. Only these rules may need a network.
 
 REQUIRED INPUTS: the models, datasets and benchmarks of the config: hub names, local paths or embedded ones
-OUTPUTS:         results/<study>/pretrained/model~M/model.json: the path of the model, its depth and width
+OUTPUTS:         results/<study>/pretrained/model~M/model.json: the path of the model, its depth and width; the model of
+                 a GGUF file x.gguf is dequantised into the folder x beside the file
                  results/<study>/data/benchmarks.jsonl: all benchmarks, with a manifest
                  results/<study>/data/dataset~D/train.jsonl: a training set, with a manifest and the dropped
                  problems
@@ -11,6 +12,8 @@ STEPS:           fetch or generate; convert to one format; drop the training pro
 
 
 rule prepare_model:
+    input:
+        get_gguf,
     output:
         f"{RESULTS}/{layout.PRETRAINED}/model.json",
     log:
