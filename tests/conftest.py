@@ -94,6 +94,21 @@ def build_smoke_study(directory: Path) -> None:
     (directory / "terminal.txt").write_text(finished.stdout + finished.stderr)
 
 
+@pytest.fixture(scope="session")
+def real_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a mirror of the real data under their names on the hub. SVAMP is one file without splits."""
+    mirror = tmp_path_factory.mktemp("mirror")
+    entries = {
+        "openai/gsm8k": "gsm8k",
+        "lkevinzc/math-eval": "math-eval",
+        "ChilleD/SVAMP/SVAMP.json": "svamp/SVAMP.json",
+    }
+    for name, path in entries.items():
+        (mirror / name).parent.mkdir(parents=True)
+        (mirror / name).symlink_to(DATA / path)
+    return mirror
+
+
 @pytest.fixture()
 def small_model():
     """Return a fresh random Qwen2 model of six narrow layers, in evaluation mode, whose weights are seeded."""

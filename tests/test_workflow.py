@@ -24,7 +24,7 @@ from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.records.mlflow_views import result_names
 from nested_reft.study.jobs import STAGES
-from tests.conftest import DATA, ROOT, TINY, needs_data, run, snakemake
+from tests.conftest import ROOT, TINY, needs_data, run, snakemake
 
 TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
 
@@ -396,16 +396,12 @@ def test_reports_are_complete_and_tidy(smoke_study):
 
 @needs_data
 @pytest.mark.slow
-def test_real_data_go_through_the_whole_study(tmp_path):
-    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
-    study["datasets"] = {
-        "SVAMP": {"path": str(DATA / "svamp/SVAMP.json"), "size": 16},
-        "GSM8K": {"path": str(DATA / "gsm8k/train.jsonl"), "size": 16},
-    }
-    suite = {"AIME24": "aime", "AMC": "amc", "MATH500": "math", "Minerva": "minerva", "Olympiad": "olympiad_bench"}
-    study["benchmarks"] = {
-        name: {"path": str(DATA / "math-eval"), "split": split, "size": 2} for name, split in suite.items()
-    }
+def test_real_data_of_a_mirror_go_through_the_whole_study(real_mirror, tmp_path):
+    study, paper = (yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("smoke.yaml", "paper.yaml"))
+    study["mirror"] = str(real_mirror)
+    study["datasets"] = {name: paper["datasets"][name] | {"size": 16} for name in ("SVAMP", "GSM8K")}
+    suite = paper["benchmarks"]
+    study["benchmarks"] = {name: source | {"size": 2} for name, source in suite.items()}
     study["grid"] |= {"dataset": ["SVAMP", "GSM8K"], "mitigation": ["retrace"]}
     study["training"]["max_steps"] = 3
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(study))

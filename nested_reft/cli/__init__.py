@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import bench, init, inspect, maintain, plan, report, results, run, stages, status, store
+from nested_reft.cli import bench, fetch, init, inspect, maintain, plan, report, results, run, stages, status, store
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import DivergedError, PreemptedError, UserError
@@ -35,6 +35,7 @@ MAINTENANCE = "Maintenance"
 # The commands by group and name, in the order in which they are used. An empty group is `nested-reft` itself.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "init", init.init, WHOLE_STUDY),
+    ("", "fetch", fetch.fetch, WHOLE_STUDY),
     ("", "check", run.check, WHOLE_STUDY),
     ("", "plan", plan.plan, WHOLE_STUDY),
     ("", "run", run.run, WHOLE_STUDY),

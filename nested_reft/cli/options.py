@@ -16,6 +16,7 @@ import yaml
 
 from nested_reft import processes
 from nested_reft.config import parse, sections
+from nested_reft.config.mirror import mirrored
 from nested_reft.config.study_file import read_mapping
 from nested_reft.errors import PreemptedError, UserError
 from nested_reft.model.devices import LEASED, leased_devices, lock_paths
@@ -48,7 +49,8 @@ def model_folder(model: str) -> Path:
     if path.suffix == ".gguf" and path.is_file():
         raise UserError(sections.convert_first(path))
     if path.suffix == ".json" and path.is_file():
-        path = Path(json.loads(path.read_text())["path"])
+        note = json.loads(path.read_text())
+        path = mirrored(note.get("hub_name", "")) or Path(note["path"])
         if not path.is_dir():
             raise UserError(f"{path}, which {model} names, does not exist; delete {model} and run the study again")
     if not path.is_dir():

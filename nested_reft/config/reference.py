@@ -12,6 +12,7 @@ from nested_reft.config.study import Study
 # The jobs that rerun when a key of a section changes. This text is for readers; Snakemake compares settings.
 RERUNS = {
     "study": "everything, because a new name starts a new study",
+    "mirror": "nothing; another content of the mirror is read only by data and models that are prepared again",
     "models": "all jobs that depend on the model",
     "datasets": "all jobs that depend on the dataset",
     "benchmarks": "all jobs except the fetching of models: training sets are decontaminated against the benchmarks",

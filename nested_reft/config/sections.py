@@ -25,12 +25,12 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from nested_reft.config.local_path import local_path
+from nested_reft.config.mirror import HUB_NAME, broken_link, is_fetched_revision, mirrored, read_manifest
 from nested_reft.config.templates import TEMPLATES, read_template
 from nested_reft.embedded.problems import DATASETS
 from nested_reft.mitigation import MITIGATIONS
 
 PACKAGE = Path(__file__).parent.parent
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # In the folder of a model that was made from a GGUF file: the file, and the checksums of what was made from it.
 GGUF_RECORD = "gguf.json"
 
@@ -114,15 +114,28 @@ def model_shape(folder: Path | None) -> dict[str, Any]:
     return content
 
 
+ROWS = re.compile(r"(\d*):(\d*)")
+
+
+def slice_of(rows: str) -> slice:
+    """Return the slice that a text such as `700:1000` means; its start is a number."""
+    first, _, end = rows.partition(":")
+    return slice(int(first or 0), int(end) if end else None)
+
+
 class Source(Section):
     """The place that a model or a data set is loaded from."""
 
     path: str = key(
         ...,
         "A local path, a name on the Hugging Face hub, or `embedded/<name>` for a model or data set of this package. "
-        "A path that exists locally is never looked up on the hub.",
+        "A path that exists locally is never looked up on the hub, and neither is a name that the `mirror` has.",
     )
-    revision: str | None = key(None, "The commit, tag or branch on the hub. null means the default branch.")
+    revision: str | None = key(
+        None,
+        "The commit, tag or branch on the hub. null means the default branch, or what the `mirror` has. Another "
+        "revision in the mirror is refused.",
+    )
 
     @model_validator(mode="after")
     def path_can_be_resolved(self) -> "Source":
@@ -142,10 +155,34 @@ class Source(Section):
         """The part after `embedded/`."""
         return self.path.removeprefix("embedded/")
 
+    @model_validator(mode="after")
+    def mirror_has_the_revision(self) -> "Source":
+        """Refuse an entry of the mirror that is another revision than the study's, or an unknown one."""
+        entry = self.in_mirror
+        if self.revision is None or entry is None or is_fetched_revision(self.revision, read_manifest(entry)):
+            return self
+        manifest = read_manifest(entry)
+        found = f"revision {manifest['revision'] or manifest['commit']}" if manifest else "an unknown revision"
+        raise ValueError(
+            f"has revision {self.revision}, but the mirror has {found} in {entry}; change `revision`, or remove that "
+            "folder and run `nested-reft fetch`"
+        )
+
+    @property
+    def in_mirror(self) -> Path | None:
+        """The folder in the mirror, or None for a source that is local, part of this package, or only on the hub."""
+        return None if self.is_embedded or local_folder(self.path) is not None else mirrored(self.path)
+
     @property
     def local_path(self) -> Path | None:
-        """The local folder or file, or None for a source on the hub."""
-        return local_folder(self.path)
+        """The local folder or file, which may be in the mirror, or None for a source that is only on the hub."""
+        return local_folder(self.path) or self.in_mirror
+
+    @property
+    def known_revision(self) -> str | None:
+        """The commit that the mirror has, or else the revision of the study, for a record of what was read."""
+        entry = self.in_mirror
+        return (read_manifest(entry).get("commit") if entry else None) or self.revision
 
 
 class ModelSource(Source):
@@ -154,8 +191,8 @@ class ModelSource(Source):
     path: str = key(
         ...,
         "A folder in the format of transformers, a GGUF file, a name on the Hugging Face hub, or `embedded/<name>` "
-        "for a model of this package. A path that exists locally is never looked up on the hub. A GGUF file `x.gguf` "
-        "is dequantised into the folder `x` beside it before the first job.",
+        "for a model of this package. A path that exists locally is never looked up on the hub, nor is a name in the "
+        "`mirror`. A GGUF file `x.gguf` is dequantised into the folder `x` beside it before the first job.",
     )
     sft_checkpoint: str | None = key(
         None,
@@ -179,6 +216,11 @@ class ModelSource(Source):
         if self.local_path is not None and "num_hidden_layers" not in self.shape:
             if files := sorted(self.local_path.glob("*.gguf")):
                 raise ValueError(f"holds no config.json, but a GGUF file; give the path of the file: {files[0]}")
+            if self.in_mirror:
+                raise ValueError(
+                    f"is in the mirror without the config.json of a language model{broken_link(self.in_mirror)}; "
+                    f"remove {self.in_mirror} and run `nested-reft fetch`"
+                )
             raise ValueError("holds no config.json of a language model; give the folder of a transformers model")
         return self
 
@@ -218,14 +260,45 @@ class DataSource(Source):
         unit="rows",
         gt=0,
     )
+    rows: str | None = key(
+        None,
+        'The rows `"first:end"` to use, counted from 0 and without the row `end`, for data without splits: `"0:700"` '
+        'for training and `"700:1000"` for a benchmark. `"700:"` goes to the last row. `size` counts from the first '
+        "row of the slice. null uses all rows.",
+        unit="rows",
+        exclude_if=lambda rows: rows is None,  # the settings of studies without it stay as they were
+    )
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def rows_are_a_slice(cls, rows: Any) -> Any:
+        """Refuse a text that is not a slice, an empty slice, and the number that YAML makes of `10:50`."""
+        if isinstance(rows, int):
+            raise ValueError(f'is the number {rows}, which YAML reads from digits such as 10:50; quote them: "10:50"')
+        if isinstance(rows, str):
+            if not ROWS.fullmatch(rows):
+                raise ValueError(f'is {rows!r:.200}, but should be two row numbers such as "700:1000"; correct it')
+            first, end = slice_of(rows).start, slice_of(rows).stop
+            if end is not None and first >= end:
+                raise ValueError(f"is {rows!r}, which holds no row; give a larger number after the colon")
+        return rows
+
+    @property
+    def row_slice(self) -> slice:
+        """The slice of all rows that `rows` and `size` select."""
+        selected = slice_of(self.rows or ":")
+        last = None if self.size is None else selected.start + self.size
+        return slice(selected.start, min(filter(None, (selected.stop, last)), default=None))
 
     @model_validator(mode="after")
     def embedded_data_exist(self) -> "DataSource":
-        """Refuse the name of an embedded data set that does not exist, and an embedded data set without a size."""
+        """Refuse the name of an embedded data set that does not exist, and one without a size or with `rows`."""
         if self.is_embedded and self.name not in DATASETS:
             raise ValueError(f"is not an embedded dataset; choose one of {', '.join(DATASETS)}")
         if self.is_embedded and self.size is None:
             raise ValueError("is generated and has no last row; set its `size`")
+        if self.is_embedded and self.rows is not None:
+            raise ValueError("is generated and has no `rows` to choose from; set only its `size`")
         return self
 
 
@@ -241,6 +314,11 @@ class DatasetSource(DataSource):
 class BenchmarkSource(DataSource):
     """A benchmark."""
 
+    config_name: str | None = key(
+        None,
+        "The configuration of a hub dataset, for example `main` of openai/gsm8k.",
+        exclude_if=lambda name: name is None,  # the settings of studies without it stay as they were
+    )
     split: str = key(
         "test",
         "The split of a hub dataset. In the suite of the paper each benchmark is a split of its own.",

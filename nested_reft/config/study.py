@@ -74,6 +74,13 @@ class Study(Section):
     study: Name = key(
         ..., "The name of the study. It names the folders under `results/` and `reports/`, and the MLflow experiment."
     )
+    mirror: str | None = key(
+        None,
+        "A folder `<owner>/<name>/` per model or dataset, which is read instead of the hub; `nested-reft fetch` fills "
+        "it. What it lacks is taken from the hub. The variable NESTED_REFT_MIRROR takes precedence. "
+        "docs/how-to/mirror.md explains it.",
+        exclude=True,  # the place of the mirror is not a property of a product
+    )
     models: dict[Name, ModelSource] = key(
         ..., "The models, by the name that `grid.model` uses.", "paper", min_length=1
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nested_reft.config.mirror import use_mirror
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study
 from nested_reft.errors import UserError
@@ -26,7 +27,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_study(file: Path, changes: Iterable[str] = ()) -> Study:
-    """Return the study of a YAML file.
+    """Return the study of a YAML file, and let this process read its mirror.
 
     Args:
         file: the YAML file.
@@ -40,6 +41,7 @@ def read_study(file: Path, changes: Iterable[str] = ()) -> Study:
         raise UserError(
             f"{file} has no key `study`; give the YAML file of a study, or add its name as in `study: mine`"
         )
+    use_mirror(settings.get("mirror"))
     study: Study = parse_settings(Study, settings)
     return study
 

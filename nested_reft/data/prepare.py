@@ -18,6 +18,9 @@ from nested_reft.grading.extract import boxed
 from nested_reft.grading.grade import is_correct
 from nested_reft.records.files import checksum, read_json, read_rows, write_json, write_rows
 
+# The files of a model on the hub that are downloaded.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+
 
 def with_box(solution: str, answer: str) -> str:
     r"""Return the solution with the answer in its only box.
@@ -46,7 +49,7 @@ def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
     write_rows(out, rows)
     manifest = {
         "rows": {name: sum(row["benchmark"] == name for row in rows) for name in sources},
-        "revision": {name: source.revision for name, source in sources.items()},
+        "revision": {name: source.known_revision for name, source in sources.items()},
         "sha256": checksum(out),
     }
     write_json(out.with_suffix(".manifest.json"), manifest)
@@ -93,7 +96,7 @@ def prepare_dataset(source: DatasetSource, decontamination: Decontamination, ben
     }
     manifest = {
         "rows": counts,
-        "revision": source.revision,
+        "revision": source.known_revision,
         "sha256": {"rows": checksum(out), "dropped": checksum(dropped), "benchmarks": checksum(benchmarks)},
     }
     write_json(out.with_suffix(".manifest.json"), manifest)
@@ -108,7 +111,8 @@ def without(rows: list[Row], dropped: list[Row]) -> list[Row]:
 def prepare_model(source: ModelSource, out: Path) -> None:
     """Download the model unless it is local, and write its path, number of layers and width.
 
-    The model of a GGUF file is dequantised, and the checksum of the folder is written, too.
+    The model of a GGUF file is dequantised, and the checksum of the folder is written, too. The folder of a model in
+    the mirror may change its place, so its name on the hub is written.
 
     Raises:
         UserError: the model cannot be fetched, or the GGUF file cannot be read.
@@ -120,12 +124,13 @@ def prepare_model(source: ModelSource, out: Path) -> None:
         from huggingface_hub import snapshot_download
 
         try:
-            wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-            path = Path(snapshot_download(source.path, revision=source.revision, allow_patterns=wanted))
+            path = Path(snapshot_download(source.path, revision=source.revision, allow_patterns=MODEL_FILES))
         except Exception as error:
             raise fetch_error(source, error) from error
     config = read_json(path / "config.json")
     note = {"path": str(path), "num_layers": config["num_hidden_layers"], "width": config["hidden_size"]}
     if source.gguf_file is not None:
         note["sha256"] = checksum(path)
+    if source.in_mirror is not None:
+        note["hub_name"] = source.path
     write_json(out, note)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nested_reft.config.sections import BenchmarkSource, DatasetSource, Source
+from nested_reft.config.mirror import broken_link, mirror_folder
+from nested_reft.config.sections import BenchmarkSource, DatasetSource, Source, slice_of
 from nested_reft.embedded.problems import generate
 from nested_reft.errors import UserError
 
@@ -14,9 +15,11 @@ Row = dict[str, Any]
 
 def fetch_error(source: Source, error: Exception) -> UserError:
     """Return the error for a model or dataset that could not be fetched from the hub."""
+    mirror = mirror_folder()
     return UserError(
-        f"could not fetch {source.path!r} from the hub ({type(error).__name__}: {first_line(error)}); "
-        "download it where there is a network and give its local path as `path` instead"
+        f"could not fetch {source.path!r} from the hub ({type(error).__name__}: {first_line(error)})"
+        f"{f', and the mirror {mirror} does not have it' if mirror else ''}; run `nested-reft fetch` where there is a "
+        "network and name its folder as `mirror`, or give a local path as `path` instead"
     )
 
 
@@ -39,27 +42,56 @@ def load_rows(source: DatasetSource | BenchmarkSource) -> list[Any]:
     path = source.local_path
     if path is not None and path.is_file():
         return read_file(path)
-    import datasets
-
-    config_name = source.config_name if isinstance(source, DatasetSource) else None
     try:
-        if path is not None and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-            loaded = datasets.load_from_disk(str(path))
-            if isinstance(loaded, datasets.DatasetDict) and source.split not in loaded:
-                raise UserError(
-                    f"{source.path}: has no split {source.split!r}; its splits are {', '.join(map(str, loaded))}"
-                )
-            return list(loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded)
-        return list(datasets.load_dataset(source.path, config_name, split=source.split, revision=source.revision))
+        if path is None:
+            import datasets
+
+            return list(
+                datasets.load_dataset(source.path, source.config_name, split=source.split, revision=source.revision)
+            )
+        return read_folder(path, source.config_name, source.split, is_mirror=source.in_mirror is not None)
     except UserError:
         raise
     except Exception as error:
         if path is None:
             raise fetch_error(source, error) from error
+        files = ", ".join(sorted(file.name for file in path.iterdir() if not file.name.startswith("."))[:8])
         raise UserError(
-            f"{source.path}: split {source.split!r} cannot be read ({type(error).__name__}: {first_line(error)}); "
-            "give a JSON-lines file, a `save_to_disk` folder or a downloaded dataset"
+            f"{path if source.in_mirror else source.path}: split {source.split!r} cannot be read from {files or 'it'} "
+            f"({type(error).__name__}: {first_line(error)}{broken_link(path)}); "
+            "correct `split`, or give a JSON-lines file, a `save_to_disk` folder or a downloaded dataset"
         ) from error
+
+
+def read_folder(folder: Path, config_name: str | None, split: str, is_mirror: bool) -> list[Any]:
+    """Return the rows of a split in a folder of `<split>.jsonl` files, of `save_to_disk`, or in the layout of the hub.
+
+    Args:
+        folder: the folder; files and a `save_to_disk` folder may also be in its folder `config_name`.
+        config_name: the configuration of a hub dataset, or None.
+        split: the split.
+        is_mirror: whether a single split that was saved under another name is refused.
+
+    Raises:
+        UserError: a `save_to_disk` folder has no such split, or a `<split>.jsonl` file cannot be read.
+        Exception: the library `datasets` cannot read the folder.
+    """
+    inner = folder / config_name if config_name and (folder / config_name).is_dir() else folder
+    if (inner / f"{split}.jsonl").is_file():
+        return read_file(inner / f"{split}.jsonl")
+    import datasets
+
+    if not any((inner / name).exists() for name in ("state.json", "dataset_dict.json")):
+        datasets.disable_progress_bars()  # the conversion of local files takes seconds
+        return list(datasets.load_dataset(str(folder.absolute()), config_name, split=split))
+    loaded = datasets.load_from_disk(str(inner))
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(f"{inner}: has no split {split!r}; its splits are {', '.join(map(str, loaded))}")
+        return list(loaded[split])
+    if is_mirror and loaded.split not in (None, split):
+        raise UserError(f"{inner}: has no split {split!r}; it was saved as the split {str(loaded.split)!r}")
+    return list(loaded)
 
 
 def read_file(path: Path) -> list[Any]:
@@ -105,19 +137,23 @@ def is_object(text: str) -> bool:
 
 
 def parsed_rows(source: DatasetSource | BenchmarkSource, parse: Callable[[Row], Row]) -> list[Row]:
-    """Return the first `size` rows of a source, parsed, each with its number as `row`.
+    """Return the rows of a source that `rows` and `size` select, parsed, each with its number in the source as `row`.
 
     Args:
         source: the source of the raw rows.
         parse: the parser of a row; the message of its ValueError is appended to "<file>: row <n>".
 
     Raises:
-        UserError: `parse` refuses a row, or there are no rows.
+        UserError: `parse` refuses a row, there are no rows, or `rows` goes beyond the last one.
     """
     in_one_file = source.local_path is not None and source.local_path.is_file()
     where = source.path if in_one_file else f"{source.path}, split {source.split!r}"
+    loaded = load_rows(source)
+    selected = slice_of(source.rows or ":")
+    if source.rows and max(selected.start + 1, selected.stop or 0) > len(loaded):
+        raise UserError(f"{where}: has {len(loaded)} rows, but `rows` is {source.rows}; give smaller numbers")
     rows = []
-    for number, raw in enumerate(load_rows(source)[: source.size], start=1):
+    for number, raw in enumerate(loaded[source.row_slice], start=1 + source.row_slice.start):
         try:
             if not isinstance(raw, dict):
                 raise ValueError(f"is {raw!r:.60}, which is not an object with columns; correct it")

@@ -106,7 +106,7 @@ def hub_texts(source: DatasetSource | BenchmarkSource, template: str) -> Texts:
     assumption = f"{CHARACTERS_PER_TOKEN} characters per token"
     if known is None:
         assumption += f", and {rows:,} rows of the lengths of GSM8K, because {source.path} is not here"
-    return Texts(min(rows, source.size or rows), tokens(problem), tokens(whole), assumption)
+    return Texts(len(range(rows)[source.row_slice]), tokens(problem), tokens(whole), assumption)
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nested_reft.config.mirror import read_manifest
 from nested_reft.config.study import instance_label
 from nested_reft.config.templates import TEMPLATES
 from nested_reft.records.files import read_versioned_json
@@ -42,6 +43,8 @@ def base_model_name(folder: Path) -> str:
     """Return the name of a model on the hub, `embedded/<name>`, or the folder of any other model."""
     if cached := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{folder}/"):
         return f"{cached[1]}/{cached[2]}"
+    if manifest := read_manifest(folder):
+        return str(manifest["path"])
     return f"embedded/{folder.name}" if folder.parent.name == "embedded" else str(folder)
 
 

@@ -90,7 +90,9 @@ def dataset_words(config: Mapping[str, Any]) -> dict[str, list[str]]:
     for name in config["grid"]["dataset"]:
         path, size = config["datasets"][name]["path"], config["datasets"][name]["size"]
         generated = path.startswith("embedded/")
-        rows = path if size is None else f"the first {size} rows of {path}"
+        selected = config["datasets"][name].get("rows")
+        whole = f"the rows {selected} of {path}" if selected else path
+        rows = whole if size is None else f"the first {size} {'' if selected else 'rows '}of {whole}"
         words.setdefault(f"{size} generated word problems" if generated else rows, []).append(name)
     return words
 

@@ -177,6 +177,8 @@ def describe_gguf(file: Path) -> str:
 
 def check_model(study: Study, name: str) -> str:
     """Check a model and its checkpoints: that each has weights and a tokenizer, and that its layers can be skipped."""
+    from huggingface_hub import is_offline_mode
+
     from nested_reft.model.weights import downloaded_folder
 
     source = study.models[name]
@@ -185,6 +187,11 @@ def check_model(study: Study, name: str) -> str:
     found = [check_weights(folder, study) for folder in folders if folder is not None]
     if folders[0] is None:
         found.insert(0, describe_gguf(source.gguf_file) if source.gguf_file else describe_download(source.path))
+        if source.gguf_file is None and is_offline_mode():
+            raise UserError(
+                f"models.{name} {source.path} is neither in the mirror nor in the cache of the hub, which "
+                "HF_HUB_OFFLINE forbids to ask; run `nested-reft fetch` where there is a network, or correct the path"
+            )
     return "; ".join(dict.fromkeys(found))
 
 
@@ -226,12 +233,16 @@ def count_rows(
     source: DatasetSource | BenchmarkSource, parse: Callable[[dict[str, object]], dict[str, object]]
 ) -> tuple[int | None, str]:
     """Return the number of rows of a data source, or None if it is unknown, and the same in words."""
+    from huggingface_hub import is_offline_mode
+
     from nested_reft.data.sources import parsed_rows
 
     if source.is_embedded:
         return source.size, f"{source.size} problems, generated"
     if source.local_path is None:
-        return None, describe_download(source.path)
+        found = describe_download(source.path)
+        if not is_offline_mode():  # without the hub, the data may still be in its cache
+            return None, found
     rows = len(parsed_rows(source, parse))
     return rows, f"{rows} problems" + (f", fewer than its size {source.size}" if rows < (source.size or 0) else "")
 

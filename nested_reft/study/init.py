@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nested_reft.config.mirror import HUB_NAME, mirrored
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.sections import (
-    HUB_NAME,
     BenchmarkSource,
     DatasetSource,
     Decontamination,
@@ -184,7 +184,8 @@ def plan_study(study: str, models: list[str], data: str, benchmarks: list[str], 
             raise UserError(f"{option} {repeated[0]} is given twice; give it once")
     sources: list[ModelSource] = [parse_settings(ModelSource, {"path": one}, lambda key: "--model") for one in models]
     for named in (*models, data, *benchmarks):
-        if HUB_NAME.fullmatch(named) and not named.startswith("embedded/") and local_folder(named) is None:
+        is_embedded = named.startswith("embedded/")
+        if HUB_NAME.fullmatch(named) and not is_embedded and (local_folder(named) or mirrored(named)) is None:
             describe_download(named)  # refuses a mistyped path, which would be looked up on the hub for half a minute
     training_set, columns = read_training_set(data)
     findings = [f"Training set {data}: {len(training_set.rows)} rows with the columns {columns}. The first row:"]

@@ -9,11 +9,13 @@ import time
 import pytest
 
 from nested_reft.cli.options import made_by_another, model_folder, open_record, read_ratios, read_settings
+from nested_reft.cli.stages import prepare_model
 from nested_reft.config.stage_settings import PrepareBenchmarks
 from nested_reft.errors import UserError
 from nested_reft.records.files import read_json, write_json
 from nested_reft.records.lock import lock_product
 from nested_reft.records.stage_record import StageRecord
+from tests.conftest import TINY
 
 JSON = '{"benchmarks": {"algebra": {"path": "embedded/algebra", "size": 2}}}'
 YAML = "benchmarks:\n  algebra: {path: embedded/algebra, size: 2}\n"
@@ -119,3 +121,17 @@ def test_a_product_that_another_process_finishes_meanwhile_is_not_made_again(tmp
     assert made_by_another(settings, {}, out)
     other.join()
     assert not made_by_another(settings, {}, out)  # the user wants it again
+
+
+def test_a_model_of_a_mirror_is_found_where_the_mirror_is_now(tmp_path, monkeypatch):
+    source = {"path": "owner/tiny"}
+    for place in ("old", "new"):
+        (tmp_path / place / "owner").mkdir(parents=True)
+        (tmp_path / place / "owner/tiny").symlink_to(TINY)
+    monkeypatch.setenv("NESTED_REFT_MIRROR", str(tmp_path / "old"))
+    prepare_model(json.dumps(source), tmp_path / "model.json")
+    assert model_folder(str(tmp_path / "model.json")) == tmp_path / "old/owner/tiny"
+    monkeypatch.setenv("NESTED_REFT_MIRROR", str(tmp_path / "new"))
+    assert model_folder(str(tmp_path / "model.json")) == tmp_path / "new/owner/tiny"
+    monkeypatch.setenv("NESTED_REFT_MIRROR", "")
+    assert model_folder(str(tmp_path / "model.json")) == tmp_path / "old/owner/tiny"

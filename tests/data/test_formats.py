@@ -8,7 +8,7 @@ import pytest
 from nested_reft.config.sections import BenchmarkSource
 from nested_reft.data.formats import FORMATS, Format, benchmark_row, solve, training_row
 from nested_reft.data.sources import parsed_rows
-from tests.conftest import DATA, needs_data
+from tests.conftest import needs_data
 from tests.data.rows import SVAMP_READ, SVAMP_ROW, math, prepared
 
 
@@ -130,7 +130,8 @@ def test_an_unknown_row_is_refused_with_the_columns_of_every_format(name):
 
 @pytest.mark.data
 @needs_data
-def test_real_training_sets_serve_as_benchmarks():
-    rows = parsed_rows(BenchmarkSource(path=str(DATA / "gsm8k/test.jsonl")), benchmark_row)
+def test_real_training_sets_serve_as_benchmarks(real_mirror, monkeypatch):
+    monkeypatch.setenv("NESTED_REFT_MIRROR", str(real_mirror))
+    rows = parsed_rows(BenchmarkSource(path="openai/gsm8k"), benchmark_row)
     assert len(rows) == 1319
     assert all(re.fullmatch(r"-?\d+(\.\d+)?", answer) for row in rows for answer in row["answer"])

@@ -126,11 +126,13 @@ REAL_BENCHMARKS = {"aime": 30, "amc": 83, "math": 500, "minerva": 272, "olympiad
 
 
 @pytest.fixture(scope="module")
-def real_benchmarks(tmp_path_factory):
+def real_benchmarks(real_mirror, tmp_path_factory):
     """Return the file of the five real benchmarks."""
     out = tmp_path_factory.mktemp("real") / "benchmarks.jsonl"
-    sources = {name: BenchmarkSource(path=str(DATA / "math-eval"), split=name) for name in REAL_BENCHMARKS}
-    prepare_benchmarks(sources, out)
+    sources = {name: BenchmarkSource(path="lkevinzc/math-eval", split=name) for name in REAL_BENCHMARKS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NESTED_REFT_MIRROR", str(real_mirror))
+        prepare_benchmarks(sources, out)
     return out
 
 
@@ -152,16 +154,20 @@ def test_real_benchmarks_are_read_completely(real_benchmarks, tmp_path):
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize(
-    ("path", "rows", "lost"),
+    ("named", "rows", "lost"),
     [
-        ("gsm8k/train.jsonl", 7473, {}),
-        ("gsm8k/test.jsonl", 1319, {}),
-        ("svamp/SVAMP.json", 1000, {"contradictions": 1}),  # the one whose equation does not give its answer
-        ("svamp/svamp_nl.json", 3076, {"duplicates": 134, "contradictions": 2}),  # 3.333 and 3.33333
+        ({"path": "openai/gsm8k", "config_name": "main"}, 7473, {}),
+        ({"path": "openai/gsm8k", "config_name": "main", "split": "test"}, 1319, {}),
+        ({"path": "ChilleD/SVAMP"}, 1000, {"contradictions": 1}),  # the one whose equation does not give its answer
+        ({"path": "ChilleD/SVAMP", "rows": "700:1000"}, 300, {}),
+        ({"path": str(DATA / "svamp/svamp_nl.json")}, 3076, {"duplicates": 134, "contradictions": 2}),
     ],
 )
-def test_real_training_sets_are_read_completely_and_teach_their_answers(path, rows, lost, real_benchmarks, tmp_path):
-    source = DatasetSource(path=str(DATA / path))
+def test_real_training_sets_are_read_completely_and_teach_their_answers(
+    named, rows, lost, real_benchmarks, real_mirror, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("NESTED_REFT_MIRROR", str(real_mirror))
+    source = DatasetSource(**named)
     everything = parsed_rows(source, training_row)
     assert len(everything) == rows
     wrong = [

@@ -298,9 +298,46 @@ def test_a_server_that_is_down_is_found_before_the_first_job(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_of_the_hub_is_checked_when_it_is_there(tmp_path):
+def test_a_model_of_the_hub_is_checked_when_it_is_there(monkeypatch):
     study = load("smoke.yaml")
     study["models"]["tiny-28"]["path"] = "nobody/no-such-model"
+    study["datasets"]["mixed"] = {"path": "nobody/no-such-data"}
     parsed = parse_settings(Study, study)
+    with pytest.raises(UserError, match=r"nobody/no-such-model is neither in the mirror nor in the cache .* fetch`"):
+        check.check_model(parsed, "tiny-28")
+    with pytest.raises(
+        UserError, match=r"could not fetch 'nobody/no-such-data' from the hub .*; run `nested-reft fetch`"
+    ):
+        check.check_dataset(parsed.datasets["mixed"], parsed.training)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
     found = check.check_model(parsed, "tiny-28")
     assert found == "nobody/no-such-model is not a local path, so it is downloaded from the hub and checked then"
+    found = check.check_dataset(parsed.datasets["mixed"], parsed.training)
+    assert found == "nobody/no-such-data is not a local path, so it is downloaded from the hub and checked then"
+
+
+def test_a_mirror_is_checked_before_the_first_job(tmp_path, monkeypatch):
+    """A whole study of a mirror is checked, and each fault of the mirror is one sentence and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    study = load("smoke.yaml") | {"mirror": "mirror", "tracking": {"uri": None}}
+    study["models"] = {"tiny-28": {"path": "owner/tiny"}}
+    study["datasets"] = {"mixed": {"path": "owner/sums", "rows": "0:6"}}
+    study["benchmarks"] = {"sums": {"path": "owner/sums", "split": "train", "rows": "6:8"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "mirror/owner/sums").mkdir(parents=True)
+    (tmp_path / "mirror/owner/tiny").symlink_to(TINY)
+    rows(tmp_path / "mirror/owner/sums/train.jsonl", *(ROW | {"problem": f"What is {one}?"} for one in range(8)))
+
+    def checked(*changes: str) -> str:
+        monkeypatch.delenv("NESTED_REFT_MIRROR", raising=False)
+        shown = CliRunner().invoke(app, ["check", "mine.yaml", *changes])
+        error = str(shown.exception) if isinstance(shown.exception, UserError) else shown.stderr  # main() prints it
+        assert (shown.exit_code == 0) == (error == "") and error.count("\n") < 2, error
+        return shown.stdout + error
+
+    found = checked()
+    assert "28 layers" in found and "dataset mixed   6 problems" in found and "benchmark sums  2 problems" in found
+    assert "/gone is not a folder; correct the config key `mirror`" in checked("mirror=gone")
+    assert "mirror/owner/sums: split 'test' cannot be read from train" in checked("benchmarks.sums.split=test")
+    assert "owner/sums, split 'train': has 8 rows, but `rows` is 6:9" in checked("benchmarks.sums.rows='6:9'")
+    assert "models.tiny-28 owner/none is neither in the mirror nor" in checked("models.tiny-28.path=owner/none")

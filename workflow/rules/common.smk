@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from nested_reft.config import layout
+from nested_reft.config.mirror import use_mirror
 from nested_reft.config.parse import canonical, parse_settings
 from nested_reft.config.stage_settings import settings_of
 from nested_reft.config.study import Study
@@ -41,6 +42,7 @@ try:
     for file in workflow.overwrite_configfiles:
         read_mapping(Path(file))  # Snakemake accepts a file in which a key is repeated
     # Snakemake reads `null` on its command line as a text.
+    use_mirror(with_nulls(config).get("mirror"))
     STUDY = parse_settings(Study, with_nulls(config))
     REWARD_FILES = {}
     if STUDY.training.reward_funcs:
