@@ -284,6 +284,17 @@ def test_a_study_with_lora_evaluates_its_merged_models(tmp_path):
     assert sampled.returncode == 0 and "warm-up, seed 0" in sampled.stdout and "15% retrace, seed 0" in sampled.stdout
 
 
+def test_a_model_is_prepared_again_when_its_gguf_file_changes(configured, tmp_path):
+    note = tmp_path / "results/smoke/pretrained/model~tiny-28/model.json"
+    note.parent.mkdir(parents=True)
+    note.write_text("{}")
+    (tmp_path / "x.gguf").write_text("GGUF")
+    os.utime(note, (1e9, 1e9))  # older than the file
+    study = configured(**{"models__tiny-28": {"path": str(tmp_path / "x.gguf")}})
+    planned = snakemake(tmp_path, str(note.relative_to(tmp_path)), "-n", "--configfile", study)
+    assert f"Updated input files: {tmp_path / 'x.gguf'}" in planned.stdout, planned.stdout + planned.stderr
+
+
 def test_a_prompt_template_is_compared_by_its_text(smoke_study, configured, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text(TEMPLATES["qwen-math"] + "So ")

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from nested_reft.cli import app
 from nested_reft.config.sections import ModelSource
 from nested_reft.data import gguf
 from nested_reft.data.gguf import prepare_gguf
 from nested_reft.data.prepare import prepare_model
+from nested_reft.data.prompts import format_prompt
 from nested_reft.errors import UserError
 from nested_reft.model.loading import end_token_ids, load_model, load_tokenizer
 from nested_reft.records.files import checksum, read_json, read_rows
-from tests.conftest import DATA, ROOT, needs_data, run
+from tests.conftest import DATA, ROOT, needs_data
 
 pytest.importorskip("gguf", reason="the package gguf, an extra of this package, is not installed")
 from tests.data.gguf_files import LAYERS, WIDTH, write_gguf
@@ -183,24 +186,20 @@ def test_a_folder_of_something_else_and_one_without_permission_stay_as_they_are(
     assert not list((tmp_path / "x").iterdir())
 
 
-def test_the_command_line_makes_the_folder_that_the_other_commands_ask_for(made, tmp_path):
-    file = Path(shutil.copy(made, tmp_path / "x.gguf"))
-    for arguments in (
-        ["layers", "x.gguf"],
-        ["sample", "x.gguf", "--problem", "1 + 1?"],
-        ["bench", "rollout", "x.gguf"],
-    ):
-        refused = run("nested-reft", *arguments, cwd=tmp_path)
-        sentence = "x.gguf is a GGUF file and not the folder of a model; run `nested-reft prepare gguf x.gguf`"
-        assert refused.returncode == 2 and sentence in refused.stderr, refused.stderr
-    made_by = run("nested-reft", "prepare", "gguf", "x.gguf", cwd=tmp_path)
-    assert made_by.returncode == 0 and made_by.stdout.splitlines()[-1] == "x", made_by.stderr
-    sampled = run("nested-reft", "sample", "x", "--problem", "1 + 1?", "--max-new-tokens", "4", cwd=tmp_path)
-    assert sampled.returncode == 0 and "no answer in a box" in sampled.stdout, sampled.stderr
-    assert "N = 4 layers" in run("nested-reft", "layers", "x.gguf", "--skip-ratios", "0.3", cwd=tmp_path).stdout
-    file.write_bytes(file.read_bytes()[:-1])
-    cut = run("nested-reft", "prepare", "gguf", "x.gguf", "y", cwd=tmp_path)
-    assert cut.returncode == 2 and cut.stderr.startswith("Error: x.gguf is cut off") and cut.stderr.count("\n") == 1
+def test_the_command_line_makes_the_folder_that_the_other_commands_ask_for(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(made, "x.gguf")
+    run = CliRunner().invoke
+    for command in (["layers", "x.gguf"], ["bench", "rollout", "x.gguf"]):
+        with pytest.raises(
+            UserError, match=r"x\.gguf is a GGUF file and not .*; run `nested-reft prepare gguf x\.gguf`"
+        ):
+            run(app, command, catch_exceptions=False)
+    assert run(app, ["prepare", "gguf", "x.gguf"]).stdout.splitlines()[-1] == "x"
+    for path in ("x", "x.gguf"):
+        assert "N = 4 layers" in run(app, ["layers", path, "--skip-ratios", "0.3"]).stdout
+    sampled = run(app, ["sample", "x", "--problem", "1 + 1?", "--max-new-tokens", "4"])
+    assert sampled.exit_code == 0 and "no answer in a box" in sampled.stdout, sampled.output
 
 
 needs_smollm2 = pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"`make smollm2` has not written {SMOLLM2}")
@@ -214,9 +213,10 @@ def test_smollm2_has_the_logits_of_its_gguf_file_and_ends_its_texts():
     check_bits(SMOLLM2.with_suffix(".gguf"), SMOLLM2, "<|im_start|>user\nWhat is 12 + 345?<|im_end|>\n")
     model, tokenizer = load_model(SMOLLM2, "float32")
     assert tokenizer.convert_ids_to_tokens(end_token_ids(model, tokenizer)) == ["<|im_end|>"]
-    prompt = tokenizer("<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")
-    completion = model.generate(**prompt, do_sample=False, max_new_tokens=100)[0, prompt["input_ids"].shape[1] :]
-    assert len(completion) < 100 and tokenizer.decode(completion).endswith("<|im_end|>")
+    problem = "Tom has 3 boxes with 12 pens each. How many pens does he have?"
+    prompt = tokenizer(format_prompt(problem, "qwen-math"), return_tensors="pt")
+    completion = model.generate(**prompt, do_sample=False, max_new_tokens=300)[0, prompt["input_ids"].shape[1] :]
+    assert len(completion) < 300 and tokenizer.decode(completion).endswith("<|im_end|>")
 
 
 @needs_smollm2
