@@ -70,6 +70,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         (results / "evaluate" / path).mkdir(parents=True)
         write_records(records, results / "evaluate" / path)
         write_versioned_json(results / "evaluate" / path / "metrics.json", evaluation_metrics(records))
+        write_versioned_json(results / "evaluate" / path / "run.json", {"stage": "evaluate", "settings": {}})
     for path, product in products(config):
         if product["product"] == "sft":
             losses = 0.5 * np.exp(-np.arange(30) / 10) + 0.1 + 0.01 * rng.normal(size=30)

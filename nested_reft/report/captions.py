@@ -161,6 +161,7 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "num_products": len(sources.results.drop_duplicates(["product", *RUN])) + len(sources.provenance["missing"]),
         "missing": sources.provenance["missing"],
         "failures": sources.provenance.get("failures", {}),  # not in reports of earlier versions
+        "plainer_samplers": sources.provenance.get("plainer_samplers", {}),  # not in reports of earlier versions
         "dataset_words": dataset_words(config),
         "mitigation_words": {name: WEIGHTS.get(name, "by a rule of your own") for name in grid["mitigation"]},
         "max_steps": config["training"]["max_steps"],

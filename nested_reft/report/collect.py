@@ -94,6 +94,18 @@ def with_axes(scores: pd.DataFrame, products: Sequence[Mapping[str, Any]]) -> pd
     )
 
 
+def plainer_sampler(record: Mapping[str, Any]) -> str | None:
+    """Return which sampler a stage used in place of that of its settings, or None if it used that of its settings.
+
+    Args:
+        record: the run.json of a training or an evaluation; earlier versions named no sampler in some of them.
+    """
+    section = {"train": "training", "evaluate": "evaluation"}[record["stage"]]
+    wanted = record["settings"].get(section, {}).get("sampler")
+    used = record.get("sampler") or wanted
+    return None if used == wanted else f"{used} in place of {wanted}"
+
+
 class TrainingRun(NamedTuple):
     """What a report shows of a training run."""
 
@@ -158,6 +170,7 @@ def collect(study: Study, results: Path, logs: Path | None = None) -> Sources:
     runs: list[tuple[dict[str, Any], TrainingRun]] = []
     evaluated: list[Evaluation] = []
     missing = []
+    plainer_samplers: dict[str, str] = {}
     for path, product in products(study):
         try:
             columns: dict[str, Any] = {}
@@ -165,7 +178,11 @@ def collect(study: Study, results: Path, logs: Path | None = None) -> Sources:
                 run = read_training(results / path)
                 columns = run.columns
                 runs.append((product, run))
+                if used := plainer_sampler(run.record):
+                    plainer_samplers[path] = used
             evaluated.append(read_evaluation(results / "evaluate" / path, product | columns))
+            if used := plainer_sampler(read_versioned_json(results / "evaluate" / path / "run.json")):
+                plainer_samplers[f"evaluate/{path}"] = used
         except FileNotFoundError:
             missing.append(path)
     if not any(product["product"] == "train" for product, _, _ in evaluated):
@@ -185,7 +202,8 @@ def collect(study: Study, results: Path, logs: Path | None = None) -> Sources:
             columns=[*RUN, "step", "reward", *OFF_POLICY, *LATER_STEPS],
         ),
         study.model_dump(exclude={"tracking", "jobs"}),
-        provenance(study, results, [run.record for _, run in runs]) | {"missing": missing, "failures": failures},
+        provenance(study, results, [run.record for _, run in runs])
+        | {"missing": missing, "failures": failures, "plainer_samplers": plainer_samplers},
         collect_details(study, results, [(product, run.weight_counts) for product, run in runs]),
     )
 

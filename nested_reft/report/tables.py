@@ -214,4 +214,6 @@ def provenance_table(provenance: Mapping[str, Any]) -> pd.DataFrame:
         rows.append(("hardware", f"{hardware['machine']}, {hardware['cpu_count']} CPU cores, {devices}"))
     rows += [("first run started", provenance["first_started"]), ("last run finished", provenance["last_finished"])]
     rows += [("missing", path) for path in provenance["missing"]]
+    plainer_samplers = provenance.get("plainer_samplers", {})  # not in reports of earlier versions
+    rows += [("another sampler", f"{path}: {sampler}") for path, sampler in plainer_samplers.items()]
     return pd.DataFrame(rows, columns=["what", "value"])

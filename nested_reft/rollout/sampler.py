@@ -76,11 +76,16 @@ class Sampler:
                     "does not support; make them equal, leave min_new_tokens out, or set the sampler to generate"
                 )
             self.engine = engine_for(model, self.kind, prompt_ids, sampling, skipped=skipped, dtype=self.dtype)
-            self.kind = "generate" if self.engine is None else "engine-compiled" if self.engine.compiled else "engine"
+            self.kind = sampler_name(self.engine)
         if self.engine is None:
             with nested(model, skipped), torch.no_grad():
                 return sample_by_generate(model, prompt_ids, generation_config, eos_token_ids)
         return self.engine.sample(prompt_ids, sampling, seed, step, skipped, first_row=first_row)
+
+
+def sampler_name(engine: RolloutEngine | None) -> str:
+    """Return the name of the sampler that this engine is; None stands for `generate`."""
+    return "generate" if engine is None else "engine-compiled" if engine.compiled else "engine"
 
 
 def engine_for(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -68,10 +68,23 @@ class CompletionLogger:
             self.logged = now
 
 
+class Completions(NamedTuple):
+    """The completions of an evaluation, and the sampler that was used, which can be plainer than that of the settings.
+
+    The sampler is None if an earlier version sampled the completions.
+    """
+
+    texts: list[str]
+    lengths: list[int]  # in tokens
+    sampler: str | None
+
+
 def open_sampler(
     model_path: str, prompts: list[str], settings: Evaluation, batches: Sequence[range]
-) -> tuple["PreTrainedTokenizerBase", Callable[[range], list[list[int]]]]:
-    """Load a model; return its tokenizer, and the function that samples the completions of a range of the prompts.
+) -> tuple["PreTrainedTokenizerBase", Callable[[range], list[list[int]]], str]:
+    """Load a model; return its tokenizer, a function that samples completions, and the name of the sampler.
+
+    The function samples the completions of a range of the prompts.
 
     Each rank samples its share of the completions and gets those of all. With an engine, a completion is a function of
     the index of its prompt; `generate` samples from a random state of its own for each range.
@@ -85,12 +98,12 @@ def open_sampler(
     if settings.sampler == "vllm":
         from nested_reft.rollout.vllm import open_vllm
 
-        return open_vllm(model_path, prompts, settings)
+        return *open_vllm(model_path, prompts, settings), "vllm"
     import torch
 
     from nested_reft.model.loading import end_token_ids, load_model
     from nested_reft.rollout.generate import complete_by_generate
-    from nested_reft.rollout.sampler import engine_for
+    from nested_reft.rollout.sampler import engine_for, sampler_name
     from nested_reft.rollout.token_sampling import SamplingParams
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
@@ -129,7 +142,7 @@ def open_sampler(
             )
         return merge_shares(gather(completions))
 
-    return tokenizer, complete
+    return tokenizer, complete, sampler_name(engine) if own else settings.sampler
 
 
 def read_completions(folder: Path) -> list[dict[str, Any]]:
@@ -142,8 +155,8 @@ def read_completions(folder: Path) -> list[dict[str, Any]]:
 
 def generate_completions(
     model_path: str, prompts: list[str], settings: Evaluation, folder: Path | None = None
-) -> tuple[list[str], list[int]]:
-    """Return one completion per prompt, sampled without skipping, and the lengths of the completions in tokens.
+) -> Completions:
+    """Return one completion per prompt, sampled without skipping.
 
     Rounding depends on the completions that are sampled together. They are therefore sampled in batches that depend
     on the settings alone, so that an evaluation that was interrupted gives the same completions.
@@ -162,17 +175,21 @@ def generate_completions(
         size = math.ceil(len(prompts) / math.ceil(len(prompts) / largest))  # no batch is much smaller than others
         starts = range(len(rows), len(prompts), size)
         batches = [range(start, min(start + size, len(prompts))) for start in starts]
-        tokenizer, complete = open_sampler(model_path, prompts, settings, batches)
+        tokenizer, complete, sampler = open_sampler(model_path, prompts, settings, batches)
         for batch in batches:
             completions = complete(batch)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
             finished = [
-                {"completion": text, "length": len(tokens)} for text, tokens in zip(texts, completions, strict=True)
+                {"completion": text, "length": len(tokens), "sampler": sampler}
+                for text, tokens in zip(texts, completions, strict=True)
             ]
             if folder and rank() == 0:
                 write_rows(folder / f"completions-{batch.start}.jsonl", finished)
             rows += finished
-    return [row["completion"] for row in rows], [row["length"] for row in rows]
+    # The last row, because an attempt on another machine may have used another sampler for the first ones.
+    return Completions(
+        [row["completion"] for row in rows], [row["length"] for row in rows], rows[-1].get("sampler")
+    )
 
 
 def grade_records(records: pd.DataFrame) -> pd.DataFrame:
@@ -256,13 +273,14 @@ def evaluate(settings: Evaluation, prompt: Prompt, model_path: str, benchmarks: 
         completions = generate_completions(model_path, prompts, settings, record.checkpoints)
         if not record.is_written:
             return
-        records["completion"], records["length"] = completions
+        records["completion"], records["length"] = completions.texts, completions.lengths
         records["truncated"] = records["length"] >= settings.max_new_tokens
         records = grade_records(records)
         write_records(records, record.out)
     record.finish(
         evaluation_metrics(records) | {"evaluation_runtime_s": time.perf_counter() - started},
         num_processes=num_processes(),
+        sampler=completions.sampler,
     )
 
 

@@ -57,6 +57,24 @@ def test_a_study_with_missing_runs_reports_and_says_which(made_up, tmp_path):
     assert set(table.loc[table["dataset"] == "algebra", "verdict"]) == {"missing"}
 
 
+def test_a_report_lists_the_jobs_that_used_another_sampler(made_up, tmp_path):
+    shutil.copytree(made_up / "results", tmp_path / "results")
+    path = "train/model~small-28/dataset~algebra/skip_ratio~0.1/border~1/mitigation~retrace/seed~0"
+    for file, section in ((f"{path}/run.json", "training"), (f"evaluate/{path}/run.json", "evaluation")):
+        record = read_json(tmp_path / "results" / file)
+        changed = {"settings": {section: {"sampler": "engine-compiled"}}, "sampler": "generate"}
+        write_json(tmp_path / "results" / file, record | changed)
+    write_sources(collect(synthetic.study(models=1), tmp_path / "results"), tmp_path / "report")
+    sources = read_sources(tmp_path / "report")
+    used = "generate in place of engine-compiled"
+    assert sources.provenance["plainer_samplers"] == {path: used, f"evaluate/{path}": used}
+    tables = build.make_tables(sources)
+    findings = render(report_facts(sources, tables))["findings"]
+    assert "**2 jobs used another sampler than the config names**" in findings
+    assert f"- ``evaluate/{path}``: {used}" in findings
+    assert ("another sampler", f"{path}: {used}") in tables["provenance"].itertuples(index=False, name=None)
+
+
 def test_nothing_to_report_is_one_sentence(tmp_path):
     study = synthetic.study(models=1)
     with pytest.raises(UserError, match="holds no evaluated run"):

@@ -53,11 +53,11 @@ def complete(**settings):
 
 def test_prompts_are_the_same_tokens_and_answers_keep_their_order(vllm):
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    texts, lengths = complete(max_new_tokens=7)
+    texts, lengths, sampler = complete(max_new_tokens=7)
     prompt_ids = tokenizer(PROMPTS)["input_ids"]
     assert vllm.prompts == prompt_ids
     assert texts == [tokenizer.decode(ids[-3:]) for ids in prompt_ids] and len(set(texts)) == 3
-    assert lengths == [4, 4, 4, 4]  # EOS counts
+    assert lengths == [4, 4, 4, 4] and sampler == "vllm"  # EOS counts
     assert complete(max_new_tokens=2)[1] == [2, 2, 2, 2]
 
 

@@ -18,6 +18,7 @@ from nested_reft.config.study import Study
 from nested_reft.config.study_file import read_mapping, with_nulls
 from nested_reft.errors import UserError
 from nested_reft.model.devices import visible_devices
+from nested_reft.records.files import read_versioned_json
 from nested_reft.records.lock import lock_study
 from nested_reft.records.mlflow_mirror import tracking_uri
 from nested_reft.records.source_code import source_files
@@ -242,12 +243,20 @@ def summary():
             f"\nThe requested part of the study '{STUDY.study}' is complete.\n"
             "Run the command without targets and without --until to complete the study.\n"
         )
+    provenance = read_versioned_json(Path(REPORTS) / "provenance.json")
+    samplers = provenance.get("plainer_samplers", {})
+    warning = (
+        f"  WARNING: {len(samplers)} jobs used another sampler than the config names, such as {next(iter(samplers))}"
+        f" ({next(iter(samplers.values()))}); the report lists them, and their logs say why\n"
+        if samplers
+        else ""
+    )
     return (
         f"\nThe study '{STUDY.study}' is complete.\n"
         f"  tables and figures   {REPORTS}/\n"
         f"  results              {RESULTS}/\n"
         f"  HTML report          {REPORTS}/{layout.PAGE}\n"
-        f"  MLflow               make ui\n"
+        f"  MLflow               make ui\n{warning}"
     )
 
 
