@@ -7,6 +7,10 @@ import torch
 from transformers import TopPLogitsWarper
 
 
+# The tokens of a block in `draw_by_blocks`.
+BLOCK = 256
+
+
 class SamplingParams(NamedTuple):
     """How tokens are sampled from softmax(logits / temperature)."""
 
@@ -53,11 +57,61 @@ def sample_tokens(
         if sampling.top_p < 1:
             nucleus = TopPLogitsWarper(sampling.top_p, filter_value=-torch.inf)
             candidates = nucleus(None, candidates.log()).exp()
-        # Single precision would misplace tokens of probability below 1e-5 in a vocabulary of 150,000.
-        cumulative = candidates.cumsum(dim=1, dtype=torch.float64)
-        thresholds = uniforms.unsqueeze(1) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+        draw = draw_by_blocks if logits.device.type == "cpu" else draw_tokens
+        tokens = draw(candidates, uniforms)
     return tokens, probs.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
+
+
+def draw_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw an index of each row by inverting its cumulative sum.
+
+    Args:
+        weights: probabilities up to a factor, float32 (B, V).
+        uniforms: a uniform random number in [0, 1) for each row, float64 (B,).
+
+    Returns:
+        For each row the first index at which the cumulative sum exceeds the random share of the total, (B,).
+    """
+    # Single precision would misplace tokens of probability below 1e-5 in a vocabulary of 150,000.
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    thresholds = uniforms.unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
+
+
+def draw_by_blocks(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Return exactly what `draw_tokens` returns, from the sums of blocks and the cumulative sum of one block per row.
+
+    The two ways of adding differ by rounding. A row whose random number is so close to a boundary between two tokens
+    that rounding could decide is therefore drawn by `draw_tokens`.
+
+    Args:
+        weights: as for `draw_tokens`.
+        uniforms: as for `draw_tokens`.
+    """
+    rows, size = weights.shape
+    whole = size - size % BLOCK
+    if not whole:
+        return draw_tokens(weights, uniforms)
+    blocks = weights[:, :whole].unflatten(1, (-1, BLOCK)).double().sum(dim=2)  # (B, V // BLOCK)
+    rest = weights[:, whole:].double().sum(dim=1, keepdim=True)
+    ends = torch.cat([blocks, rest], dim=1).cumsum(dim=1)
+    total = ends[:, -1:]
+    thresholds = uniforms.unsqueeze(1) * total  # (B, 1)
+    block = torch.searchsorted(ends, thresholds, right=True).clamp(max=ends.shape[1] - 1)  # (B, 1)
+    # The last block overlaps the one before, so that all have the same size.
+    columns = (block * BLOCK).clamp(max=size - BLOCK) + torch.arange(BLOCK)  # (B, BLOCK)
+    in_block = weights.gather(1, columns).double().masked_fill(columns < block * BLOCK, 0)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0)
+    cumulative = before + in_block.cumsum(dim=1)  # (B, BLOCK)
+    index = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=BLOCK - 1)
+    tokens = columns.gather(1, index).squeeze(1)
+    # The boundaries of the token, and those of the block, in which the token may be the first or the last.
+    boundaries = torch.cat([cumulative, before, ends.gather(1, block)], dim=1)
+    rounding = 2 * size * torch.finfo(torch.float64).eps * total  # of both sums and of both thresholds
+    is_close = ~((boundaries - thresholds).abs() > rounding).all(dim=1)  # true for NaN
+    if is_close.any():
+        tokens[is_close] = draw_tokens(weights[is_close], uniforms[is_close])
+    return tokens
 
 
 def truncate_after_eos(

@@ -1,10 +1,18 @@
 """Sampling a token from logits, and the random numbers that this takes."""
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
-from nested_reft.rollout.token_sampling import SamplingParams, philox_uniforms, sample_tokens
+from nested_reft.rollout import token_sampling
+from nested_reft.rollout.token_sampling import (
+    SamplingParams,
+    draw_by_blocks,
+    draw_tokens,
+    philox_uniforms,
+    sample_tokens,
+)
 
 
 def test_tokens_are_sampled_from_the_softmax():
@@ -30,3 +38,34 @@ def test_a_banned_eos_token_is_not_sampled_but_keeps_its_probability():
     assert torch.allclose(logps, torch.log_softmax(logits[0], dim=-1)[1].expand(500))
     nucleus, _ = sample_tokens(logits, uniforms, SamplingParams(max_new_tokens=1, top_p=0.9))
     assert set(nucleus.tolist()) == {0}
+
+
+@pytest.mark.parametrize("size", [5, 255, 256, 257, 1000, 4096, 49_152])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_draws_by_blocks_are_the_draws_from_the_whole_sum(size, spread):
+    """At random numbers, at 0 and the largest below 1, and where a boundary between two tokens is as near as can be."""
+    generator = torch.Generator().manual_seed(size)
+    rows = 400_000 // size + 20
+    weights = (spread * torch.randn(rows, size, generator=generator)).softmax(dim=1)
+    weights[:, ::7] = 0
+    weights[0] = 0
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    at = torch.randint(size, (rows, 1), generator=generator)
+    boundaries = (cumulative / cumulative[:, -1:]).gather(1, at).squeeze(1).nan_to_num(0)
+    uniforms = [torch.rand(rows, dtype=torch.float64, generator=generator), torch.zeros(rows, dtype=torch.float64)]
+    uniforms += [torch.full((rows,), 1 - 2**-53, dtype=torch.float64)]
+    uniforms += [boundaries, *(boundaries + shift for shift in (1e-16, -1e-16, 1e-14, -1e-14, 1e-12, -1e-12))]
+    for numbers in uniforms:
+        numbers = numbers.clamp(0, 1 - 2**-53)
+        assert torch.equal(draw_by_blocks(weights, numbers), draw_tokens(weights, numbers))
+
+
+def test_draws_by_blocks_add_up_a_whole_row_only_near_a_boundary(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(token_sampling, "draw_tokens", lambda weights, uniforms: drawn.append(len(weights)))
+    weights = torch.full((4, 1024), 1 / 1024)
+    draw_by_blocks(weights, torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
+    assert not drawn
+    with pytest.raises(TypeError):  # this stand-in for `draw_tokens` draws nothing
+        draw_by_blocks(weights, torch.tensor([0.1, 0.25, 0.5, 0.4], dtype=torch.float64))
+    assert drawn == [2]
