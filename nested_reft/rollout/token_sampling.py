@@ -9,6 +9,8 @@ from transformers import TopPLogitsWarper
 
 # The tokens of a block in `draw_by_blocks`.
 BLOCK = 256
+# On a CPU, rows are sampled in groups of at most this many logits, so that the tensors in between stay in its cache.
+LOGITS_PER_GROUP = 2**18
 
 
 class SamplingParams(NamedTuple):
@@ -44,6 +46,11 @@ def sample_tokens(
     Returns:
         The tokens (B,), and log mu(a_t) (B,) of the softmax(logits / temperature) without ban and filter.
     """
+    rows = max(1, LOGITS_PER_GROUP // logits.shape[1])
+    if logits.device.type == "cpu" and rows < len(logits):
+        groups = zip(logits.split(rows), uniforms.split(rows), strict=True)
+        tokens, logps = zip(*(sample_tokens(*group, sampling) for group in groups), strict=True)
+        return torch.cat(tokens), torch.cat(logps)
     logits = logits.float()
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature

@@ -6,9 +6,10 @@ that layer alone skipped.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -24,7 +25,7 @@ from nested_reft.errors import UserError
 from nested_reft.grading.rewards import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
 from nested_reft.model.checks import check_nestable
-from nested_reft.model.layers import nested, skippable_layers
+from nested_reft.model.layers import decoder_layers, layers_return_tuples, replaced_forwards, skippable_layers
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.report import style
@@ -32,6 +33,11 @@ from nested_reft.report.figures.diagnosis import diagnosis
 from nested_reft.rollout.sampler import Sampler
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
+
+
+# The largest number of logits of a forward that scores completions, and of a chunk of them whose KL is computed at
+# once. The first bounds the memory, and a chunk stays in the cache of a CPU.
+LOGITS_PER_FORWARD, LOGITS_PER_CHUNK = 2**26, 2**20
 
 
 class Problems(NamedTuple):
@@ -91,60 +97,107 @@ class CompletionSampler:
         return Rollouts(prompt_ids, completion_ids, logps)
 
 
-@torch.no_grad()
-def vocabulary_logps(
-    model: PreTrainedModel, rollouts: Rollouts, start: int, settings: DiagnosisSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score the batch of completions that begins at row `start`, as TRL does.
+def groups_of_rows(rollouts: Rollouts, vocab_size: int, settings: DiagnosisSettings) -> list[range]:
+    """Return the rows that are scored at once: at most `settings.batch_size`, and at most LOGITS_PER_FORWARD logits."""
+    longest = max(len(prompt) + len(tokens) for prompt, tokens in zip(*rollouts[:2], strict=True))
+    size = max(1, min(settings.batch_size, LOGITS_PER_FORWARD // (longest * vocab_size)))
+    num_rows = len(rollouts.prompt_ids)
+    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
-    Returns:
-        Log-probabilities (B, T, V) of the whole vocabulary at each position of the completions, and the mask (B, T) of
-        the positions that hold a token.
+
+@torch.no_grad()
+def completion_logits(model: PreTrainedModel, rollouts: Rollouts, rows: range) -> list[torch.Tensor]:
+    """Return the logits of each token of the completions of some rows, one tensor (T, V) per row.
+
+    Args:
+        model: the (nested) model.
+        rollouts: prompts and completions.
+        rows: the rows that are scored at once.
     """
-    rows = slice(start, start + settings.batch_size)
-    prompts, completions = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
-    prompt_width, completion_width = max(map(len, prompts)), max(map(len, completions))
-    input_ids, attention = [], []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        left, right = [0] * (prompt_width - len(prompt)), [0] * (completion_width - len(completion))
-        input_ids.append(left + prompt + completion + right)
-        attention.append(left + [1] * (len(prompt) + len(completion)) + right)
-    attention_mask = torch.tensor(attention, device=model.device)
-    logits = model(
-        input_ids=torch.tensor(input_ids, device=model.device),
-        attention_mask=attention_mask,
-        logits_to_keep=completion_width + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    return torch.log_softmax(logits.float() / settings.temperature, dim=-1), attention_mask[:, prompt_width:].bool()
+    sequences = [
+        torch.tensor([*rollouts.prompt_ids[row], *rollouts.completion_ids[row]], device=model.device) for row in rows
+    ]
+    # Padding on the right needs no mask: causal attention does not see it. No logits of the shortest prompt are kept.
+    input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (R, T)
+    start = min(len(rollouts.prompt_ids[row]) for row in rows) - 1
+    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=input_ids.shape[1] - start).logits
+    return [
+        of_row[len(rollouts.prompt_ids[row]) - 1 - start : len(sequence) - 1 - start]
+        for row, sequence, of_row in zip(rows, sequences, logits, strict=True)
+    ]
+
+
+def vocabulary_logps(logits: torch.Tensor, settings: DiagnosisSettings) -> torch.Tensor:
+    """Return the log-probs (T, V) of the whole vocabulary from logits (T, V)."""
+    return torch.log_softmax(logits.float() / settings.temperature, dim=-1)
 
 
 def log_ratios(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSettings) -> torch.Tensor:
     """Return log pi(a_t) - log mu(a_t) of all sampled tokens, (tokens,)."""
     ratios = []
-    for start in range(0, len(rollouts.prompt_ids), settings.batch_size):
-        logps, _ = vocabulary_logps(model, rollouts, start, settings)
-        for index, row_logps in enumerate(logps, start):
-            tokens = torch.tensor(rollouts.completion_ids[index], device=model.device)
-            target_logps = row_logps[: len(tokens)].gather(1, tokens.unsqueeze(1)).squeeze(1)
-            ratios.append(target_logps.cpu() - torch.tensor(rollouts.sampling_per_token_logps[index]))
+    for rows in groups_of_rows(rollouts, model.get_output_embeddings().weight.shape[0], settings):
+        for row, logits in zip(rows, completion_logits(model, rollouts, rows), strict=True):
+            tokens = torch.tensor(rollouts.completion_ids[row], device=model.device)
+            target_logps = vocabulary_logps(logits, settings).gather(1, tokens.unsqueeze(1)).squeeze(1)
+            ratios.append(target_logps.cpu() - torch.tensor(rollouts.sampling_per_token_logps[row]))
     return torch.cat(ratios)
 
 
-def layer_kl(model: PreTrainedModel, layer: int, rollouts: Rollouts, settings: DiagnosisSettings) -> float:
-    """Return KL(mu || pi) in nats per token, exact over the vocabulary, where mu skips only this layer."""
-    total, tokens = 0.0, 0
-    for start in range(0, len(rollouts.prompt_ids), settings.batch_size):
-        log_pi, mask = vocabulary_logps(model, rollouts, start, settings)
-        with nested(model, [layer]):
-            log_mu, _ = vocabulary_logps(model, rollouts, start, settings)
-        total += (log_mu.exp() * (log_mu - log_pi)).sum(-1)[mask].sum().item()
-        tokens += int(mask.sum())
-    return total / tokens
+@contextmanager
+def hidden_states_kept(layers: torch.nn.ModuleList) -> Iterator[list[torch.Tensor]]:
+    """Yield the list of the hidden states (R, T, W) that each layer gets in the forward of the block."""
+    kept: list[torch.Tensor] = []
+
+    def keep(layer: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layer_kls(
+    model: PreTrainedModel,
+    layers: Sequence[int],
+    rollouts: Rollouts,
+    settings: DiagnosisSettings,
+    on_pass: Callable[[], object] = lambda: None,
+) -> dict[int, float]:
+    """Return KL(mu || pi) in nats per token, exact over the vocabulary, where mu skips one layer alone, by layer.
+
+    The model is pi. The layers before the skipped one compute the same in mu as in pi, so that the forward of mu
+    begins with the hidden states that pi has at the skipped layer.
+
+    Args:
+        model: the model.
+        layers: the indices of the layers.
+        rollouts: the completions whose tokens are scored.
+        settings: the settings of the diagnosis.
+        on_pass: called after each forward of a nested model.
+    """
+    stack, as_tuple = decoder_layers(model), layers_return_tuples(model)
+    totals, tokens = dict.fromkeys(layers, 0.0), sum(map(len, rollouts.completion_ids))
+    for rows in groups_of_rows(rollouts, model.get_output_embeddings().weight.shape[0], settings):
+        with hidden_states_kept(stack) as hidden_states:
+            log_pis = [vocabulary_logps(logits, settings) for logits in completion_logits(model, rollouts, rows)]
+        for layer in layers:
+            known = hidden_states[layer]
+            output: Any = (known, None) if as_tuple else known
+            with replaced_forwards(stack, dict.fromkeys(range(layer + 1), lambda *_, output=output, **__: output)):
+                for logits, log_pi in zip(completion_logits(model, rollouts, rows), log_pis, strict=True):
+                    size = max(1, LOGITS_PER_CHUNK // logits.shape[1])
+                    for logits_of_chunk, log_pi_of_chunk in zip(logits.split(size), log_pi.split(size), strict=True):
+                        log_mu = vocabulary_logps(logits_of_chunk, settings)
+                        totals[layer] += (log_mu.exp() * (log_mu - log_pi_of_chunk)).sum().item()
+            on_pass()
+    return {layer: total / tokens for layer, total in totals.items()}
 
 
 def diagnose_ratio(
-    sampler: CompletionSampler, draws: list[list[int]], problems: Problems, on_pass: Callable[[], object]
+    sampler: CompletionSampler, draws: list[list[int]], problems: Problems, on_draw: Callable[[], object]
 ) -> tuple[dict[str, float], Rollouts]:
     """Sample completions under each draw of skipped layers, and score them with the full model.
 
@@ -152,7 +205,7 @@ def diagnose_ratio(
         sampler: the sampler of the completions.
         draws: the skipped layers of each draw, all of one skip ratio.
         problems: the problems; a completion is sampled for each entry.
-        on_pass: called after each draw.
+        on_draw: called after each draw.
 
     Returns:
         The metrics over all draws, with the lowest and the highest value of a draw, and the first draw's roll-outs.
@@ -165,7 +218,7 @@ def diagnose_ratio(
         rollouts.append(sampled)
         log_ratios_of_draws.append(log_ratios(sampler.model, sampled, settings))
         rewards.append(sum(reward(texts, problems.answers)) / len(texts))
-        on_pass()
+        on_draw()
     pooled = torch.cat(log_ratios_of_draws)
     metrics = off_policy_metrics(pooled, pooled.exp(), pooled.exp())
     kls = [-draw.mean().item() for draw in log_ratios_of_draws]
@@ -218,6 +271,12 @@ def problems_in(data: Path, number: int) -> list[Row]:
     return parsed_rows(BenchmarkSource(path=str(data), size=number), benchmark_row)
 
 
+def progress_bar(total: int, unit: str) -> tqdm:
+    """Return a bar with the time left; where it is not a terminal that shows it, it is written every ten seconds."""
+    seconds = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, unit=unit, desc=f"{unit}s", mininterval=seconds, maxinterval=seconds)
+
+
 def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a row per skip ratio, beginning with ratio 0, and a row per layer that may be skipped.
 
@@ -232,15 +291,13 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple
     problems = Problems(tokenizer(prompts)["input_ids"], [row["answer"] for row in rows])
     sampler = CompletionSampler(model, tokenizer, settings)
     torch.manual_seed(settings.seed)  # sampler `generate` draws from the global random state
-    passes = len(draws) * settings.num_draws + len(valid_layers)
-    with tqdm(total=passes, unit="pass", disable=not sys.stderr.isatty()) as progress:
-        by_ratio, rollouts = {}, {}
+    by_ratio, rollouts = {}, {}
+    with progress_bar(len(draws) * settings.num_draws, "draw") as progress:
         for ratio, draws_of_ratio in draws.items():
             by_ratio[ratio], rollouts[ratio] = diagnose_ratio(sampler, draws_of_ratio, problems, progress.update)
-        by_layer = {}
-        for layer in valid_layers:
-            by_layer[layer] = layer_kl(model, layer, rollouts[0.0], settings)
-            progress.update()
+    groups = groups_of_rows(rollouts[0.0], model.get_output_embeddings().weight.shape[0], settings)
+    with progress_bar(len(groups) * len(valid_layers), "layer") as progress:
+        by_layer = layer_kls(model, valid_layers, rollouts[0.0], settings, progress.update)
     ratio_table = [
         {"skip_ratio": ratio, "num_skipped": len(draws[ratio][0])} | metrics for ratio, metrics in by_ratio.items()
     ]

@@ -129,6 +129,15 @@ def test_forwards_in_float32_use_the_rounded_weights_and_leave_them_as_they_are(
         assert weight.data_ptr() == address and torch.equal(weight, values), name
 
 
+def test_autocast_of_a_trainer_is_rounding_too(small_model):
+    exact = completion_logps(small_model, PROMPTS, PROMPTS)
+    small_model.forward = torch.autocast("cpu", torch.bfloat16)(small_model.forward)
+    assert not torch.allclose(completion_logps(small_model, PROMPTS, PROMPTS), exact, atol=1e-3)
+    with in_float32(small_model):
+        assert torch.allclose(completion_logps(small_model, PROMPTS, PROMPTS), exact, atol=1e-5)
+    assert unsupported_reason(RolloutEngine(small_model), PROMPTS, SAMPLING) is None
+
+
 def test_a_model_that_does_not_run_is_named():
     assert unsupported_reason(RolloutEngine(build("bloom")), PROMPTS, GREEDY).startswith(
         "BloomForCausalLM does not run in the engine"

@@ -69,3 +69,14 @@ def test_draws_by_blocks_add_up_a_whole_row_only_near_a_boundary(monkeypatch):
     with pytest.raises(TypeError):  # this stand-in for `draw_tokens` draws nothing
         draw_by_blocks(weights, torch.tensor([0.1, 0.25, 0.5, 0.4], dtype=torch.float64))
     assert drawn == [2]
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9}])
+def test_groups_of_rows_are_sampled_as_all_rows_at_once(changes, monkeypatch):
+    logits = 3 * torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.linspace(0, 0.99, 7, dtype=torch.float64)
+    sampling = SamplingParams(max_new_tokens=1, fixed_length=True, eos_token_ids=(3,), **changes)
+    tokens, logps = sample_tokens(logits, uniforms, sampling)
+    monkeypatch.setattr(token_sampling, "LOGITS_PER_GROUP", 2000)
+    for grouped, whole in zip(sample_tokens(logits, uniforms, sampling), (tokens, logps), strict=True):
+        assert torch.equal(grouped, whole)

@@ -10,8 +10,10 @@ from transformers import AutoTokenizer
 from nested_reft.config.stage_settings import DiagnosisSettings
 from nested_reft.embedded.problems import generate
 from nested_reft.errors import UserError
+from nested_reft.model.layers import nested
 from nested_reft.stages import diagnose as diagnosis
 from tests.conftest import TINY, run
+from tests.model.families import build
 
 SMALL = DiagnosisSettings(max_completion_length=16, batch_size=64)
 
@@ -55,9 +57,37 @@ def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
     rollouts = sampler.sample([[5, 6, 7], [8, 9]] * 200, [2], step=0)
     assert sampler.sampler.kind == "engine"
     estimate = -diagnosis.log_ratios(small_model, rollouts, SMALL)
-    exact = diagnosis.layer_kl(small_model, 2, rollouts, SMALL)
+    exact = diagnosis.layer_kls(small_model, [2], rollouts, SMALL)[2]
     assert exact > 0.01
     assert estimate.mean().item() == pytest.approx(exact, abs=4 * estimate.std().item() / len(estimate) ** 0.5)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "falcon"])  # layers of Falcon return tuples
+def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family, monkeypatch):
+    """Prompts and completions of several lengths, in several groups and chunks, at a temperature."""
+    model, settings = build(family), SMALL.model_copy(update={"temperature": 0.7})
+    prompts, completions = [[5, 6, 7, 8], [9], [10, 11]], [[12, 13], [14, 15, 16, 17], [18]]
+    rollouts = diagnosis.Rollouts(prompts, completions, [[0.0] * len(tokens) for tokens in completions])
+    monkeypatch.setattr(diagnosis, "LOGITS_PER_FORWARD", 2 * 6 * 160)
+    monkeypatch.setattr(diagnosis, "LOGITS_PER_CHUNK", 3 * 160)
+    passes = []
+    found = diagnosis.layer_kls(model, [1, 2, 4], rollouts, settings, lambda: passes.append(1))
+    assert len(passes) == 6 and list(found) == [1, 2, 4]
+
+    def logps(skipped):
+        with torch.no_grad(), nested(model, skipped):
+            logits = [
+                model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+                for prompt, tokens in zip(prompts, completions, strict=True)
+            ]
+        return (torch.cat(logits) / 0.7).log_softmax(dim=-1)
+
+    for layer, kl in found.items():
+        expected = (logps([layer]).exp() * (logps([layer]) - logps([]))).sum(dim=-1).mean().item()
+        assert kl == pytest.approx(expected, rel=1e-4) and kl > 1e-3
+    tokens = torch.tensor(sum(completions, []))
+    ratios = diagnosis.log_ratios(model, rollouts, settings)
+    assert torch.allclose(ratios, logps([]).gather(1, tokens.unsqueeze(1)).squeeze(1), atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["engine", "generate"])
