@@ -65,6 +65,47 @@ def rollout_table(results: Mapping[str, Any]) -> str:
     parts = [
         compared(results["generate"]),
         "Tokens a second: " + ", ".join(f"{name} {speed:,.0f}" for name, speed in tokens.items()),
+    ]
+    if results["skip"]:
+        parts += skip_parts(results)
+    if results["weight_copy"]:
+        parts += ["A bfloat16 copy of the weights:", compared(results["weight_copy"])]
+    if over_generate := (results["weight_copy"] or {}).get("copy_over_generate"):
+        parts.append(f"The synchronized copy is {with_interval(over_generate)} times as fast as generate.")
+    if results.get("products"):  # files of earlier versions have none, and note nothing that was left out
+        parts.append("The matrix products of a decode step alone, one after the other:")
+        parts.append(
+            markdown(
+                [
+                    {
+                        "type": name,
+                        "ms": f"{1e3 * products['seconds']:.3g}",
+                        "GFLOP/s": f"{products['flops'] / 1e9:,.0f}",
+                        "GFLOP/s of square matrices": f"{products['square_flops'] / 1e9:,.0f}",
+                    }
+                    for name, products in results["products"].items()
+                ]
+            )
+        )
+        shares = [f"{name} {share:.2f}" for name, share in results["share_of_products"].items()]
+        parts.append(f"Their share of the time of a roll-out: {', '.join(shares)}")
+    if results["bandwidth"]:
+        shares = [f"k = {row['num_skipped']}: {row['share_reached']:.2f}" for row in results["bandwidth"]["rows"]]
+        speed = results["bandwidth"]["copy_bytes_per_second"] / 1e9
+        parts.append(
+            f"Share of the memory bandwidth ({speed:,.0f} GB/s) that a decode step reaches: {', '.join(shares)}"
+        )
+    memory = results["generate"]["peak_memory"]
+    peaks = ", ".join(f"{name} {gib:.2f} GiB" for name, gib in memory["gib"].items())
+    parts.append(f"Peak memory of {memory['of']}: {peaks}")
+    return "\n\n".join(
+        [*parts, *(f"Not measured: {name}: {why}" for name, why in results.get("left_out", {}).items())]
+    )
+
+
+def skip_parts(results: Mapping[str, Any]) -> list[str]:
+    """Return the parts of the results of `bench rollout` that are about skipped layers."""
+    return [
         f"Layers skipped, of {results['skip']['num_layers']}; each roll-out skips another set of k layers:",
         markdown(
             [
@@ -83,17 +124,6 @@ def rollout_table(results: Mapping[str, Any]) -> str:
         f"Another skip set in each roll-out against a fixed one, k = {results['new_skip_set']['num_skipped']}:",
         compared(results["new_skip_set"]),
     ]
-    if results["weight_copy"]:
-        parts += ["A bfloat16 copy of the weights:", compared(results["weight_copy"])]
-    if results["bandwidth"]:
-        shares = [f"k = {row['num_skipped']}: {row['share_reached']:.2f}" for row in results["bandwidth"]["rows"]]
-        speed = results["bandwidth"]["copy_bytes_per_second"] / 1e9
-        parts.append(
-            f"Share of the memory bandwidth ({speed:,.0f} GB/s) that a decode step reaches: {', '.join(shares)}"
-        )
-    memory = results["generate"]["peak_memory"]
-    peaks = ", ".join(f"{name} {gib:.2f} GiB" for name, gib in memory["gib"].items())
-    return "\n\n".join([*parts, f"Peak memory of {memory['of']}: {peaks}"])
 
 
 def train_table(results: Mapping[str, Any]) -> str:

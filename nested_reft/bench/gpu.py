@@ -169,7 +169,7 @@ def main() -> None:
         model_settings = replace(settings, model=model)
         parts = ("generate", "skip", "new_skip_set", "bandwidth")
         # On a GPU, the weights themselves are in bfloat16, and a copy in that type would save nothing.
-        entries = {"settings": asdict(model_settings), "weight_copy": None} | dict.fromkeys(parts)
+        entries = {"settings": asdict(model_settings)} | dict.fromkeys((*parts, "weight_copy"))
         results["rollouts"].append(entries)
         measure_shape(model_settings, results["rollouts"][-1], budget)
         if model == TRAINED and has_trl:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from nested_reft.rollout.token_sampling import SamplingParams
 MODEL_SHAPES: dict[str, dict[str, Any]] = {name: dict(shape) for name, shape in BENCH_SHAPES.items()}
 BORDER = 1
 EMBEDDED = Path(embedded.__file__).parent
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,11 @@ class Rollouts:
         """
         sampler = sampler or self.settings.sampler
         if (sampler, dtype) not in self.engines:
-            engine = self.engines[sampler, dtype] = RolloutEngine(self.model, sampler == "engine-compiled", dtype)
+            engine = RolloutEngine(self.model, sampler == "engine-compiled", dtype)
             skipped = self.skipped_layers(max(self.counts.values()), 0)
             if reason := unsupported_reason(engine, self.prompts(0), self.sampling, skipped=skipped):
                 raise UserError(f"the {sampler} engine cannot be measured: {reason}")
+            self.engines[sampler, dtype] = engine
         return self.engines[sampler, dtype]
 
     def by_engine(
@@ -331,7 +333,10 @@ def new_skip_set(rollouts: Rollouts) -> dict[str, Any]:
 
 
 def weight_copy(rollouts: Rollouts) -> dict[str, Any]:
-    """Compare roll-outs from float32 weights with roll-outs from a bfloat16 copy, synchronized each time or never."""
+    """Compare roll-outs from float32 weights with roll-outs from a bfloat16 copy, synchronized each time or never.
+
+    `generate` runs in the same rounds, so that the copy is compared with it, too.
+    """
     weights, copy = rollouts.engine(), rollouts.engine(dtype=torch.bfloat16)
     never_synchronized = RolloutEngine(copy.model, copy.compiled)
     calls: dict[str, Callable[[int], object]] = {
@@ -339,13 +344,73 @@ def weight_copy(rollouts: Rollouts) -> dict[str, Any]:
         "copy, synchronized": partial(rollouts.by_engine, copy),
         "copy, not synchronized": partial(rollouts.by_engine, never_synchronized),
         "synchronization alone": lambda index: copy.sync_weights(),
+        "generate": rollouts.by_generate,
     }
 
     def measure(name: str, index: int) -> float:
         return seconds(partial(calls[name], index), rollouts.device)
 
     variants = {name: partial(measure, name) for name in calls}
-    return summarize(*run_interleaved(variants, rollouts.settings.rounds), "float32")
+    orders, samples = run_interleaved(variants, rollouts.settings.rounds)
+    over_generate = speed_up(samples["generate"], samples["copy, synchronized"])
+    return summarize(orders, samples, "float32") | {"copy_over_generate": over_generate}
+
+
+def matrix_products(rollouts: Rollouts, dtype: torch.dtype, repeats: int = 10) -> dict[str, float]:
+    """Measure the matrix products of a decode step alone, as torch computes them one after the other.
+
+    Args:
+        rollouts: the roll-outs, whose batch the inputs of the products have.
+        dtype: the type of weights and inputs.
+        repeats: how often the products of a step are timed.
+
+    Returns:
+        `seconds` of all products of a step, the median over the repeats, `flops` per second that they reach, and
+        `square_flops` per second that a product of square matrices of 2048 rows reaches.
+    """
+    size, device = rollouts.settings.prompts * rollouts.settings.generations, rollouts.device
+    modules = [*decoder_layers(rollouts.model).modules(), rollouts.model.get_output_embeddings()]
+    weights = [module.weight.detach().to(dtype) for module in modules if isinstance(module, torch.nn.Linear)]
+    inputs = {weight.shape[1]: torch.randn(size, weight.shape[1], device=device, dtype=dtype) for weight in weights}
+    square = torch.randn(2048, 2048, device=device, dtype=dtype)
+
+    def multiply() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+
+    def median_seconds(call: Callable[[], object]) -> float:
+        call()
+        return float(np.median([seconds(call, device) for _ in range(repeats)]))
+
+    step = median_seconds(multiply)
+    flops = 2 * size * sum(weight.numel() for weight in weights)
+    return {
+        "seconds": step,
+        "flops": flops / step,
+        "square_flops": 2 * 2048**3 / median_seconds(lambda: square @ square),
+    }
+
+
+def shares_of_products(rollouts: Rollouts, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `products` of each type, and the `share_of_products` of each sampler.
+
+    The share is the time that the matrix products of all decode steps take alone over the time of the roll-out.
+
+    Args:
+        rollouts: the roll-outs.
+        results: the results of `against_generate` and of `weight_copy`, or None in place of the latter.
+    """
+    settings, copied = rollouts.settings, results["weight_copy"]
+    types = [settings.dtype, *(["bfloat16"] if copied else [])]
+    products = {name: matrix_products(rollouts, getattr(torch, name)) for name in types}
+    measured = {name: (settings.dtype, times["median"]) for name, times in results["generate"]["quartiles"].items()}
+    if copied:
+        name = f"{settings.sampler}, bfloat16 copy"
+        measured[name] = ("bfloat16", copied["quartiles"]["copy, synchronized"]["median"])
+    shares = {
+        name: products[dtype]["seconds"] * settings.new_tokens / total for name, (dtype, total) in measured.items()
+    }
+    return {"products": products, "share_of_products": shares}
 
 
 def bytes_read(model: PreTrainedModel, batch_size: int, num_columns: float, count: int) -> dict[str, float]:
@@ -411,12 +476,25 @@ def measure_rollout(settings: RolloutBenchSettings) -> dict[str, Any]:
     device = bench_device()
     model, tokenizer = load(settings.model, settings.dtype, device)
     rollouts = Rollouts(settings, model, tokenizer, skip_counts(model, settings.skip_ratios, settings.model))
-    results = {"bench": "rollout", "settings": asdict(settings), **environment_info(device)}
-    results["generate"] = against_generate(rollouts, [settings.sampler], settings.rounds)
-    results["skip"] = skip_gain(rollouts)
-    results["new_skip_set"] = new_skip_set(rollouts)
-    results["weight_copy"] = weight_copy(rollouts) if settings.dtype == "float32" else None
-    results["bandwidth"] = None  # on a CPU, caches make this bound invalid
-    if device.type == "cuda":
-        results["bandwidth"] = bandwidth_bound(rollouts, results["skip"], copy_bandwidth(device))
-    return results
+    results: dict[str, Any] = {"bench": "rollout", "settings": asdict(settings), **environment_info(device)}
+    left_out: dict[str, str] = {}
+
+    def part(name: str, measure: Callable[[], T]) -> T | None:
+        """Return the result of a part, or None if it cannot be measured, which is noted."""
+        try:
+            return measure()
+        except UserError as error:
+            left_out[name] = str(error)
+            return None
+
+    has_engine = part("everything but `generate`", rollouts.engine) is not None
+    results["generate"] = against_generate(rollouts, [settings.sampler] if has_engine else [], settings.rounds)
+    results |= dict.fromkeys(("skip", "new_skip_set", "weight_copy", "products", "share_of_products", "bandwidth"))
+    if has_engine:
+        results["skip"], results["new_skip_set"] = skip_gain(rollouts), new_skip_set(rollouts)
+        if settings.dtype == "float32":
+            results["weight_copy"] = part("a bfloat16 copy of the weights", lambda: weight_copy(rollouts))
+        results |= shares_of_products(rollouts, results)
+        if device.type == "cuda":  # on a CPU, caches make this bound invalid
+            results["bandwidth"] = bandwidth_bound(rollouts, results["skip"], copy_bandwidth(device))
+    return results | {"left_out": left_out}

@@ -1,9 +1,9 @@
 """The check whether the roll-out engine supports a model, which compares log-probs with those of full forwards.
 
-Rounding moves log-probs by 1e-6 nats in float32. In bfloat16 it moves those of a pretrained model by .03 nats in the
-mean and by .7 at single tokens, and a position that is wrong by one moves them by only three times as much. The engine
-is therefore judged by the rounding of the same model: its mean error is compared with that of plain forwards in the
-type of the weights, both measured from plain forwards in float32.
+Rounding moves log-probs by 1e-6 nats in float32. In bfloat16 it moves those of a pretrained model by .03 nats on
+average and by .7 at single tokens, and a position that is wrong by one moves them by only three times as much. The
+engine is therefore judged by the rounding of the same model: its mean error is compared with that of plain forwards in
+the type of the weights, both measured from plain forwards in float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,12 +73,12 @@ def unsupported_reason(
         plain = completion_logps(engine.model, checked_prompts, checked_completions)
         with in_float32(engine.model):
             exact = completion_logps(engine.model, checked_prompts, checked_completions)
-    error, rounding = ((logps - exact).abs().mean().item() for logps in (torch.tensor(sampled).flatten(), plain))
-    if error <= max(LARGEST_MULTIPLE * rounding, LARGEST_IN_FLOAT32):  # false for NaN
+    difference, rounding = ((logps - exact).abs().mean().item() for logps in (torch.tensor(sampled).flatten(), plain))
+    if difference <= max(LARGEST_MULTIPLE * rounding, LARGEST_IN_FLOAT32):  # false for NaN
         return None
     return (
-        f"{name} gets other log-probabilities in the engine than in a full forward: they differ by {error:.2g} nats in "
-        f"the mean, and by {rounding:.2g} from rounding alone"
+        f"{name} gets other log-probabilities in the engine than in a full forward: they differ by {difference:.2g} "
+        f"nats on average, and by {rounding:.2g} from rounding alone"
     )
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from transformers import TopPLogitsWarper
 
-
 # The tokens of a block in `draw_by_blocks`.
 BLOCK = 256
 # On a CPU, rows are sampled in groups of at most this many logits, so that the tensors in between stay in its cache.
@@ -95,7 +94,7 @@ def draw_by_blocks(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tenso
         weights: as for `draw_tokens`.
         uniforms: as for `draw_tokens`.
     """
-    rows, size = weights.shape
+    size = weights.shape[1]
     whole = size - size % BLOCK
     if not whole:
         return draw_tokens(weights, uniforms)

@@ -98,7 +98,7 @@ class CompletionSampler:
 
 
 def groups_of_rows(rollouts: Rollouts, vocab_size: int, settings: DiagnosisSettings) -> list[range]:
-    """Return the rows that are scored at once: at most `settings.batch_size`, and at most LOGITS_PER_FORWARD logits."""
+    """Return the rows that are scored at once: at most `batch_size` of them, and at most LOGITS_PER_FORWARD logits."""
     longest = max(len(prompt) + len(tokens) for prompt, tokens in zip(*rollouts[:2], strict=True))
     size = max(1, min(settings.batch_size, LOGITS_PER_FORWARD // (longest * vocab_size)))
     num_rows = len(rollouts.prompt_ids)

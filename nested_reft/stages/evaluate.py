@@ -187,9 +187,7 @@ def generate_completions(
                 write_rows(folder / f"completions-{batch.start}.jsonl", finished)
             rows += finished
     # The last row, because an attempt on another machine may have used another sampler for the first ones.
-    return Completions(
-        [row["completion"] for row in rows], [row["length"] for row in rows], rows[-1].get("sampler")
-    )
+    return Completions([row["completion"] for row in rows], [row["length"] for row in rows], rows[-1].get("sampler"))
 
 
 def grade_records(records: pd.DataFrame) -> pd.DataFrame:

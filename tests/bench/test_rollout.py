@@ -3,10 +3,12 @@
 import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from nested_reft.bench.display import speed_figure
+from nested_reft.bench import rollout
+from nested_reft.bench.display import rollout_table, speed_figure
 from nested_reft.bench.rollout import (
     RolloutBenchSettings,
     Rollouts,
@@ -49,6 +51,22 @@ def test_roll_outs_of_an_index_have_the_same_prompts_and_their_own_skipped_layer
     assert all(skipped != other for skipped, other in pairwise(skip_sets))
 
 
+def test_what_cannot_be_measured_is_named(monkeypatch):
+    refuse_copies = lambda engine, *_, **__: None if engine.model is engine.source else "of its rounding"  # noqa: E731
+    settings = RolloutBenchSettings(
+        "embedded/tiny-28", [0.05], prompts=1, generations=2, new_tokens=2, sampler="engine", rounds=1
+    )
+    monkeypatch.setattr(rollout, "unsupported_reason", refuse_copies)
+    results = rollout.measure_rollout(settings)
+    reason = "the engine engine cannot be measured: of its rounding"
+    assert results["left_out"] == {"a bfloat16 copy of the weights": reason} and results["skip"]
+    assert f"Not measured: a bfloat16 copy of the weights: {reason}" in rollout_table(results)
+    monkeypatch.setattr(rollout, "unsupported_reason", lambda *_, **__: "of a reason")
+    results = rollout.measure_rollout(settings)
+    assert set(results["generate"]["seconds"]) == {"generate"} and results["skip"] is None
+    assert "Not measured: everything but `generate`: the engine engine cannot be" in rollout_table(results)
+
+
 def test_roll_outs_are_measured_and_drawn(tmp_path):
     sizes = (*TINY_SIZES, "--prompt-length", "4", "--skip-ratios", "0.05,0.15", "--sampler", "engine")
     finished = bench("rollout", "embedded/tiny-28", *sizes, "--json", str(tmp_path / "rollout.json"))
@@ -70,8 +88,16 @@ def test_roll_outs_are_measured_and_drawn(tmp_path):
         assert 1 < row["bound_with_lm_head"] < row["bound"]
         assert {"rollout_speed_up", "decode_speed_up", "share_of_bound", "share_of_bound_with_lm_head"} < set(row)
     check_summary(results["new_skip_set"], ["fixed", "new"], 2)
-    variants = ["float32", "copy, synchronized", "copy, not synchronized", "synchronization alone"]
+    variants = ["float32", "copy, synchronized", "copy, not synchronized", "synchronization alone", "generate"]
     check_summary(results["weight_copy"], variants, 2)
+    copied = results["weight_copy"]
+    ratios = np.divide(copied["seconds"]["generate"], copied["seconds"]["copy, synchronized"])
+    assert copied["copy_over_generate"]["median"] == pytest.approx(np.median(ratios))
+    assert all(set(found) == {"seconds", "flops", "square_flops"} for found in results["products"].values())
+    assert set(results["products"]) == {"float32", "bfloat16"} and not results["left_out"]
+    share = results["products"]["bfloat16"]["seconds"] * 3 / copied["quartiles"]["copy, synchronized"]["median"]
+    assert results["share_of_products"]["engine, bfloat16 copy"] == pytest.approx(share)
+    assert set(results["share_of_products"]) == {"generate", "engine", "engine, bfloat16 copy"}
 
     drawn = bench("figure", str(tmp_path / "rollout.json"), "--out", str(tmp_path / "speed"))
     assert drawn.returncode == 0, drawn.stderr

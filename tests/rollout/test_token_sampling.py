@@ -43,7 +43,7 @@ def test_a_banned_eos_token_is_not_sampled_but_keeps_its_probability():
 @pytest.mark.parametrize("size", [5, 255, 256, 257, 1000, 4096, 49_152])
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
 def test_draws_by_blocks_are_the_draws_from_the_whole_sum(size, spread):
-    """At random numbers, at 0 and the largest below 1, and where a boundary between two tokens is as near as can be."""
+    """At random numbers, at 0 and the largest below 1, and as near to a boundary between two tokens as can be."""
     generator = torch.Generator().manual_seed(size)
     rows = 400_000 // size + 20
     weights = (spread * torch.randn(rows, size, generator=generator)).softmax(dim=1)

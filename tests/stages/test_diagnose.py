@@ -85,7 +85,7 @@ def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family
     for layer, kl in found.items():
         expected = (logps([layer]).exp() * (logps([layer]) - logps([]))).sum(dim=-1).mean().item()
         assert kl == pytest.approx(expected, rel=1e-4) and kl > 1e-3
-    tokens = torch.tensor(sum(completions, []))
+    tokens = torch.tensor([token for row in completions for token in row])
     ratios = diagnosis.log_ratios(model, rollouts, settings)
     assert torch.allclose(ratios, logps([]).gather(1, tokens.unsqueeze(1)).squeeze(1), atol=1e-5)
 

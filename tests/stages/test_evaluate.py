@@ -33,7 +33,9 @@ def evaluated(tmp_path, monkeypatch):
     def work(completions: list[str], **settings):
         write_rows(tmp_path / "benchmarks.jsonl", PROBLEMS)
         lengths = [len(text) for text in completions]
-        monkeypatch.setattr(evaluation, "generate_completions", lambda *_: evaluation.Completions(completions, lengths, "engine"))
+        monkeypatch.setattr(
+            evaluation, "generate_completions", lambda *_: evaluation.Completions(completions, lengths, "engine")
+        )
         record = StageRecord(tmp_path / "out", "evaluate", {"model": "m"}, {}, {}, None, "study")
         evaluate(Evaluation(**settings), Prompt(), "unused", tmp_path / "benchmarks.jsonl", record)
         return tmp_path / "out"
