@@ -160,7 +160,7 @@ def in_batches(tmp_path, monkeypatch):
 
     def work(name, sampler="engine", before=None):
         def opened_and_counted(*arguments):
-            tokenizer, complete = opened(*arguments)
+            tokenizer, complete, kind = opened(*arguments)
 
             def counted(batch):
                 if before and batch.start in before:
@@ -168,7 +168,7 @@ def in_batches(tmp_path, monkeypatch):
                 sampled.append(batch.start)
                 return complete(batch)
 
-            return tokenizer, counted
+            return tokenizer, counted, kind
 
         monkeypatch.setattr(evaluation, "open_sampler", opened_and_counted)
         settings = {"num_samples": 2, "temperature": 1.0, "max_new_tokens": 6, "dtype": "float32", "batch_size": 2}
@@ -188,6 +188,7 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_finished_batch(sampler
     evaluate_batches, sampled = in_batches
     whole = evaluate_batches("whole", sampler)
     assert sampled == [0, 2, 4, 6] and not (whole / "checkpoints").exists()
+    assert read_json(whole / "run.json")["sampler"] == sampler
     sampled.clear()
     with pytest.raises(KeyboardInterrupt):
         evaluate_batches("killed", sampler, {4: interrupt})
@@ -199,7 +200,7 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_finished_batch(sampler
         evaluate_batches("killed", sampler)
     killed = evaluate_batches("killed", sampler)
     assert sampled == [0, 2, 4, 6]
-    assert read_json(killed / "run.json")["attempts"] == 4
+    assert read_json(killed / "run.json")["attempts"] == 4 and read_json(killed / "run.json")["sampler"] == sampler
     assert (killed / "records.parquet").read_bytes() == (whole / "records.parquet").read_bytes()
     metrics, others = (read_json(folder / "metrics.json") for folder in (whole, killed))
     assert metrics | {"evaluation_runtime_s": 0} == others | {"evaluation_runtime_s": 0}
