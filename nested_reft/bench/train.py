@@ -34,6 +34,7 @@ from nested_reft.stages.train import build_trainer
 
 STOCK = "stock"
 SAMPLERS = ("engine-compiled", "engine")
+IN_BFLOAT16 = ", bfloat16"  # after the name of a sampler: autocast in the update, and a copy to sample from
 STEP_PHASES = ("generate", "score", "fwd_bwd", "optimizer")
 STEPS = 2  # of each call of `train()`; the last one is timed
 MAX_MICRO_BATCH = 16
@@ -43,7 +44,7 @@ MAX_MICRO_BATCH = 16
 class Variant:
     """A trainer whose steps are timed: stock TRL's, or a nested one with a sampler and k skipped layers."""
 
-    trainer: str  # STOCK, or the name of a sampler
+    trainer: str  # STOCK, or the name of a sampler, perhaps IN_BFLOAT16
     num_skipped: int = 0
 
     @property
@@ -98,7 +99,7 @@ class TrainerBench:
         trainer.train()
         if variant.trainer != STOCK:
             engine = trainer.sampler.engine
-            if engine is None or engine.compiled != (variant.trainer == "engine-compiled"):
+            if engine is None or engine.compiled != variant.trainer.startswith("engine-compiled"):
                 raise UserError(f"sampler {variant.trainer} cannot be measured, for the reason in the log")
         row = self.rows[variant.trainer][-1]
         return {phase: row[f"perf/{phase}_s"] for phase in ("step", *STEP_PHASES) if f"perf/{phase}_s" in row}
@@ -110,7 +111,10 @@ def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Tra
     model, tokenizer = load(settings.model, settings.dtype, device)
     is_random = settings.model in MODEL_SHAPES
     size = settings.prompts * settings.generations
-    names: dict[str, Any] = {"sampler": "engine" if name == STOCK else name, "dtype": settings.dtype}
+    sampler, in_bfloat16 = name.removesuffix(IN_BFLOAT16), name.endswith(IN_BFLOAT16)
+    names: dict[str, Any] = {"sampler": "engine" if name == STOCK else sampler, "dtype": settings.dtype}
+    if in_bfloat16:
+        names["sampling_dtype"] = "bfloat16"
     training = Training(
         **names,
         max_steps=STEPS,
@@ -118,7 +122,7 @@ def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Tra
         num_generations=settings.generations,
         max_completion_length=settings.new_tokens,
         per_device_train_batch_size=math.gcd(MAX_MICRO_BATCH, size),
-        bf16=device.type == "cuda",
+        bf16=in_bfloat16 or device.type == "cuda",
         gradient_checkpointing=device.type == "cuda",
         lr_scheduler_type="constant",
     )
@@ -185,7 +189,10 @@ def peak_memories(settings: RolloutBenchSettings, variants: Sequence[Variant]) -
 
 
 def measure_train(
-    settings: RolloutBenchSettings, peak_memory: bool = False, samplers: Sequence[str] = SAMPLERS
+    settings: RolloutBenchSettings,
+    peak_memory: bool = False,
+    samplers: Sequence[str] = SAMPLERS,
+    in_bfloat16: bool = False,
 ) -> dict[str, Any]:
     """Measure the optimizer steps of a model: all parts of `bench train`.
 
@@ -194,11 +201,15 @@ def measure_train(
             neither is `sampler`.
         peak_memory: whether to measure peak memory too, which runs each variant once more.
         samplers: the samplers of the nested trainers.
+        in_bfloat16: whether to measure the first sampler also with bfloat16 in the update, by autocast, and in the
+            weights that are sampled from.
 
     Raises:
         UserError: for a model or skip ratios that cannot be measured.
     """
     device = bench_device()
+    if in_bfloat16:
+        samplers = [samplers[0], f"{samplers[0]}{IN_BFLOAT16}", *samplers[1:]]
     model, _ = load(settings.model, settings.dtype, device)
     counts, num_layers = skip_counts(model, settings.skip_ratios, settings.model), len(decoder_layers(model))
     del model

@@ -96,6 +96,14 @@ def bench_train(
             "--peak-memory", help="Measure peak memory too: run each variant once more, in a process of its own."
         ),
     ] = False,
+    in_bfloat16: Annotated[
+        bool,
+        typer.Option(
+            "--in-bfloat16",
+            help="Measure `engine-compiled` also with bfloat16 in the update (`bf16`) and the roll-out "
+            "(`sampling_dtype`).",
+        ),
+    ] = False,
     json_path: Json = None,
 ) -> None:
     """Measure optimizer steps: stock TRL, and Nested-ReFT by sampler and skip ratio."""
@@ -106,7 +114,7 @@ def bench_train(
     settings = rollout.RolloutBenchSettings(
         model, ratios, prompts=prompts, generations=generations, new_tokens=new_tokens, dtype=dtype, rounds=rounds
     )
-    results = train.measure_train(settings, peak_memory)
+    results = train.measure_train(settings, peak_memory, in_bfloat16=in_bfloat16)
     print_and_save(results, display.train_table(results), json_path)
 
 

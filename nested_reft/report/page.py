@@ -247,7 +247,7 @@ def page(
         sections.setdefault(section, []).append(item)
     first = next(item for item in sections["Findings"] if item.get("figure", {}).get("name") == LEAD)
     sections["Findings"].remove(first)
-    parts = ("answer", "words", "missing", "resolved", "unresolved", "study")
+    parts = ("answer", "words", "missing", "samplers", "resolved", "unresolved", "study")
     return TEMPLATES.get_template("page.html.j2").render(
         facts,
         date=date(sources.provenance["last_finished"]),

@@ -19,16 +19,17 @@ def test_optimizer_steps_are_measured():
     settings = RolloutBenchSettings(
         "embedded/tiny-28", [0.15], prompts=2, generations=2, new_tokens=3, sampler="engine", rounds=2
     )
-    results = json.loads(json.dumps(measure_train(settings, samplers=["engine"])))
-    names = ["stock", "engine, k = 0", "engine, k = 4"]
-    assert [Variant("stock").name, Variant("engine").name, Variant("engine", 4).name] == names
+    results = json.loads(json.dumps(measure_train(settings, samplers=["engine"], in_bfloat16=True)))
+    names = ["stock", "engine, k = 0", "engine, k = 4", "engine, bfloat16, k = 0", "engine, bfloat16, k = 4"]
+    assert [Variant("stock").name, Variant("engine").name, Variant("engine", 4).name] == names[:3]
     assert results["steps"]["orders"] == [names, names[::-1]] and set(results["steps"]["seconds"]) == set(names)
     assert set(results["phases"]["stock"]) == {"step", "optimizer"}
     for name in names[1:]:
         assert set(results["phases"][name]) == {"step", "generate", "score", "fwd_bwd", "optimizer"}
         for row in results["samples"][name]:  # the phases take at most as long as the step
             assert 0 < sum(seconds for phase, seconds in row.items() if phase != "step") <= row["step"]
-    assert [(row["sampler"], row["num_skipped"]) for row in results["skip"]] == [("engine", 4)]
+    of_skipping = [(row["sampler"], row["num_skipped"]) for row in results["skip"]]
+    assert of_skipping == [("engine", 4), ("engine, bfloat16", 4)]
     assert results["num_layers"] == 28 and results["peak_memory_gib"] is None
 
 
