@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
+SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"  # a pretrained model, which `make smollm2` writes
+needs_smollm2 = pytest.mark.skipif(not SMOLLM2.is_dir(), reason="models/smollm2-135m-instruct is missing")
 # Real datasets. Users get them from the hub, and the repository contains no row of them.
 DATA = Path(os.environ.get("NESTED_REFT_DATA", "/nowhere"))
 TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"

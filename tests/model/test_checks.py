@@ -5,6 +5,8 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from nested_reft.errors import NestingError
 from nested_reft.model.checks import check_nestable
+from nested_reft.model.loading import load_model
+from tests.conftest import SMOLLM2, needs_smollm2
 from tests.model.families import build
 
 
@@ -14,6 +16,12 @@ def test_absolute_positions_are_refused(family):
     disable_dropout_in_model(model)  # as the trainer does
     with pytest.raises(NestingError, match="reads absolute positions, which left padding shifts"):
         check_nestable(model)
+
+
+@needs_smollm2
+def test_rounding_of_a_pretrained_model_in_bfloat16_is_not_taken_for_absolute_positions():
+    model, _ = load_model(SMOLLM2, "bfloat16")
+    check_nestable(model)
 
 
 def test_layers_that_share_keys_and_values_are_refused():
