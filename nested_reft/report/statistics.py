@@ -219,6 +219,7 @@ class Delta(NamedTuple):
     relative_ci_low: float = float("nan")
     relative_ci_high: float = float("nan")
     standard_error: float = float("nan")  # of `absolute`
+    freedom: float = float("nan")  # the degrees of freedom of `standard_error`; infinite for a bootstrap
     p: float = float("nan")
     covers_seeds: bool = False  # the interval and p include the variation between seeds
 
@@ -259,7 +260,8 @@ def over_seeds(
     relative = ratio - 1
     return Delta(
         seeds, baseline, instance, absolute, absolute - half, absolute + half,
-        relative, relative - relative_half, relative + relative_half, float(error), float(p), covers_seeds=True,
+        relative, relative - relative_half, relative + relative_half,
+        float(error), float(freedom), float(p), covers_seeds=True,
     )  # fmt: skip
 
 
@@ -334,8 +336,29 @@ def accuracy_deltas(
         yield Delta(
             seeds, baseline, instance, instance - baseline, float(low), float(high),
             relative, float(relative_low), float(relative_high),
-            float((drawn[:, 0] - drawn[:, 1]).std()), sign_flip_test(differences[0], benchmarks, resamples),
+            float((drawn[:, 0] - drawn[:, 1]).std()), float("inf"),
+            sign_flip_test(differences[0], benchmarks, resamples),
         )  # fmt: skip
+
+
+def equivalence_p(delta: Delta, margin: float, sizes: npt.ArrayLike, samples: int) -> float:
+    """Return the p of the hypothesis that a delta of the accuracy is at least as large as the margin, up or down.
+
+    It is the larger p of two one-sided tests (Schuirmann, 1987), at minus and at plus the margin. A delta of this size
+    means that some problems have another score. A study that happens to hold none of them shows no variance, and would
+    be sure of an equality. The variance therefore counts for at least as much as the rarest such change has: one in
+    single samples of the smallest benchmark.
+
+    Args:
+        delta: the delta.
+        margin: the smallest change of the accuracy that matters, a share.
+        sizes: the number of problems of each benchmark.
+        samples: completions per problem.
+    """
+    sizes = np.asarray(sizes, dtype=float)
+    smallest_variance = margin / (samples * len(sizes) * sizes.min())
+    error = np.sqrt(max(delta.standard_error**2, smallest_variance))
+    return float(special.stdtr(delta.freedom, (abs(delta.absolute) - margin) / error))
 
 
 def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:

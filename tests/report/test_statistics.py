@@ -7,13 +7,16 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
 
 from nested_reft.report.statistics import (
+    Delta,
     VarianceComponents,
     accuracy_deltas,
     best_by_chance,
     bootstrap_macro_averages,
     effective_n,
+    equivalence_p,
     holm,
     macro_average,
     mcnemar_test,
@@ -416,3 +419,57 @@ def test_a_true_delta_of_the_smallest_resolvable_size_is_resolved_with_the_state
         values[1] += delta
         resolved += holm([one.p for one in metric_deltas(values, 0.95)])[0] < 0.05
     assert resolved / repeats == pytest.approx(power, abs=0.05)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.004, -0.02])
+def test_equivalence_is_the_paired_tost_of_statsmodels(shift):
+    rng = np.random.default_rng(0)
+    differences = shift + 0.1 * rng.normal(size=400)
+    error = differences.std(ddof=1) / np.sqrt(400)
+    delta = Delta(seeds=1, absolute=differences.mean(), standard_error=error, freedom=399)
+    p, _, _ = ttost_paired(differences, np.zeros(400), -0.01, 0.01)
+    assert equivalence_p(delta, 0.01, [400], samples=8) == pytest.approx(p)
+
+
+def false_equivalences(sizes, losing, seeds=1, samples=1, margin=0.01, repeats=REPEATS) -> float:
+    """Return how often an instance that loses exactly the margin, in a few problems, is called equivalent.
+
+    Args:
+        losing: the benchmarks in which single answers become wrong, by their index.
+    """
+    rng = np.random.default_rng(0)
+    benchmarks = np.repeat([f"b{index}" for index in range(len(sizes))], sizes)
+    lost = np.zeros(len(benchmarks))
+    for index in losing:
+        lost[benchmarks == f"b{index}"] = margin * len(sizes) / len(losing)
+    wrong = 0
+    for _ in range(repeats):
+        instance = 1 - (rng.random((seeds, len(lost), samples)) < lost[None, :, None]).mean(axis=-1)
+        scores = np.stack([np.ones_like(instance), instance])
+        (delta,) = accuracy_deltas(scores, benchmarks, LEVEL, resamples=200)
+        wrong += equivalence_p(delta, margin, sizes, samples) < 0.05
+    return wrong / repeats
+
+
+@pytest.mark.parametrize(
+    ("sizes", "losing"),
+    [((100,), [0]), ((400,), [0]), ((30, 83, 500, 272, 675), [0]), ((300, 300, 300), [0, 1, 2])],
+)
+@pytest.mark.parametrize(("seeds", "samples"), [(1, 1), (1, 8), (3, 1)])
+def test_an_instance_that_loses_the_margin_is_seldom_called_equivalent(sizes, losing, seeds, samples):
+    assert false_equivalences(sizes, losing, seeds, samples, repeats=300) <= 0.075
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "losing"), [((280,), [0]), ((300, 300, 300), [0]), ((300, 300, 300), [0, 1, 2]), ((1000,), [0])]
+)
+@pytest.mark.parametrize("samples", [1, 8])
+def test_an_instance_that_loses_the_margin_is_called_equivalent_once_in_twenty(sizes, losing, samples):
+    assert false_equivalences(sizes, losing, samples=samples) <= 0.06  # 0.05 and two standard errors
+
+
+def test_an_equality_of_few_problems_is_no_equivalence():
+    same = Delta(seeds=1, absolute=0.0, standard_error=0.0, freedom=np.inf)
+    assert equivalence_p(same, 0.01, [100], samples=1) > 0.1 and equivalence_p(same, 0.01, [1000], samples=1) < 0.001

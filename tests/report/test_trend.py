@@ -1,0 +1,124 @@
+"""The slope of the accuracy agrees with simpler tests where they exist, and errs as seldom as it says."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nested_reft.report.statistics import accuracy_deltas, holm, macro_average
+from nested_reft.report.trend import cell_slope, centered_ranks, ordering_test, pooled_trend
+from tests.report.test_statistics import LEVEL, Simulation
+
+SHARES = np.array([0.0, *np.repeat([1 / 28, 3 / 28, 4 / 28], 3)])  # the grid of the paper: three mitigations
+
+
+def draw_cells(rng, sizes, cells, seeds, seed_sd, slope=0.0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the scores (instances, seeds, n) of each cell, and the benchmark (n,) of each problem.
+
+    Cells answer the same problems, whose difficulty they share in part. The latent accuracy falls by `slope` x share.
+    """
+    simulation = Simulation(sizes)
+    n, instances = sum(sizes), len(SHARES)
+    difficulty = np.repeat(simulation.means, sizes) + rng.normal(size=n)
+    scores = []
+    for _ in range(cells):
+        latent = difficulty + 0.3 * rng.normal(size=n) + 0.4 * rng.normal(size=(instances, 1, n))
+        latent = latent + seed_sd * (rng.normal(size=(1, seeds, 1)) + rng.normal(size=(instances, seeds, 1)))
+        latent = latent - slope * SHARES[:, None, None]
+        scores.append((latent + 0.7 * rng.normal(size=(instances, seeds, n)) > 0).astype(float))
+    return scores, simulation.benchmarks
+
+
+def rejections(sizes, cells, seeds, seed_sd, repeats, slope=0.0) -> tuple[float, float]:
+    """Return how often the slope and the order of the accuracies are significant at the level 0.05."""
+    rng, found = np.random.default_rng(0), np.zeros(2)
+    for _ in range(repeats):
+        scores, benchmarks = draw_cells(rng, sizes, cells, seeds, seed_sd, slope)
+        trend = pooled_trend([cell_slope(cell, SHARES, benchmarks) for cell in scores], benchmarks, LEVEL)
+        averages = [macro_average(cell, benchmarks) for cell in scores]
+        found += [trend.p < 0.05, ordering_test(averages, SHARES, resamples=400) < 0.05]
+    return tuple(found / repeats)
+
+
+@pytest.mark.parametrize(("cells", "seeds", "seed_sd"), [(1, 1, 0.0), (2, 3, 0.3)])
+def test_without_an_effect_one_study_in_twenty_has_a_trend(cells, seeds, seed_sd):
+    slope, order = rejections((30, 60, 90), cells, seeds, seed_sd, repeats=600)
+    assert 0.03 < slope < 0.075 and 0.03 < order < 0.075
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", [1, 3, 6])
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.0), (3, 0.3)])
+def test_without_an_effect_one_large_study_in_twenty_has_a_trend(cells, seeds, seed_sd):
+    slope, order = rejections((30, 83, 200), cells, seeds, seed_sd, repeats=2000)
+    assert 0.035 < slope <= 0.06 and 0.035 < order <= 0.06  # 0.05 and two standard errors of 2,000 repeats
+
+
+def test_a_trend_is_found_more_often_than_any_of_nine_deltas():
+    rng, found = np.random.default_rng(1), np.zeros(3)
+    for _ in range(100):
+        (scores,), benchmarks = draw_cells(rng, (60, 60, 60), 1, 3, 0.1, slope=2.0)
+        trend = pooled_trend([cell_slope(scores, SHARES, benchmarks)], benchmarks, LEVEL)
+        smallest = holm([delta.p for delta in accuracy_deltas(scores, benchmarks, LEVEL, resamples=10)]).min()
+        order = ordering_test([macro_average(scores, benchmarks)], SHARES, resamples=400)
+        found += [trend.p < 0.05, order < 0.05, smallest < 0.05]
+    assert found[0] > found[1] > found[2] + 20
+
+
+def test_the_slope_of_two_instances_is_their_delta():
+    rng = np.random.default_rng(2)
+    simulation = Simulation((40, 60), instances=1, seeds=3, seed_sd=0.2)
+    scores, shares = simulation.draw(rng), np.array([0.0, 0.1])
+    trend = pooled_trend([cell_slope(scores, shares, simulation.benchmarks)], simulation.benchmarks, LEVEL)
+    (delta,) = accuracy_deltas(scores, simulation.benchmarks, LEVEL)
+    assert trend.slope == pytest.approx(delta.absolute / 0.1)
+    assert (trend.ci_low, trend.ci_high) == pytest.approx((delta.ci_low / 0.1, delta.ci_high / 0.1))
+    assert trend.p == pytest.approx(delta.p) and trend.covers_seeds
+
+
+def test_the_slope_of_one_seed_is_a_test_of_the_slopes_of_problems():
+    rng = np.random.default_rng(3)
+    simulation = Simulation((80,), instances=9)
+    scores = simulation.draw(rng)
+    trend = pooled_trend([cell_slope(scores, SHARES, simulation.benchmarks)], simulation.benchmarks, LEVEL)
+    slopes = np.polyfit(SHARES, scores[:, 0], 1)[0]
+    tested = stats.ttest_1samp(slopes, 0)
+    assert trend.slope == pytest.approx(slopes.mean()) and trend.p == pytest.approx(tested.pvalue)
+    assert (trend.ci_low, trend.ci_high) == pytest.approx(tuple(tested.confidence_interval(LEVEL)))
+    assert not trend.covers_seeds
+
+
+def test_cells_with_the_same_answers_count_once():
+    rng = np.random.default_rng(4)
+    simulation = Simulation((80, 40), instances=9)
+    cell = cell_slope(simulation.draw(rng), SHARES, simulation.benchmarks)
+    once, twice = (pooled_trend([cell] * times, simulation.benchmarks, LEVEL) for times in (1, 2))
+    assert twice.p == pytest.approx(once.p) and twice.ci_low == pytest.approx(once.ci_low)
+
+
+def test_missing_runs_leave_the_slope_of_the_others():
+    rng = np.random.default_rng(5)
+    simulation = Simulation((50,), instances=9, seeds=2)
+    scores = simulation.draw(rng)
+    scores[4, 1] = np.nan
+    of_seeds = [
+        np.polyfit(SHARES[present], scores[present, seed].mean(axis=1), 1)[0]
+        for seed, present in enumerate([np.ones(10, bool), np.arange(10) != 4])
+    ]
+    assert cell_slope(scores, SHARES, simulation.benchmarks).slope == pytest.approx(np.mean(of_seeds))
+    scores[1:] = np.nan
+    assert cell_slope(scores, SHARES, simulation.benchmarks) is None
+    assert np.isnan(pooled_trend([], simulation.benchmarks, LEVEL).slope)
+
+
+def test_the_order_of_accuracies_is_pages_test():
+    rng = np.random.default_rng(6)
+    accuracies, shares = rng.random((5, 4)) - np.arange(5)[:, None] / 15, np.arange(5) / 28
+    # Each cell has one seed, so that the cells are the blocks of Page's test.
+    ours = ordering_test([accuracies[:, [seed]] for seed in range(4)], shares, resamples=40_000)
+    one_sided = stats.page_trend_test(-accuracies.T, method="exact").pvalue
+    assert ours == pytest.approx(2 * one_sided, rel=0.1)
+
+
+def test_ranks_share_their_mean():
+    np.testing.assert_allclose(centered_ranks(np.array([0.2, 0.1, 0.2, 0.3])), stats.rankdata([2, 1, 2, 3]) - 2.5)
