@@ -45,8 +45,11 @@ def study(seeds: int = 2, models: int = 2, datasets: int = 3, borders: int = 1) 
     )
 
 
-def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -> None:
-    """Write results in which only `practical` at 15 % differs from the baseline: by `effect` (probit)."""
+def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40, slope: float = 0.0) -> None:
+    """Write results in which `practical` at 15 % differs from the baseline by `effect`, and all by slope x skip ratio.
+
+    Both are in probits: 0.1 are about 3 points of accuracy.
+    """
     rng = np.random.default_rng(0)
     problems = [(name, index) for name, size in SIZES.items() for index in range(size)]
     difficulty = rng.normal(size=len(problems)) - 0.7
@@ -57,6 +60,7 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40) -
         shift += 0.05 * rng.normal() if product["product"] == "train" else 0.0
         if product.get("mitigation") == "practical" and product["skip_ratio"] == 0.15:
             shift += effect
+        shift += slope * product.get("skip_ratio", 0.0)
         correct = 0.4 * rng.normal(size=len(problems)) + shift > difficulty
         records = pd.DataFrame(problems, columns=["benchmark", "problem_id"])
         records = records.assign(sample=0, correct=correct, how="number", length=20, truncated=False)

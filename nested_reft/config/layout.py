@@ -37,6 +37,7 @@ TABLES = (
     "table1",
     "table2",
     "table2_paper",
+    "trend",
     "strategy_counts",
     "stages",
     "answers",

@@ -744,7 +744,16 @@ class Evaluation(Section):
 class Analysis(Section):
     """The tables and figures of the report."""
 
-    confidence: float = key(0.95, "The confidence level of the intervals.", gt=0.5, lt=1)
+    confidence: float = key(
+        0.95, "The confidence level of the intervals; a test is significant below 1 - confidence.", gt=0.5, lt=1
+    )
+    margin: float = key(
+        1.0,
+        "The smallest change of the accuracy that matters, in percentage points. A delta that is shown to be smaller "
+        "than this, up or down, has the verdict equivalent. The deltas of the paper go from -7.0 to +2.6 points.",
+        unit="points",
+        gt=0,
+    )
 
 
 class Tracking(Section):

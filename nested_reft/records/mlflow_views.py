@@ -20,7 +20,8 @@ HOW_TO_BROWSE = """Runs of a Nested-ReFT study: see *Views* (top right), or past
 - `tags.stage = 'study'`: the run that holds the tables and figures of the whole study
 - `tags.stage = 'train'`: the trainings; the chart icon shows their reward curves first
 - `tags.stage = 'train' and tags.mitigation = 'retrace'`
-- `tags.stage = 'train' and tags.verdict = 'resolved'`: deltas that are more than noise
+- `tags.stage = 'train' and tags.verdict = 'worse'`: instances with a lower accuracy than the baseline; the other
+  verdicts are `better`, `equivalent` (a change too small to matter) and `inconclusive` (too little data)
 - `tags.stage = 'train' and metrics."result/delta" > 0`
 - `tags.stage = 'evaluate' and tags.product = 'train'`: evaluations, each with a table of sampled completions
 """
@@ -34,7 +35,7 @@ PLACE = ["tags.`seed`", "tags.`model`", "tags.`dataset`"]
 # name -> (filter, column to sort by, columns in the order in which they are shown)
 VIEWS = {
     "Trainings by delta": ("tags.stage = 'train'", DELTA, [*OUTCOME, *PLACE]),
-    "Resolved deltas": ("tags.stage = 'train' and tags.verdict = 'resolved'", DELTA, [*OUTCOME, *PLACE]),
+    "Worse than the baseline": ("tags.stage = 'train' and tags.verdict = 'worse'", DELTA, [*OUTCOME, *PLACE]),
     "Evaluations by accuracy": (
         "tags.stage = 'evaluate'",
         SCORE,

@@ -14,8 +14,10 @@ from nested_reft.report.off_policy import ACCEPTANCE, kl_column, run_medians
 from nested_reft.report.sources import CELL, INSTANCE, Sources
 from nested_reft.report.statistics import smallest_resolvable
 
-# The probability with which the changes that the answer calls detectable would be resolved.
+# The probability with which a true change that the answer calls detectable is found to be better or worse.
 POWER = 0.8
+# The verdicts of a delta that has runs, in the order in which the answer counts them.
+VERDICTS = ("worse", "better", "equivalent", "inconclusive")
 
 
 def span(values: pd.Series) -> dict[str, float]:
@@ -24,12 +26,12 @@ def span(values: pd.Series) -> dict[str, float]:
 
 
 def resolvable(accuracy: pd.DataFrame, confidence: float, power: float) -> pd.Series:
-    """Return for each accuracy delta the true delta that is resolved with the given probability.
+    """Return for each accuracy delta the true delta that is found better or worse with the given probability.
 
     Args:
         accuracy: the accuracy deltas of all cells, without those that are missing.
         confidence: the level of their intervals.
-        power: the probability; 0.5 gives how far from zero a delta has to be measured to be resolved.
+        power: the probability; 0.5 gives how far from zero a delta has to be measured to be better or worse.
     """
     half_widths = (accuracy["ci_high"] - accuracy["ci_low"]) / 2
     tests = accuracy.groupby(CELL)["absolute_delta"].transform("size")
@@ -68,9 +70,9 @@ def coverage_facts(accuracy: pd.DataFrame, num_seeds: int) -> dict[str, Any]:
 def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> dict[str, Any]:
     """Return the range of the accuracies of the baselines and of the instances, and the deltas of each verdict.
 
-    `resolvable` is the range of how far from zero a delta has to be measured to be resolved, and `detectable` that of
-    the true delta that is resolved with the probability POWER; both differ between the instances. `half_width` is the
-    range of how far the intervals reach. They are None where no interval has a width.
+    `resolvable` is the range of how far from zero a delta has to be measured to be better or worse, and `detectable`
+    that of the true delta that is found so with the probability POWER; both differ between the instances.
+    `half_width` is the range of how far the intervals reach. They are None where no interval has a width.
 
     Args:
         deltas: the table of deltas.
@@ -78,21 +80,20 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> d
         num_seeds: the number of seeds of the study.
     """
     accuracy = deltas[deltas["metric"] == "accuracy"].dropna(subset="absolute_delta")
-    resolved = accuracy[accuracy["verdict"] == "resolved"].sort_values("absolute_delta")
-    others = accuracy[accuracy["verdict"] == "not resolved"]
-    lower, higher = (resolved[sign * resolved["absolute_delta"] > 0] for sign in (-1, 1))
-    largest = resolved.sort_values("absolute_delta", key=abs, ascending=False)[:2]
+    of_verdict = {name: accuracy[accuracy["verdict"] == name].sort_values("absolute_delta") for name in VERDICTS}
+    others = of_verdict["inconclusive"]
+    largest = accuracy[accuracy["verdict"].isin(["worse", "better"])]
+    largest = largest.sort_values("absolute_delta", key=abs, ascending=False)[:2]
     return {
         "num_tested": len(accuracy),
         "num_baselines": len(accuracy[CELL].drop_duplicates()),
         "baseline": span(accuracy["baseline"]),
         "with_skipping": span(accuracy["instance"]),
         "change": span(accuracy["absolute_delta"]),
-        "resolved": resolved.to_dict("records"),
-        "largest_resolved": largest.to_dict("records"),
-        "lower": span(-lower["absolute_delta"]),
-        "higher": span(higher["absolute_delta"]),
-        "unresolved": span(others["absolute_delta"]) if len(others) else None,
+        "counts": {name: len(rows) for name, rows in of_verdict.items()},
+        "found": [row for name in VERDICTS[:-1] for row in of_verdict[name].to_dict("records")],
+        "largest": largest.to_dict("records"),
+        "inconclusive": span(others["absolute_delta"]) if len(others) else None,
         "miss_zero": int(((others["ci_low"] > 0) | (others["ci_high"] < 0)).sum()),
         "half_width": above_zero((accuracy["ci_high"] - accuracy["ci_low"]) / 2),
         "resolvable": above_zero(resolvable(accuracy, confidence, 0.5)),
@@ -125,6 +126,25 @@ def timing_noise(runs: pd.DataFrame) -> dict[str, float] | None:
     return {"lowest": widest["lowest"], "highest": widest["highest"], "spread": spread.max()}
 
 
+def sampling_noise(runs: pd.DataFrame) -> float | None:
+    """Return how much the speed of sampling differs between instances that skip equally many layers.
+
+    They do the same work, so what they differ by is noise, or the length of the completions.
+
+    Args:
+        runs: a row per training run, with its sampled tokens per second.
+
+    Returns:
+        The highest speed / the lowest - 1 of the cell and skip ratio with the largest spread, each instance with the
+        mean over its seeds; None if no two instances skip equally many layers.
+    """
+    nested = runs[runs["skip_ratio"] > 0]
+    speeds = nested.groupby([*CELL, *INSTANCE])["generated_tok_s"].mean()
+    alike = speeds.groupby([*CELL, "skip_ratio"]).agg(lowest="min", highest="max", instances="count")
+    alike = alike[alike["instances"] > 1]
+    return None if alike.empty else float((alike["highest"] / alike["lowest"] - 1).max())
+
+
 def by_ratio(table: pd.DataFrame, value: str) -> list[dict[str, float]]:
     """Return the median of a value over the instances of each skip ratio: of all ratios, or of the first and the last.
 
@@ -144,29 +164,36 @@ def by_ratio(table: pd.DataFrame, value: str) -> list[dict[str, float]]:
 def speed_facts(deltas: pd.DataFrame, efficiency: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
     """Return what sampling and whole steps gained in speed at each skip ratio, and whether noise may explain it.
 
-    `sampling_in_noise` and `steps_in_noise` are the skip ratios whose gain is smaller than the noise. A gain is noise
-    altogether if that of the largest ratio is. The times are `too_noisy` to state a gain where one exceeds its bound
-    by more than the noise.
+    The noise of sampling is that of `sampling_noise`, and that of whole steps is `timing_noise`, which also judges
+    sampling where no two instances skip equally many layers. `sampling_in_noise` and `steps_in_noise` are the rows
+    whose gain is smaller than the noise, and `sampling_shown` and `steps_shown` the others. A gain is noise altogether
+    if that of the largest ratio is. The times are `too_noisy` to state a gain where one exceeds its bound by more than
+    the noise.
     """
     sampling = efficiency["sampling_speed_up"].dropna()
     token_speeds = deltas[deltas["metric"] == "token_speed_tok_s"]
     steps = token_speeds["relative_delta"].dropna()
     noise = timing_noise(runs)
     spread = noise["spread"] if noise else 0.0
+    own_spread = sampling_noise(runs)
+    sampling_spread = spread if own_spread is None else own_spread
     bounds = {name: efficiency[name].max() for name in ("bound", "bound_with_lm_head")}
     sampling_rows, step_rows = by_ratio(efficiency, "sampling_speed_up"), by_ratio(token_speeds, "relative_delta")
-    sampling_in_noise = [row["skip_ratio"] for row in sampling_rows if abs(row["median"] - 1) < spread]
-    steps_in_noise = [row["skip_ratio"] for row in step_rows if abs(row["median"]) < spread]
+    sampling_shown = [row for row in sampling_rows if abs(row["median"] - 1) >= sampling_spread]
+    steps_shown = [row for row in step_rows if abs(row["median"]) >= spread]
     return {
         "speed_up": span(sampling) | bounds | {"by_ratio": sampling_rows} if len(sampling) else None,
         "above_bound": bool((efficiency["sampling_speed_up"] > efficiency["bound"]).any()),
         "token_speed": span(steps) | {"by_ratio": step_rows} if len(steps) else None,
         "noise": noise,
-        "sampling_in_noise": sampling_in_noise,
-        "sampling_is_noise": bool(sampling_rows) and sampling_rows[-1]["skip_ratio"] in sampling_in_noise,
-        "too_noisy": any(row["median"] > row["bound"] * (1 + spread) for row in sampling_rows),
-        "steps_in_noise": steps_in_noise,
-        "steps_are_noise": bool(step_rows) and step_rows[-1]["skip_ratio"] in steps_in_noise,
+        "sampling_spread": own_spread,
+        "sampling_shown": sampling_shown,
+        "sampling_in_noise": [row for row in sampling_rows if row not in sampling_shown],
+        "sampling_is_noise": bool(sampling_rows) and sampling_rows[-1] not in sampling_shown,
+        "too_noisy": any(row["median"] > row["bound"] * (1 + sampling_spread) for row in sampling_rows),
+        "steps_shown": steps_shown,
+        "steps_in_noise": [row for row in step_rows if row not in steps_shown],
+        "steps_are_noise": bool(step_rows) and step_rows[-1] not in steps_shown,
     }
 
 
@@ -190,5 +217,5 @@ def answer_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[s
     return (
         accuracy_facts(tables["deltas"], config["analysis"]["confidence"], len(config["grid"]["seed"]))
         | speed_facts(tables["deltas"], tables["efficiency"], trained_runs(sources))
-        | {"off_policy": off_policy_facts(sources.steps)}
+        | {"off_policy": off_policy_facts(sources.steps), "trends": tables["trend"].to_dict("records")}
     )

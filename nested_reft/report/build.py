@@ -25,6 +25,7 @@ from nested_reft.report.tables import (
     table1,
     table2,
 )
+from nested_reft.report.trend_table import trend_table
 
 
 def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
@@ -35,6 +36,7 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
         "table1": table1(sources.provenance["models"], sources.config["grid"]["skip_ratio"]),
         "table2": table2(accuracy),
         "table2_paper": paper_table2(),
+        "trend": trend_table(sources),
         "strategy_counts": strategy_counts(accuracy),
         "stages": stages_table(sources),
         "answers": answers_table(sources),

@@ -104,6 +104,23 @@ def choice(number: int, total: int) -> str:
     return f"{number} of {total} comparisons"
 
 
+def verdict_counts(counts: Mapping[str, int], total: int) -> str:
+    """Return how many accuracy deltas have each verdict, as in `9 accuracy deltas: 2 worse, 7 inconclusive`."""
+    words = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    return f"{plural(total, 'accuracy delta')}: {words}" if total else "no accuracy delta has runs"
+
+
+def spread(share: float) -> str:
+    """Return by how much times or speeds differ, as a percentage."""
+    return f"{100 * share:.{1 if share < 0.1 else 0}f}%"
+
+
+def size(share: float) -> str:
+    """Return the size of a change of the accuracy with its unit, as in `1 point`."""
+    number = f"{round(100 * abs(share), 1):g}"
+    return f"{number} point{'' if number == '1' else 's'}"
+
+
 FILTERS = (
     points,
     accuracy,
@@ -119,6 +136,8 @@ FILTERS = (
     instance,
     instance_label,
     choice,
+    size,
+    spread,
 )
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "captions"),
@@ -157,8 +176,8 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "seeds_words": plural(seeds, "seed") if num_present == num_planned else f"up to {plural(seeds, 'seed')}",
         "num_planned": num_planned,
         "num_present": num_present,
+        "num_missing": num_planned - num_present,
         "num_runs": sources.provenance["runs"],
-        "num_products": len(sources.results.drop_duplicates(["product", *RUN])) + len(sources.provenance["missing"]),
         "missing": sources.provenance["missing"],
         "failures": sources.provenance.get("failures", {}),  # not in reports of earlier versions
         "plainer_samplers": sources.provenance.get("plainer_samplers", {}),  # not in reports of earlier versions
@@ -168,6 +187,7 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "num_samples": config["evaluation"]["num_samples"],
         "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),
         "confidence": config["analysis"]["confidence"],
+        "margin": config["analysis"]["margin"] / 100,
         "level": round(1 - config["analysis"]["confidence"], 10),
         "layer_dropout_models": layer_dropout_models(config),
     }
@@ -188,8 +208,8 @@ def table_facts(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
 def report_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return everything that a template may state, from the sources and the tables of a report."""
     answer = answer_facts(sources, tables)
-    verdicts = f"{len(answer['resolved'])} of {answer['num_tested']} accuracy deltas are resolved"
-    return study_facts(sources) | table_facts(tables) | answer | figure_facts(sources) | {"verdicts": verdicts}
+    verdicts = {"verdicts": verdict_counts(answer["counts"], answer["num_tested"])}
+    return study_facts(sources) | table_facts(tables) | answer | figure_facts(sources) | verdicts
 
 
 def text(template: str, facts: Mapping[str, Any]) -> str:

@@ -170,11 +170,16 @@ def conclusion(table: pd.DataFrame, confidence: float) -> str:
     """Return what a table says about the overall accuracy, in one sentence."""
     rows, level = overall_rows(table), 1 - confidence
     if len(rows) > 1:
-        resolved = int((rows["p_holm"] < level).sum())
-        return f"Resolved deltas: {resolved} of {len(rows)}, with p below {level:.2g} after Holm's correction."
+        found = rows[rows["p_holm"] < level]["delta"]
+        better, worse = int((found > 0).sum()), int((found < 0).sum())
+        return (
+            f"B is better in {better} and worse in {worse} of {len(rows)}, with p below {level:.2g} after Holm's "
+            "correction."
+        )
     (row,) = rows.to_dict("records")
     a, b = (captions.accuracy(row[f"accuracy_of_{side}"]) for side in "AB")
-    verdict, below = ("is resolved", "is") if row["p_holm"] < level else ("may be zero", "is not")
+    changed = f"says that B is {'better' if row['delta'] > 0 else 'worse'}"
+    verdict, below = (changed, "is") if row["p_holm"] < level else ("is inconclusive", "is not")
     return (
         f"The accuracy is {a} in A and {b} in B. The delta of {captions.points(row['delta'])} points "
         f"({captions.percent(confidence)} interval {captions.interval(row)}, p = {row['p']:.2g}) {verdict}, because p "

@@ -11,6 +11,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Findings": {
         "forest": "All accuracy deltas with their intervals",
         "heat_map": "Accuracy deltas of the whole grid",
+        "trend": "What skipping layers does to the accuracy, over all runs",
         "table2": "Table 2: the best and the worst delta",
         "table2_paper": "Table 2 of the paper itself",
         "frontier": "Accuracy against speed",

@@ -3,6 +3,7 @@
 An instance is a (skip ratio, border, mitigation), a cell is a (model, dataset). The baseline skips no layers.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -12,8 +13,16 @@ import pandas as pd
 
 from nested_reft.config.study import BASELINE, instances
 from nested_reft.nesting import num_skipped
-from nested_reft.report.sources import CELL, INSTANCE, MODEL_SIZES, PHASES, RUN, SPEEDS, Sources
-from nested_reft.report.statistics import Delta, Floats, accuracy_deltas, holm, mcnemar_test, metric_deltas
+from nested_reft.report.sources import CELL, INSTANCE, LOWER_IS_BETTER, MODEL_SIZES, PHASES, RUN, SPEEDS, Sources
+from nested_reft.report.statistics import (
+    Delta,
+    Floats,
+    accuracy_deltas,
+    equivalence_p,
+    holm,
+    mcnemar_test,
+    metric_deltas,
+)
 
 Instance = dict[str, Any]  # axis -> value
 
@@ -88,21 +97,54 @@ def covers(metric: str, delta: Delta) -> str:
     return "seeds" if delta.covers_seeds else "nothing"
 
 
-def verdict(delta: Delta, p_holm: float, confidence: float) -> str:
-    """Return whether a delta is `resolved`, `not resolved`, or `missing` for lack of runs."""
-    if not delta.seeds:
+def verdict(delta: float, p: float, p_equivalent: float, confidence: float, lower_is_better: bool = False) -> str:
+    """Return what a delta says: `missing`, `equivalent`, `better`, `worse` or `inconclusive`.
+
+    A change that is shown to be smaller than the margin does not matter, even where it is shown not to be zero, so
+    that `equivalent` comes before `better` and `worse`.
+
+    Args:
+        delta: the delta; NaN for lack of runs.
+        p: the p of the hypothesis that the delta is zero, after Holm's correction.
+        p_equivalent: the p of the hypothesis that the delta is at least as large as the margin, after Holm's
+            correction; NaN for a metric without a margin.
+        confidence: a p below 1 - confidence is significant.
+        lower_is_better: a smaller value of the metric is better, as for a run time.
+    """
+    level = 1 - confidence
+    if np.isnan(delta):
         return "missing"
-    return "resolved" if p_holm < 1 - confidence else "not resolved"
+    if p_equivalent < level:
+        return "equivalent"
+    if p < level:
+        return "better" if (delta > 0) != lower_is_better else "worse"
+    return "inconclusive"
+
+
+def equivalence_ps(deltas: Sequence[Delta], problem_scores: pd.DataFrame, margin: float) -> list[float]:
+    """Return for each accuracy delta of a cell the p of a change at least as large as the margin.
+
+    Args:
+        deltas: the accuracy deltas of the cell.
+        problem_scores: the problem scores of the runs of the cell.
+        margin: the smallest change of the accuracy that matters, a share.
+    """
+    if problem_scores.empty:
+        return [float("nan")] * len(deltas)
+    problems = problem_scores.drop_duplicates(["benchmark", "problem_id"])
+    sizes, samples = problems.groupby("benchmark").size(), int(problems["samples"].min())
+    return [equivalence_p(delta, margin, sizes, samples) for delta in deltas]
 
 
 def delta_table(sources: Sources) -> pd.DataFrame:
     """Return one row per instance and metric: its delta to the baseline, with interval, p and verdict.
 
-    absolute_delta = metric - baseline's metric; relative_delta = absolute_delta / baseline's metric. `p_holm` is
-    adjusted over the instances of a cell and metric, and a delta is `resolved` where `p_holm` is below
-    1 - analysis.confidence.
+    absolute_delta = metric - baseline's metric; relative_delta = absolute_delta / baseline's metric. `p` is that of a
+    delta of zero, and `p_equivalent` that of an accuracy delta at least as large as `analysis.margin`. `p_holm` and
+    `p_equivalent_holm` are adjusted over the instances of a cell and metric. `verdict` says what follows from them.
     """
-    grid, confidence = sources.config["grid"], sources.config["analysis"]["confidence"]
+    grid, analysis = sources.config["grid"], sources.config["analysis"]
+    confidence = analysis["confidence"]
     grid_instances = instances(grid)
     runs = overall(sources.results).query("product == 'train'")
     problem_scores = sources.problem_scores.query("product == 'train'")
@@ -113,8 +155,14 @@ def delta_table(sources: Sources) -> pd.DataFrame:
         cell_problems = problem_scores[(problem_scores["model"] == model) & (problem_scores["dataset"] == dataset)]
         deltas = cell_deltas(cell_runs, cell_problems, grid_instances, grid["seed"], confidence)
         for metric, metric_row in deltas.items():
-            adjusted = holm([delta.p for delta in metric_row])
-            for instance, delta, p_holm in zip(grid_instances, metric_row, adjusted, strict=True):
+            ps = np.full((len(metric_row), 2), np.nan)  # of no change, and of one as large as the margin
+            ps[:, 0] = [delta.p for delta in metric_row]
+            if metric == "accuracy":
+                ps[:, 1] = equivalence_ps(metric_row, cell_problems, analysis["margin"] / 100)
+            adjusted = np.stack([holm(ps[:, 0]), holm(ps[:, 1])], axis=1)
+            for instance, delta, (_, p_equivalent), (p_holm, p_equivalent_holm) in zip(
+                grid_instances, metric_row, ps, adjusted, strict=True
+            ):
                 rows.append(
                     {
                         "model": model,
@@ -135,7 +183,11 @@ def delta_table(sources: Sources) -> pd.DataFrame:
                         "standard_error": delta.standard_error,
                         "p": delta.p,
                         "p_holm": p_holm,
-                        "verdict": verdict(delta, p_holm, confidence),
+                        "p_equivalent": p_equivalent,
+                        "p_equivalent_holm": p_equivalent_holm,
+                        "verdict": verdict(
+                            delta.absolute, p_holm, p_equivalent_holm, confidence, metric in LOWER_IS_BETTER
+                        ),
                     }
                 )
     return pd.DataFrame(rows)

@@ -23,9 +23,17 @@ GLOSSARY = {
     "delta": "The metric of an instance minus that of its baseline. A relative delta is divided by the baseline's "
     "metric.",
     "points": "Percentage points: the unit of a delta of accuracies in percent. From 90% to 85% are -5 points.",
-    "resolved": "A delta is resolved when its p after Holm's correction is below 1 - confidence, which is 0.05 by "
-    "default. A delta that is not resolved may be zero, or too small for this study. Its interval is not corrected "
-    "and may miss zero all the same.",
+    "verdict": "What a delta of the accuracy says: equivalent, better, worse or inconclusive; missing without runs.",
+    "better": "A verdict: the instance has the higher accuracy, or is faster, and p after Holm's correction is below "
+    "1 - confidence, which is 0.05 by default. The interval of a delta is not corrected, so it may miss zero although "
+    "the verdict is inconclusive.",
+    "worse": "A verdict: the same as better, where the instance has the lower accuracy, or is slower.",
+    "equivalent": "A verdict: the delta is smaller than the margin, up or down, by two one-sided tests. It may differ "
+    "from zero, but by less than what matters.",
+    "inconclusive": "A verdict: too little data to call the delta equivalent, better or worse. Zero and a change of "
+    "the size of the margin are both possible.",
+    "margin": "The smallest change of the accuracy that matters, 1 point by default (analysis.margin).",
+    "trend": "The slope of the accuracy on the share of layers skipped, over all runs at once.",
     "Holm's correction": "A correction of p for the number of tests, here for the instances of a cell. Without it, "
     "one of 20 deltas would seem to differ from zero by chance alone.",
     "KL": "Kullback-Leibler divergence, in nats per token: how far the model that sampled is from the model that is "

@@ -30,12 +30,19 @@ TEMPLATES = Environment(
 )
 # Columns that the page leaves out so that a table can be read at once. The CSV of the table has them.
 LEFT_OUT = {
-    "deltas": ["num_skipped", "seeds", "covers", "relative_ci_low", "relative_ci_high", "standard_error", "p"],
+    "deltas": [
+        *("num_skipped", "seeds", "covers", "relative_ci_low", "relative_ci_high", "standard_error", "p"),
+        "p_equivalent",
+    ],
+    "trend": ["p_equivalent"],
     "efficiency": ["num_skipped", "seeds", "bound_with_lm_head"],
     "stages": ["interval"],
 }
 HEADINGS = {
     "p_holm": "p (Holm)",
+    "p_equivalent": "p, equivalent",
+    "p_equivalent_holm": "p, equivalent (Holm)",
+    "slope": "change per 10% of the layers",
     "token_speed_tok_s": "tokens/s",
     "token_speed_tok_s_relative_delta": "tokens/s, change",
     "generated_tok_s": "sampled tokens/s",
@@ -54,6 +61,7 @@ UNITS: dict[str, dict[str, str]] = {
     "deltas": {"baseline": PERCENT, "instance": PERCENT, "absolute_delta": POINTS},
     "efficiency": {"accuracy_delta": POINTS},
     "stages": {"accuracy": PERCENT},
+    "trend": {"slope": POINTS, "delta": POINTS},
     "table2": {"best_delta": POINTS, "worst_delta": POINTS, "best_by_chance": POINTS},
     "table2_paper": {"best_delta": POINTS, "worst_delta": POINTS},
 }
@@ -117,7 +125,7 @@ def rounded(column: str, value: Any, unit: str = "") -> str:
         return str(value)
     if unit:
         return captions.points(value) if unit == POINTS else f"{100 * value:.1f}"
-    if column == "skip_ratio":
+    if column.endswith("skip_ratio"):
         return f"{100 * value:g}%"
     sign = "+" if "delta" in column else ""
     if "relative" in column:
@@ -247,7 +255,7 @@ def page(
         sections.setdefault(section, []).append(item)
     first = next(item for item in sections["Findings"] if item.get("figure", {}).get("name") == LEAD)
     sections["Findings"].remove(first)
-    parts = ("answer", "words", "missing", "samplers", "resolved", "unresolved", "study")
+    parts = ("answer", "words", "missing", "samplers", "found", "inconclusive", "study")
     return TEMPLATES.get_template("page.html.j2").render(
         facts,
         date=date(sources.provenance["last_finished"]),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from nested_reft.config.layout import SOURCES
+from nested_reft.config.sections import Analysis
 from nested_reft.config.study import BASELINE, INSTANCE, RUN
 from nested_reft.config.study import instance_label as instance_label
 from nested_reft.errors import UserError
@@ -26,8 +27,9 @@ from nested_reft.report.details import Details, read_details, write_details
 CELL = ["model", "dataset"]
 # The phases of a training step, in their order: column of seconds -> name in a figure.
 PHASES = {"generate_s": "generate", "score_s": "score", "fwd_bwd_s": "forward, backward", "optimizer_s": "optimizer"}
-# Metrics with one number per run, beside the accuracy. Lower is better for the run time only.
+# Metrics with one number per run, beside the accuracy.
 SPEEDS = ["token_speed_tok_s", "generated_tok_s", "train_runtime_s"]
+LOWER_IS_BETTER = ["train_runtime_s"]
 MODEL_SIZES = ["num_layers", "num_skipped", "layer_parameters", "lm_head_parameters"]
 OFF_POLICY = ["sampling/kl", "sampling/acceptance_rate", "sampling/ess"]
 # Columns of steps.csv that reports of earlier versions lack.
@@ -96,6 +98,7 @@ def read_sources(folder: Path) -> Sources:
         read_versioned_json(folder / "provenance.json"),
         read_details(folder),
     )
+    sources.config["analysis"].setdefault("margin", Analysis().margin)  # reports of earlier versions lack it
     if "border" not in sources.config["grid"]:
         add_border(sources)
     return sources

@@ -469,7 +469,7 @@ def smallest_resolvable(
         half_widths: half the width of each delta's uncorrected interval, (m,).
         standard_errors: the standard errors of the deltas, (m,).
         tests: the number of deltas of each delta's cell, (m,).
-        confidence: the level of the intervals; a delta is resolved below 1 - confidence.
+        confidence: the level of the intervals; a p below 1 - confidence is significant.
         power: the probability that a delta of the returned size is resolved.
     """
     errors, tail = np.asarray(standard_errors, dtype=float), (1 - confidence) / 2

@@ -26,6 +26,7 @@ class Trend(NamedTuple):
     ci_low: float = float("nan")
     ci_high: float = float("nan")
     standard_error: float = float("nan")
+    freedom: float = float("nan")  # the degrees of freedom of `standard_error`
     p: float = float("nan")
     covers_seeds: bool = False  # the interval and p include the variation between seeds
 
@@ -101,12 +102,12 @@ def pooled_trend(cells: Sequence[CellSlope], benchmarks: Names, confidence: floa
     freedoms = np.array([*(max(1, cell.seed_freedom) for cell in cells), len(benchmarks) - len(np.unique(benchmarks))])
     error = float(np.sqrt(parts.sum()))
     if error == 0:
-        return Trend(len(cells), slope, slope, slope, 0.0, float(slope == 0))
+        return Trend(len(cells), slope, slope, slope, 0.0, float("inf"), float(slope == 0))
     freedom = parts.sum() ** 2 / (parts**2 / freedoms).sum()
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * error
     p = float(2 * special.stdtr(freedom, -abs(slope) / error))
     covers_seeds = all(cell.seed_freedom > 0 for cell in cells)
-    return Trend(len(cells), slope, slope - half, slope + half, error, p, covers_seeds)
+    return Trend(len(cells), slope, slope - half, slope + half, error, float(freedom), p, covers_seeds)
 
 
 def problem_covariance(values: Floats, benchmarks: Names) -> Floats:

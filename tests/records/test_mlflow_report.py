@@ -47,7 +47,7 @@ def test_runs_can_be_sorted_by_their_delta(mirrored_study):
     rows = client.search_runs([experiment], "tags.stage = 'train'", order_by=["metrics.`result/delta` ASC"])
     worst = rows[0].data
     assert (worst.tags["mitigation"], worst.tags["skip_ratio"]) == ("practical", "0.15")  # as it was made
-    assert worst.tags["verdict"] == "resolved"
+    assert worst.tags["verdict"] == "worse"
     with_delta = [row.data.metrics["result/delta"] for row in rows if "result/delta" in row.data.metrics]
     assert len(with_delta) == 18 and with_delta == sorted(with_delta)
     assert [row.data.tags["verdict"] for row in rows].count("baseline") == 2
@@ -88,13 +88,13 @@ def test_the_parent_run_holds_tables_figures_and_findings(mirrored_study):
 def test_a_second_report_replaces_what_the_first_one_said(mirrored_study, tmp_path):
     client, experiment, report = mirrored_study
     changed = shutil.copytree(report, tmp_path / "report")
-    deltas = (changed / "deltas.csv").read_text().replace(",resolved", ",not resolved")
+    deltas = (changed / "deltas.csv").read_text().replace(",worse", ",inconclusive")
     (changed / "deltas.csv").write_text(deltas)
     mirror_report(changed, report.parent.parent / "results", "synthetic", client.tracking_uri)
-    assert not client.search_runs([experiment], "tags.verdict = 'resolved'")
+    assert not client.search_runs([experiment], "tags.verdict = 'worse'")
     assert len(client.search_runs([experiment], "tags.stage = 'study'")) == 1
     mirror_report(report, report.parent.parent / "results", "synthetic", client.tracking_uri)
-    assert client.search_runs([experiment], "tags.verdict = 'resolved'")
+    assert client.search_runs([experiment], "tags.verdict = 'worse'")
 
 
 def test_a_report_never_fails_because_mlflow_does(mirrored_study, caplog):

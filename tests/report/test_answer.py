@@ -4,13 +4,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nested_reft.report.answer import accuracy_facts, off_policy_facts, speed_facts, timing_noise
+from nested_reft.report.answer import accuracy_facts, off_policy_facts, sampling_noise, speed_facts, timing_noise
 
 
 def runs(*seconds: tuple[str, float, int, float]) -> pd.DataFrame:
     """Return training runs of one model: dataset, skip ratio, seed, seconds of the forward and backward passes."""
     table = pd.DataFrame(seconds, columns=["dataset", "skip_ratio", "seed", "fwd_bwd_s"])
-    return table.assign(model="m", mitigation="base", border=1)
+    return table.assign(model="m", mitigation="base", border=1, generated_tok_s=100.0)
 
 
 def test_noise_is_what_the_times_of_a_cell_differ_by_that_skipping_does_not_change():
@@ -19,6 +19,21 @@ def test_noise_is_what_the_times_of_a_cell_differ_by_that_skipping_does_not_chan
     seeds = runs(("a", 0.0, 0, 10.0), ("a", 0.0, 1, 30.0), ("a", 0.1, 0, 30.0), ("a", 0.1, 1, 14.0))
     assert timing_noise(seeds) == {"lowest": 20.0, "highest": 22.0, "spread": pytest.approx(0.1)}
     assert timing_noise(runs(("a", 0.0, 0, 10.0))) is None
+
+
+def test_the_noise_of_sampling_is_the_spread_of_instances_that_skip_equally_many_layers():
+    timed = runs(*[("a", ratio, seed, 10.0) for ratio in (0.0, 0.1, 0.1, 0.2) for seed in (0, 1)])
+    timed["mitigation"] = ["base"] * 4 + ["retrace"] * 2 + ["base"] * 2
+    timed["generated_tok_s"] = [50.0, 50.0, 100.0, 110.0, 120.0, 132.0, 500.0, 500.0]
+    assert sampling_noise(timed) == pytest.approx(126 / 105 - 1)
+    assert sampling_noise(timed[timed["mitigation"] == "base"]) is None
+    ratios = {"skip_ratio": [0.1, 0.2], "sampling_speed_up": [1.15, 1.25]}
+    efficiency = pd.DataFrame(ratios | {"bound": 2.0, "bound_with_lm_head": 2.0})
+    deltas = pd.DataFrame({"metric": "token_speed_tok_s", "relative_delta": [0.1, 0.2], "skip_ratio": [0.1, 0.2]})
+    facts = speed_facts(deltas, efficiency, timed)
+    assert [row["skip_ratio"] for row in facts["sampling_in_noise"]] == [0.1]  # 15 % are less than 20 %
+    assert [row["skip_ratio"] for row in facts["sampling_shown"]] == [0.2] and not facts["sampling_is_noise"]
+    assert facts["steps_in_noise"] == []  # the forward and backward passes took equally long
 
 
 @pytest.mark.parametrize(("seconds", "is_noise"), [(10.5, False), (13.0, True)])
@@ -50,7 +65,8 @@ def test_speeds_are_stated_for_each_skip_ratio_with_its_own_bound_and_noise():
         {"skip_ratio": 0.05, "median": pytest.approx(1.03), "bound": 1.04},
         {"skip_ratio": 0.15, "median": 1.15, "bound": 1.17},
     ]
-    assert facts["sampling_in_noise"] == facts["steps_in_noise"] == [0.05]
+    assert [row["skip_ratio"] for row in facts["sampling_in_noise"]] == [0.05]
+    assert [row["skip_ratio"] for row in facts["steps_in_noise"]] == [0.05]
     assert not facts["sampling_is_noise"] and not facts["steps_are_noise"]
     assert (
         facts["above_bound"] and not facts["too_noisy"]
@@ -67,13 +83,13 @@ def accuracy_deltas(*rows: tuple[float | None, float | None, float | None, str])
 
 
 def test_accuracies_are_those_of_the_finished_pairs():
-    rows = [(0.9, 0.8, -0.1, "resolved"), (0.9, 0.92, 0.02, "not resolved"), (None, None, None, "missing")]
+    rows = [(0.9, 0.8, -0.1, "worse"), (0.9, 0.92, 0.02, "inconclusive"), (None, None, None, "missing")]
     facts = accuracy_facts(accuracy_deltas(*rows), 0.95, 1)
     assert facts["num_tested"] == 2 and facts["num_baselines"] == 1
     assert facts["baseline"]["lowest"] == facts["baseline"]["highest"] == 0.9
     assert (facts["with_skipping"]["lowest"], facts["with_skipping"]["highest"]) == (0.8, 0.92)
-    assert (facts["lower"]["number"], facts["lower"]["highest"], facts["higher"]["number"]) == (1, 0.1, 0)
-    assert facts["unresolved"]["number"] == 1 and facts["half_width"]["median"] == pytest.approx(0.03)
+    assert facts["counts"] == {"worse": 1, "better": 0, "equivalent": 0, "inconclusive": 1}
+    assert facts["inconclusive"]["number"] == 1 and facts["half_width"]["median"] == pytest.approx(0.03)
     # two tests: Holm's correction compares the smaller p with 0.025
     unit = 0.03 / stats.norm.ppf(0.975)
     assert facts["resolvable"]["median"] == pytest.approx(unit * stats.norm.ppf(1 - 0.0125), rel=1e-3)
@@ -83,7 +99,7 @@ def test_accuracies_are_those_of_the_finished_pairs():
 
 
 def test_the_sizes_that_would_be_seen_are_a_range_if_the_intervals_differ_in_width():
-    deltas = accuracy_deltas(*[(0.5, 0.5, 0.0, "not resolved")] * 3)
+    deltas = accuracy_deltas(*[(0.5, 0.5, 0.0, "inconclusive")] * 3)
     deltas = deltas.assign(
         ci_low=[-0.01, 0.02, -0.03], ci_high=[0.01, 0.06, 0.03], standard_error=[0.005, 0.01, 0.015]
     )
@@ -95,7 +111,7 @@ def test_the_sizes_that_would_be_seen_are_a_range_if_the_intervals_differ_in_wid
 
 
 def test_the_intervals_cover_the_seeds_that_each_comparison_has():
-    deltas = accuracy_deltas(*[(0.5, 0.5, 0.0, "not resolved")] * 3)
+    deltas = accuracy_deltas(*[(0.5, 0.5, 0.0, "inconclusive")] * 3)
     for seeds, covers, said, fewer in (
         ([3, 3, 3], "seeds, problems", "3 seeds and problems within benchmarks", 0),
         ([3, 1, 2], "seeds, problems", "1 to 3 seeds (runs are missing) and problems within benchmarks", 2),
@@ -107,10 +123,12 @@ def test_the_intervals_cover_the_seeds_that_each_comparison_has():
 
 
 def test_the_two_largest_changes_are_named_whatever_their_sign():
-    rows = [(0.5, 0.5 + change, change, "resolved") for change in (0.1, -0.3, -0.2)]
+    changes = {0.1: "better", -0.3: "worse", -0.2: "worse", -0.001: "equivalent"}
+    rows = [(0.5, 0.5 + change, change, verdict) for change, verdict in changes.items()]
     facts = accuracy_facts(accuracy_deltas(*rows), 0.95, 1)
-    assert [row["absolute_delta"] for row in facts["largest_resolved"]] == [-0.3, -0.2]
-    assert facts["unresolved"] is None
+    assert [row["absolute_delta"] for row in facts["largest"]] == [-0.3, -0.2]
+    assert [row["verdict"] for row in facts["found"]] == ["worse", "worse", "better", "equivalent"]
+    assert facts["inconclusive"] is None
 
 
 def test_off_policyness_is_the_mean_of_the_medians_of_runs_at_the_lowest_and_the_highest_skip_ratio():

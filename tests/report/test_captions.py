@@ -40,15 +40,16 @@ def texts(sources: Sources, tables: dict[str, pd.DataFrame] | None = None) -> di
     return {name: words(text) for name, text in render(facts).items()}
 
 
-def test_findings_lead_with_the_answer_and_list_what_is_resolved(made_up):
+def test_findings_lead_with_the_answer_and_list_what_was_found(made_up):
     findings = words((made_up / "report/findings.rst").read_text())
-    assert findings.startswith("Answer ------ 1. **Accuracy fell in 3 of 27 comparisons, by ")
-    titles = ("Answer", "What is resolved", "What is not resolved", "What was run")
+    assert findings.startswith("Answer ------ 1. **Skipping layers costs accuracy: ")
+    titles = ("Answer", "What was found", "What is inconclusive", "What was run")
     places = [findings.index(f"{title} ---") for title in titles]
     assert places == sorted(places)
     for dataset in ("one-step", "multi-step", "algebra"):
         assert f"15% practical on small-28, {dataset}: -" in findings
-    assert "3 of 27 accuracy deltas are resolved" in words((made_up / "report/caption_heat_map.rst").read_text())
+    caption = words((made_up / "report/caption_heat_map.rst").read_text())
+    assert "27 accuracy deltas: 3 worse, 24 inconclusive, at the level 0.05" in caption
     assert "Only one seed" not in findings
 
 
@@ -59,8 +60,8 @@ def test_findings_of_a_single_instance_name_no_range(tmp_path):
     synthetic.write(study, tmp_path)
     facts = report_facts(sources := collect(study, tmp_path), build.make_tables(sources))
     findings = words(render(facts)["findings"])
-    assert re.search(r"with skipped layers. The change is [+-]\d+\.\d points\. 2\. ", findings), findings
-    assert re.search(r"1 accuracy delta of [+-]\d+\.\d points cannot", findings)
+    assert re.search(r"with skipped layers. 2\. \*\*Single comparison: \w+\.", findings), findings
+    assert re.search(r"1 accuracy delta of [+-]\d+\.\d points is inconclusive", findings)
     assert "instances reach" not in findings and "of the instances" not in findings
     said = {False: "1.10 times as fast as in the baseline at 15% skipped.**", True: "It measured 1.10 times the speed"}
     facts["speed_up"]["by_ratio"][0]["median"] = 1.1
@@ -68,87 +69,92 @@ def test_findings_of_a_single_instance_name_no_range(tmp_path):
         assert sentence in words(render(facts | {"sampling_is_noise": False, "too_noisy": too_noisy})["findings"])
 
 
-def test_findings_of_one_seed_say_what_a_resolved_delta_means_then(tmp_path):
+def test_findings_of_one_seed_say_what_a_verdict_means_then(tmp_path):
     study = synthetic.study(seeds=1, models=1, datasets=1)
     synthetic.write(study, tmp_path, effect=-1.5)
     sources = collect(study, tmp_path)
     findings = texts(sources)["findings"]
-    assert "A resolved delta then says that two trained models differ." in findings
+    assert "The verdict better or worse then says that two trained models differ." in findings
 
 
-def test_nothing_resolved_is_said_in_words(tmp_path):
+def test_too_little_data_is_said_in_words(tmp_path):
     study = synthetic.study(models=1, datasets=1)
     synthetic.write(study, tmp_path, effect=0.0)
     sources = collect(study, tmp_path)
-    findings = texts(sources)["findings"]
-    verdict = r"No change of accuracy is shown; one of less than \d+\.\d points may have been missed\."
-    assert re.search(verdict, findings) and "**How sure: all 9 changes may be zero.**" in findings
-    assert "No accuracy delta is resolved at the level 0.05 after Holm" in findings
+    tables = build.make_tables(sources)
+    facts = report_facts(sources, tables)
+    findings = words(render(facts)["findings"])
+    assert "1. **Too little data to say whether skipping layers costs accuracy.**" in findings
+    assert "2. **Single comparisons: all 9 inconclusive.**" in findings
+    assert "No accuracy delta is decided at the level 0.05 after Holm" in findings
     assert re.search(r"A true change has to be \d+\.\d to \d+\.\d points, .* with 80% probability\.", findings)
-
-
-def test_an_interval_that_misses_zero_although_its_delta_is_not_resolved_is_explained(tmp_path):
-    study = synthetic.study(models=1, datasets=1)
-    synthetic.write(study, tmp_path, effect=0.0)
-    sources = collect(study, tmp_path)
-    facts = report_facts(sources, build.make_tables(sources))
     for number, said in (
-        (1, "1 interval misses 0 (black) and is not resolved: "),
-        (2, "2 intervals miss 0 (black) and"),
+        (1, "1 inconclusive delta has an interval that misses 0: "),
+        (2, "2 inconclusive deltas have intervals that miss 0: "),
     ):
-        assert words(render(facts | {"miss_zero": number})["findings"]).count(said) == 2
-    assert "(black)" not in words(render(facts | {"miss_zero": 0})["findings"])
+        assert words(render(facts | {"miss_zero": number})["findings"]).count(said) == 1
+    assert "misses 0" not in words(render(facts | {"miss_zero": 0})["findings"])
 
 
-NO_CHANGE = {"number": 0, "lowest": float("nan"), "highest": float("nan")}
-FELL = {"number": 2, "lowest": 0.04, "highest": 0.063}
-ROSE = {"number": 1, "lowest": 0.02, "highest": 0.02}
-OPEN = {"number": 7}
-SEEN = {"lowest": 0.02, "highest": 0.026}
+TREND = {"slope": -0.01, "ci_low": -0.02, "ci_high": 0.002, "largest_skip_ratio": 0.15}
+TREND |= {"delta": -0.0142, "delta_ci_low": -0.03, "delta_ci_high": 0.003, "covers": "seeds, problems"}
+FACTS = {"num_tested": 9, "missing": [], "margin": 0.01, "confidence": 0.95}
 
 
 @pytest.mark.parametrize(
-    ("facts", "verdict", "certainty"),
+    ("trend", "facts", "expected"),
     [
-        ({"num_tested": 0}, "Nothing can be compared yet", "there is nothing to judge"),
+        ({}, {"num_tested": 0}, "Nothing can be compared yet"),
+        ({"verdict": "worse"}, {}, "Skipping layers costs accuracy: 1.4 points at 15% skipped"),
+        ({"verdict": "better", "delta": 0.01}, {}, "Skipping layers raises the accuracy: by 1 point at 15% skipped"),
+        ({"verdict": "equivalent"}, {}, "Skipping layers changes the accuracy by less than 1 point at 15% skipped"),
+        ({"verdict": "inconclusive"}, {}, "Too little data to say whether skipping layers costs accuracy"),
         (
-            {"num_tested": 7, "unresolved": OPEN, "detectable": SEEN},
-            "No change of accuracy is shown; one of less than 2.6 points may have been missed",
-            "all 7 changes may be zero",
-        ),
-        (
-            {"num_tested": 1, "unresolved": {"number": 1}, "missing": ["train/..."]},
-            "So far, no change of accuracy is shown",
-            "the change may be zero",
-        ),
-        (
-            {"num_tested": 9, "unresolved": OPEN, "lower": FELL, "covers_seeds": False},
-            "Accuracy fell in 2 of 9 comparisons of single runs, by 4.0 to 6.3 points",
-            "7 of 9 changes may be zero, 2 are resolved",
-        ),
-        (
-            {"num_tested": 10, "unresolved": OPEN, "lower": FELL, "higher": ROSE, "missing": ["train/..."]},
-            "So far, accuracy fell in 2 of 10 comparisons, by 4.0 to 6.3 points, and rose in 1 of 10 comparisons, "
-            "by 2.0 points",
-            "7 of 10 changes may be zero, 3 are resolved",
-        ),
-        (
-            {"num_tested": 2, "lower": FELL},
-            "Accuracy fell in both comparisons, by 4.0 to 6.3 points",
-            "both comparisons are resolved",
-        ),
-        (
-            {"num_tested": 1, "higher": ROSE},
-            "Accuracy rose in the only comparison, by 2.0 points",
-            "the only comparison is resolved",
+            {"verdict": "worse", "covers": "problems"},
+            {"missing": ["train/..."]},
+            "So far, in these runs of one seed, skipping layers costs accuracy: 1.4 points at 15% skipped",
         ),
     ],
 )
-def test_every_kind_of_result_has_a_verdict_in_words(facts, verdict, certainty):
-    filled = {"unresolved": None, "lower": NO_CHANGE, "higher": NO_CHANGE, "detectable": None, "missing": []}
-    filled |= {"covers_seeds": True} | facts
-    filled["resolved"] = [{}] * (filled["lower"]["number"] + filled["higher"]["number"])
-    assert [text(name, filled).strip() for name in ("_verdict", "_certainty")] == [verdict, certainty]
+def test_every_kind_of_result_has_a_verdict_in_words(trend, facts, expected):
+    assert text("_verdict", FACTS | {"trends": [TREND | trend]} | facts).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, "there is nothing to judge"),
+        ({"worse": 2, "inconclusive": 7}, "2 of 9 worse, 7 inconclusive"),
+        ({"better": 1, "equivalent": 3, "inconclusive": 0}, "1 of 4 better, 3 equivalent"),
+        ({"inconclusive": 54}, "all 54 inconclusive"),
+        ({"equivalent": 2}, "both equivalent"),
+        ({"worse": 1}, "worse"),
+    ],
+)
+def test_the_verdicts_of_single_comparisons_are_counted(counts, expected):
+    assert text("_certainty", {"counts": counts, "num_tested": sum(counts.values())}).strip() == expected
+
+
+def test_a_trend_says_how_much_is_lost_at_most():
+    assert words(text("_trend", FACTS | {"trends": [TREND]})) == (
+        "Over all runs the accuracy changes by -1.0 points per 10% of the layers skipped, 95% interval [-2.0, +0.2]; "
+        "at 15% skipped by -1.4 [-3.0, +0.3], so a loss of at most 3 points."
+    )
+    gain = TREND | {"delta_ci_low": 0.001}
+    assert "loss" not in text("_trend", FACTS | {"trends": [gain]})
+
+
+@pytest.mark.parametrize(
+    ("runs", "others", "expected"),
+    [
+        (1, 0, "1 of 30 runs is missing"),
+        (12, 1, "12 of 30 runs and 1 pretrained or SFT model are missing"),
+        (0, 2, "2 pretrained or SFT models are missing"),
+    ],
+)
+def test_one_number_says_how_many_runs_are_missing(runs, others, expected):
+    facts = {"num_missing": runs, "num_planned": 30, "missing": ["path"] * (runs + others)}
+    assert words(text("_missing_count", facts)) == expected
 
 
 def test_the_words_of_the_answer_explain_the_mitigations_and_the_training_sets(made_up):
@@ -224,16 +230,16 @@ def test_missing_runs_are_listed(made_up, tmp_path):
     sources = collect(synthetic.study(models=1), tmp_path / "results", tmp_path / "logs")
     written = texts(sources)
     assert rf"- ``{run}``: no \|memory\|\* is left" in written["findings"]
-    said = "1 of 67 models (pretrained, warmed up or trained) is missing; 1 of 27 comparisons has fewer than 2 seeds."
+    said = "1 of 60 runs is missing; 1 of 27 comparisons has fewer than 2 seeds."
     assert said in written["findings"]
     seeds = "1 to 2 seeds (runs are missing) and problems within benchmarks"
     assert (
         f"The intervals cover {seeds}." in written["findings"]
         and f"intervals over {seeds}." in written["caption_forest"]
     )
-    assert "A square has fewer than 2 seeds" in written["caption_forest"]
+    assert "A dotted interval has fewer than 2 seeds" in written["caption_forest"]
     assert "the mean of up to 2 seeds" in written["caption_reward"]
-    assert "1 missing result left out." in written["caption_heat_map"]
+    assert "1 of 60 runs is missing and left out." in written["caption_heat_map"]
 
 
 def test_a_message_of_a_log_has_no_markup():

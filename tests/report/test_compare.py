@@ -61,9 +61,9 @@ def test_the_seeds_that_both_sides_have_are_paired():
 def test_the_conclusion_is_one_sentence():
     assert conclusion(compare(A, B, 0.95), 0.95) == (
         "The accuracy is 60.0% in A and 75.0% in B. The delta of +15.0 points (95% interval [+6.0, +25.0], p = "
-        "0.0042) is resolved, because p is below 0.05."
+        "0.0042) says that B is better, because p is below 0.05."
     )
-    assert "may be zero, because p is not below 0.05." in conclusion(compare(A, A, 0.95), 0.95)
+    assert "is inconclusive, because p is not below 0.05." in conclusion(compare(A, A, 0.95), 0.95)
 
 
 def test_only_settings_that_differ_are_listed():
@@ -100,7 +100,7 @@ def test_two_studies_are_compared_product_by_product(made_up, tmp_path):
     assert len(lines) == 3 * 10  # datasets x (nine instances and the baseline)
     assert all(("+0.0" in line.split("|")[-5]) != ("retrace" in line and " 15% " in line) for line in lines)
     # with the pretrained model and a warm-up per dataset
-    assert "Resolved deltas: 1 of 34, with p below 0.05" in text
+    assert "B is better in 1 and worse in 0 of 34, with p below 0.05" in text
 
 
 def test_a_table_shows_accuracies_in_percent_and_deltas_in_points():

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from nested_reft.config import layout
 from nested_reft.report.collect import collect
-from nested_reft.report.deltas import covers, delta_table, mcnemar_table, overall
+from nested_reft.report.deltas import covers, delta_table, equivalence_ps, mcnemar_table, overall, verdict
 from nested_reft.report.sources import read_sources
 from nested_reft.report.statistics import Delta, accuracy_deltas, holm, mcnemar_test
 from tests import synthetic
@@ -43,8 +44,8 @@ def test_deltas_of_a_study_are_those_of_its_files(made_up):
 
 def test_what_was_put_in_is_found_and_nothing_else(made_up):
     table = pd.read_csv(made_up / "report/deltas.csv")
-    resolved = table[(table["metric"] == "accuracy") & (table["verdict"] == "resolved")]
-    found = set(zip(resolved["dataset"], resolved["skip_ratio"], resolved["mitigation"], strict=True))
+    worse = table[(table["metric"] == "accuracy") & (table["verdict"] == "worse")]
+    found = set(zip(worse["dataset"], worse["skip_ratio"], worse["mitigation"], strict=True))
     assert found == {(dataset, 0.15, "practical") for dataset in ("one-step", "multi-step", "algebra")}
 
 
@@ -74,8 +75,8 @@ def test_one_seed_says_that_it_covers_problems_only(tmp_path):
     assert set(table["seeds"]) == {1}
     accuracy, speed = table[table["metric"] == "accuracy"], table[table["metric"] == "token_speed_tok_s"]
     assert set(accuracy["covers"]) == {"problems"} and set(speed["covers"]) == {"nothing"}
-    assert speed["p"].isna().all() and set(speed["verdict"]) == {"not resolved"}
-    assert accuracy.set_index(["skip_ratio", "mitigation"]).loc[(0.15, "practical"), "verdict"] == "resolved"
+    assert speed["p"].isna().all() and set(speed["verdict"]) == {"inconclusive"}
+    assert accuracy.set_index(["skip_ratio", "mitigation"]).loc[(0.15, "practical"), "verdict"] == "worse"
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,48 @@ def test_one_seed_says_that_it_covers_problems_only(tmp_path):
 )
 def test_an_interval_covers_what_was_repeated(metric, delta, expected):
     assert covers(metric, delta) == expected
+
+
+NONE = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("delta", "p", "p_equivalent", "lower_is_better", "expected"),
+    [
+        (NONE, NONE, NONE, False, "missing"),
+        (-0.002, 0.6, 0.04, False, "equivalent"),
+        (-0.004, 0.001, 0.04, False, "equivalent"),  # not zero, but too small to matter
+        (0.03, 0.049, 0.9, False, "better"),
+        (-0.03, 0.049, 0.9, False, "worse"),
+        (-0.03, 0.051, 0.9, False, "inconclusive"),
+        (0.0, 1.0, 0.06, False, "inconclusive"),
+        (12.0, 0.01, NONE, False, "better"),  # a speed has no margin
+        (12.0, 0.01, NONE, True, "worse"),  # a longer run time
+        (-12.0, 0.01, NONE, True, "better"),
+        (12.0, NONE, NONE, False, "inconclusive"),  # one seed: no test of a speed
+    ],
+)
+def test_a_verdict_follows_from_the_two_tests(delta, p, p_equivalent, lower_is_better, expected):
+    assert verdict(delta, p, p_equivalent, 0.95, lower_is_better) == expected
+
+
+def test_equivalence_counts_the_problems_of_the_cell_and_their_samples():
+    """The floor of the variance: 0.01 / (2 samples x 2 benchmarks x 4 problems); two normal tests at the margin."""
+    sizes = {"x": 4, "y": 16}
+    rows = [(name, index, 2) for name, size in sizes.items() for index in range(size)]
+    scores = pd.DataFrame(rows * 3, columns=["benchmark", "problem_id", "samples"])  # three runs
+    same = Delta(seeds=1, absolute=0.0, standard_error=0.0, freedom=np.inf)
+    (p, nothing) = equivalence_ps([same, Delta()], scores, 0.01)
+    assert p == pytest.approx(stats.norm.cdf(-0.01 / np.sqrt(0.01 / 16))) and np.isnan(nothing)
+    assert np.isnan(equivalence_ps([Delta()], scores.head(0), 0.01)).all()
+
+
+def test_the_table_holds_the_p_of_the_margin_after_holms_correction(made_up):
+    sources = read_sources(made_up / "report")
+    wide = sources._replace(config=sources.config | {"analysis": {"confidence": 0.95, "margin": 20.0}})
+    table = delta_table(wide)
+    accuracy = table[table["metric"] == "accuracy"]
+    cell = accuracy[accuracy["dataset"] == "algebra"]
+    assert cell["p_equivalent_holm"].tolist() == pytest.approx(list(holm(cell["p_equivalent"])))
+    assert "equivalent" in set(accuracy["verdict"])
+    assert table.query("metric != 'accuracy'")["p_equivalent"].isna().all()

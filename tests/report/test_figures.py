@@ -16,7 +16,7 @@ from nested_reft.report.build import make_tables
 from nested_reft.report.collect import collect
 from nested_reft.report.contents import contents
 from nested_reft.report.figures import FIGURES, figures_of_study
-from nested_reft.report.figures.accuracy import forest, standing
+from nested_reft.report.figures.accuracy import forest, heat_map
 from nested_reft.report.figures.off_policy import off_policy, off_policy_steps
 from nested_reft.report.figures.speed import pareto_front
 from nested_reft.report.figures.training import reward_curves
@@ -120,27 +120,46 @@ def test_a_note_is_written_above_the_panels(embedded, tmp_path):
     assert figure.get_figheight() > height  # the panels keep their size
 
 
+def test_each_verdict_has_a_marker_a_color_and_an_entry_of_the_legend(studies):
+    """The markers differ, so that the verdicts are distinct in gray."""
+    sources, verdicts = studies["whole"], ["better", "worse", "equivalent", "inconclusive"]
+    deltas = make_tables(sources)["deltas"]
+    accuracy = deltas.query("metric == 'accuracy'").index
+    deltas.loc[accuracy, "verdict"] = "inconclusive"
+    deltas.loc[accuracy[:4], "verdict"] = verdicts
+    for narrow in (False, True):
+        figure = forest(sources, {"deltas": deltas}, narrow=narrow)
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [*verdicts, "change of less than 1 point"]
+        markers = [line.get_marker() for axis in figure.axes for line in axis.lines if line.get_marker() != "None"]
+        assert {marker: markers.count(marker) for marker in set(markers)} == {"^": 1, "v": 1, "D": 1, "o": 24}
+        check_legible(figure, "forest")
+
+
 @pytest.mark.parametrize(
-    ("verdict", "delta", "low", "high", "label"),
+    ("verdicts", "said", "lines"),
     [
-        ("resolved", -0.04, -0.06, -0.02, "lower, resolved"),
-        ("resolved", 0.04, 0.02, 0.06, "higher, resolved"),
-        ("not resolved", -0.02, -0.04, -0.01, "interval misses 0, not resolved (Holm)"),
-        ("not resolved", 0.01, -0.01, 0.03, "not resolved"),
+        (["better", "worse", "equivalent"], "Framed: better or worse (2 of 27). Dotted: equivalent (1 of 27).", 3),
+        (["equivalent"], "Dotted: equivalent (1 of 27).", 1),
+        ([], "All 27 are inconclusive.", 0),
     ],
 )
-def test_a_legend_tells_the_interval_from_the_verdict(verdict, delta, low, high, label):
-    row = {"verdict": verdict, "absolute_delta": delta, "ci_low": low, "ci_high": high}
-    assert standing(row).label == label
+def test_the_heat_map_frames_what_is_decided(studies, verdicts, said, lines):
+    sources = studies["whole"]
+    deltas = make_tables(sources)["deltas"]
+    accuracy = deltas.query("metric == 'accuracy'").index
+    deltas.loc[accuracy, "verdict"] = "inconclusive"
+    deltas.loc[accuracy[: len(verdicts)], "verdict"] = verdicts
+    (axis,) = heat_map(sources, {"deltas": deltas}).axes
+    assert axis.get_title().endswith(said)
+    frames = [patch.get_linestyle() for patch in axis.patches]
+    assert len(frames) == lines and frames.count(":") == verdicts.count("equivalent")
 
 
 def test_all_panels_of_the_forest_have_the_same_rows_and_its_legend_names_what_is_drawn(embedded, tables):
     figure = forest(embedded, tables)
     (legend,) = figure.legends
-    assert {text.get_text() for text in legend.get_texts()} == {
-        "not resolved",
-        "interval misses 0, not resolved (Holm)",
-    }
+    assert [text.get_text() for text in legend.get_texts()] == ["inconclusive", "change of less than 1 point"]
     first = figure.axes[0]
     names = [label.get_text() for label in first.get_yticklabels()]
     deltas = tables["deltas"].query("metric == 'accuracy' and dataset == 'algebra' and model == 'wide-20'")
@@ -157,10 +176,10 @@ def test_a_forest_marks_the_deltas_of_fewer_seeds_and_has_one_column_on_a_phone(
     deltas.loc[deltas.query("metric == 'accuracy'").index[:fewer], "seeds"] = 1
     for narrow in (False, True):
         figure = forest(sources, {"deltas": deltas}, narrow=narrow)
-        squares = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "s"]
+        dotted = [line for axis in figure.axes for line in axis.lines if line.get_linestyle() == "--"]
         (legend,) = figure.legends
         texts = {text.get_text() for text in legend.get_texts()}
-        assert len(squares) == fewer and f"fewer than {num_seeds} seeds: runs are missing" in texts
+        assert len(dotted) == fewer and f"fewer than {num_seeds} seeds: runs are missing" in texts
     assert len({axis.get_position().x0 for axis in figure.axes if axis.get_visible()}) == 1
     check_legible(figure, "forest_narrow")
     assert "trained on" in figure.axes[0].get_title()

@@ -1,12 +1,11 @@
 """Figures of the accuracy: of each instance, of the whole grid, and per benchmark."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from nested_reft.report.deltas import overall
@@ -36,8 +35,14 @@ METRICS = {
     "token_speed_tok_s": "token speed\n[tokens/s]",
     "train_runtime_s": "run time [s]",
 }
-# Colors of deltas that are resolved, of those whose interval misses zero although they are not, and of the others.
-HIGHER, LOWER, ALONE, OPEN = PALETTE[0], PALETTE[1], "black", "#888888"
+FEWER_SEEDS: dict[str, Any] = {"linestyle": (0, (1, 1.5))}  # the interval of a delta with fewer seeds than the study
+MARGIN: dict[str, Any] = {"color": "#000000", "alpha": 0.09, "linewidth": 0}  # the band of changes that do not matter
+# The frames of the heat map.
+FRAMES: dict[str, dict[str, Any]] = {
+    "better": {"linewidth": 2},
+    "worse": {"linewidth": 2},
+    "equivalent": {"linewidth": 1.2, "linestyle": ":"},
+}
 FOREST_WIDTH = 6.4  # inches: the first screen of a page shows this figure, beside the answer
 NARROW_WIDTH = 3.6  # inches: the first screen of a page on a phone
 
@@ -45,56 +50,59 @@ NARROW_WIDTH = 3.6  # inches: the first screen of a page on a phone
 # ---- the deltas of the whole grid ---------------------------------------------------------------------
 
 
-class Standing(NamedTuple):
-    """What the interval and the verdict of a delta say together: the entry of a legend, and the color of its line."""
+class Mark(NamedTuple):
+    """How a forest draws a verdict: the color of the interval, the marker, and whether it is thick and filled."""
 
-    label: str
     color: str
-    is_resolved: bool
+    marker: str
+    is_decided: bool
 
 
-def standing(row: Mapping[Any, Any]) -> Standing:
-    """Return the standing of a delta, from its interval and its verdict."""
-    if row["verdict"] == "resolved":
-        higher = row["absolute_delta"] > 0
-        return Standing("higher, resolved" if higher else "lower, resolved", HIGHER if higher else LOWER, True)
-    if row["ci_low"] > 0 or row["ci_high"] < 0:
-        return Standing("interval misses 0, not resolved (Holm)", ALONE, False)
-    return Standing("not resolved", OPEN, False)
+# A marker of its own for each verdict, so that they are distinct in gray, too.
+MARKS = {
+    "better": Mark(PALETTE[0], "^", True),
+    "worse": Mark(PALETTE[1], "v", True),
+    "equivalent": Mark(PALETTE[2], "D", True),
+    "inconclusive": Mark("#707070", "o", False),
+}
 
 
-def draw_deltas(axis: Any, rows: pd.DataFrame, with_text: bool, num_seeds: int) -> None:
+def mark_style(verdict: str) -> dict[str, Any]:
+    """Return the style of the line and of the marker of a verdict."""
+    mark = MARKS[verdict]
+    filled = mark.color if mark.is_decided else "white"
+    line = {"color": mark.color, "linewidth": 2 if mark.is_decided else 1.2}
+    return line | {"marker": mark.marker, "markersize": 5.5, "markerfacecolor": filled}
+
+
+def draw_deltas(axis: Any, rows: pd.DataFrame, with_text: bool, num_seeds: int, margin: float) -> None:
     """Draw the deltas of one cell as a forest: a row each, in this order.
 
     Args:
         axis: the panel.
         rows: the deltas of the cell.
         with_text: write each delta and its interval beside it.
-        num_seeds: the number of seeds of the study. A delta of fewer seeds has another marker.
+        num_seeds: the number of seeds of the study. A delta of fewer seeds has a dotted interval.
+        margin: the smallest change that matters, in points.
     """
+    axis.axvspan(-margin, margin, **MARGIN)
     axis.axvline(0, color=BASELINE, linewidth=1)
     for place, row in enumerate(rows.to_dict("records")):
         if np.isnan(row["absolute_delta"]):
             axis.annotate("missing", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
             continue
-        _, color, resolved = standing(row)
         points = [100 * value for value in (row["absolute_delta"], row["ci_low"], row["ci_high"])]
-        style = {"color": color, "linewidth": 2 if resolved else 1.2}
-        shape = "o" if row["seeds"] == num_seeds else "s"
-        marker = {
-            "marker": shape,
-            "markersize": 5,
-            "markerfacecolor": color if resolved else "white",
-            "markevery": [1],
-        }
+        style = mark_style(row["verdict"]) | (FEWER_SEEDS if row["seeds"] < num_seeds else {})
         low, high = (points[0] if np.isnan(end) else end for end in points[1:])
-        axis.plot([low, points[0], high], [place] * 3, solid_capstyle="butt", **style, **marker)
+        axis.plot([low, points[0], high], [place] * 3, solid_capstyle="butt", markevery=[1], **style)
         if with_text:
             text = (
                 "{:+.1f}  [{:+.1f}, {:+.1f}]".format(*points) if not np.isnan(row["ci_low"]) else f"{points[0]:+.1f}"
             )
             place_of = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": SMALL}
-            axis.annotate(text, (1.02, place), color=color, weight="bold" if resolved else "normal", **place_of)
+            mark = MARKS[row["verdict"]]
+            weight = "bold" if mark.is_decided else "normal"
+            axis.annotate(text, (1.02, place), color=mark.color, weight=weight, **place_of)
     axis.grid(axis="y", visible=False)
 
 
@@ -104,18 +112,14 @@ def by_mean(accuracy: pd.DataFrame) -> list[tuple[Any, ...]]:
     return list(means.sort_values(ascending=False, kind="stable", na_position="last").index)
 
 
-def forest_legend(accuracy: pd.DataFrame, num_seeds: int) -> list[Any]:
-    """Return the entries of the legend of a forest: what the colors and the markers in it mean."""
+def forest_legend(accuracy: pd.DataFrame, num_seeds: int, margin: float) -> list[Any]:
+    """Return the entries of the legend of a forest: what the band, the colors and the markers in it mean."""
     tested = accuracy.dropna(subset="absolute_delta")
-    found = sorted({standing(row) for row in tested.to_dict("records")})
-    entries = []
-    for label, color, resolved in found:
-        style = {"color": color, "linewidth": 2 if resolved else 1.2, "marker": "o", "markersize": 5}
-        entries.append(sample(label, markerfacecolor=color if resolved else "white", **style))
+    found = set(tested["verdict"])
+    entries = [sample(verdict, **mark_style(verdict)) for verdict in MARKS if verdict in found]
     if (tested["seeds"] < num_seeds).any():
-        style = {"color": OPEN, "marker": "s", "markersize": 5, "markerfacecolor": "white", "linestyle": ""}
-        entries.append(sample(f"fewer than {num_seeds} seeds: runs are missing", **style))
-    return entries
+        entries.append(sample(f"fewer than {num_seeds} seeds: runs are missing", color=BASELINE, **FEWER_SEEDS))
+    return [*entries, Patch(label=f"change of less than {margin:g} point{'' if margin == 1 else 's'}", **MARGIN)]
 
 
 @styled
@@ -127,7 +131,7 @@ def forest(sources: Sources, tables: Tables, narrow: bool = False) -> Figure:
         tables: the tables of the report.
         narrow: draw for the screen of a phone, one panel below the other.
     """
-    num_seeds = len(sources.config["grid"]["seed"])
+    num_seeds, margin = len(sources.config["grid"]["seed"]), sources.config["analysis"]["margin"]
     accuracy = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
     cells, order, grid = cells_of(accuracy), by_mean(accuracy), grid_of(accuracy)
     columns = 1 if narrow else min(len(cells), 3)
@@ -136,7 +140,7 @@ def forest(sources: Sources, tables: Tables, narrow: bool = False) -> Figure:
     figure, axes = panels(rows, columns, height, NARROW_WIDTH if narrow else FOREST_WIDTH, sharex=True, sharey=True)
     for axis, cell in zip(axes.flat, cells, strict=False):
         deltas = rows_of(accuracy, cell).set_index(INSTANCE).loc[order].reset_index()
-        draw_deltas(axis, deltas, len(cells) == 1 and not narrow, num_seeds)
+        draw_deltas(axis, deltas, len(cells) == 1 and not narrow, num_seeds, margin)
         axis.set_title(f"{cell[0]}{chr(10) if columns > 1 else ' '}trained on {cell[1]}")
     for axis in axes.flat[len(cells) :]:
         axis.set_visible(False)
@@ -146,13 +150,16 @@ def forest(sources: Sources, tables: Tables, narrow: bool = False) -> Figure:
     bins = 5 if narrow else 10 // columns
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 5, 10], min_n_ticks=4))
     name_axes(figure, "delta, percentage points" if columns < 3 else "delta, points")
-    legend_row(figure, forest_legend(accuracy, num_seeds))
+    legend_row(figure, forest_legend(accuracy, num_seeds, margin))
     return figure
 
 
 @styled
 def heat_map(sources: Sources, tables: Tables) -> Figure:
-    """Draw the accuracy delta of the whole grid: a row per cell, a column per instance, resolved ones framed."""
+    """Draw the accuracy delta of the whole grid: a row per cell, a column per instance.
+
+    A frame marks what is better or worse, a dotted frame what is equivalent.
+    """
     deltas = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
     cells = cells_of(deltas)
     instances = list(deltas[INSTANCE].drop_duplicates().itertuples(index=False, name=None))
@@ -176,19 +183,23 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
         text = f"{value:+.1f}"
         if with_interval and not np.isnan(row["ci_low"]):
             text += f"\n{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}"
-        resolved = row["verdict"] == "resolved"
-        color, weight = ("white" if abs(value) > 0.7 * limit else "black"), ("bold" if resolved else "normal")
+        decided = row["verdict"] in ("better", "worse")
+        color, weight = ("white" if abs(value) > 0.7 * limit else "black"), ("bold" if decided else "normal")
         axis.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=color, weight=weight)
-        if resolved:
-            axis.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=2))
+        if row["verdict"] in FRAMES:
+            frame = FRAMES[row["verdict"]]
+            axis.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="black", **frame))
     axis.imshow(np.ma.masked_invalid(values), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     axis.set_xticks(range(len(instances)), [label.replace(" ", "\n", 1) for label in labels], rotation=90 * several)
     axis.set_yticks(range(len(cells)), ["\n".join(cell) for cell in cells])
-    number, tested = int((deltas["verdict"] == "resolved").sum()), int(deltas["absolute_delta"].notna().sum())
-    framed = f"Framed: resolved ({number} of {tested})" if number else f"None of {tested} is resolved"
+    counts, tested = deltas["verdict"].value_counts().to_dict(), int(deltas["absolute_delta"].notna().sum())
+    framed, dotted = counts.get("better", 0) + counts.get("worse", 0), counts.get("equivalent", 0)
+    frames = [f"Framed: better or worse ({framed} of {tested})."] if framed else []
+    frames += [f"Dotted: equivalent ({dotted} of {tested})."] if dotted else []
     axis.set_title(
-        f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. {framed}.\n"
-        "Purple: higher than the baseline. Orange: lower."
+        f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. "
+        "Purple: higher than the baseline. Orange: lower.\n"
+        f"{' '.join(frames) or f'All {tested} are inconclusive.'}"
     )
     return figure
 
