@@ -24,8 +24,6 @@ from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.stages.checkpoints import COMPLETE
 from tests.conftest import ROOT, SMOKE_GRID
 
-# A kill hits up to this many seconds after its victim has started.
-LONGEST_WAIT_S = 6.0
 KINDS = ("workflow", "evaluation", "saving", "training", "tree", "grader")
 
 
@@ -76,7 +74,9 @@ def victims(directory: Path, kind: str) -> list[psutil.Process]:
     return [process for process in processes(directory) if name_of(process) in stages]
 
 
-def disturb(command: Sequence[str], directory: Path, kinds: Sequence[str], draw: random.Random) -> list[Kill]:
+def disturb(
+    command: Sequence[str], directory: Path, kinds: Sequence[str], draw: random.Random, longest_wait_s: float = 6.0
+) -> list[Kill]:
     """Run a study until it is complete, and kill its processes as often as there are kinds; return the kills.
 
     Args:
@@ -84,6 +84,7 @@ def disturb(command: Sequence[str], directory: Path, kinds: Sequence[str], draw:
         directory: the working directory of the study.
         kinds: the kind of each kill, in their order; the last ones are left out if the study is complete before.
         draw: draws the moments and the victims.
+        longest_wait_s: a kill comes up to this many seconds after the one before, or after its victim has started.
     """
     kills: list[Kill] = []
     pending = list(kinds)
@@ -93,7 +94,7 @@ def disturb(command: Sequence[str], directory: Path, kinds: Sequence[str], draw:
         with (directory / f"start-{number}.log").open("w") as log:
             study = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, start_new_session=True)
         while study.poll() is None and pending:
-            kill = kill_one(study, directory, pending[0], draw)
+            kill = kill_one(study, directory, pending[0], draw, longest_wait_s)
             if kill:
                 kills.append(kill)
                 pending.pop(0)
@@ -105,18 +106,18 @@ def disturb(command: Sequence[str], directory: Path, kinds: Sequence[str], draw:
         assert number <= len(kinds) + 1 or not pending, "a start failed that no kill has disturbed"
 
 
-def kill_one(study: subprocess.Popen[bytes], directory: Path, kind: str, draw: random.Random) -> Kill | None:
+def kill_one(
+    study: subprocess.Popen[bytes], directory: Path, kind: str, draw: random.Random, longest_wait_s: float
+) -> Kill | None:
     """Wait for a victim, and then for a random time or until it saves; kill it. Return None if there is none."""
     if not victims(directory, kind):
         time.sleep(0.05)
         return None
-    if kind == "saving":
-        while not is_saving(directory):
-            if study.poll() is not None:
-                return None
-            time.sleep(0.001)
-    else:
-        time.sleep(draw.uniform(0, LONGEST_WAIT_S))
+    time.sleep(draw.uniform(0, longest_wait_s))
+    while kind == "saving" and not is_saving(directory):
+        if study.poll() is not None:
+            return None
+        time.sleep(0.001)
     living, hit = processes(directory), victims(directory, kind)
     if not hit or study.poll() is not None:
         return None
@@ -221,8 +222,8 @@ def test_a_larger_study_killed_as_often_as_asked_ends_as_if_nothing_had_happened
     while left > 0:
         directory = tmp_path / f"killed-{left}"
         directory.mkdir()
-        kinds = draw.sample(KINDS * 2, min(left, 12))
-        kills = disturb(command, directory, kinds, draw)
+        kinds = draw.sample(KINDS * 2, min(left, 7))
+        kills = disturb(command, directory, kinds, draw, longest_wait_s=30)
         check_same(reference, directory, "larger")
         total.update(kill.kind for kill in kills)
         left -= len(kills)
