@@ -26,7 +26,7 @@ def test_a_broken_study_has_a_report_that_lists_what_is_missing_and_why(tmp_path
     assert f"{failed}: the disk is full" in listed and f"{missing}: no job has started" in listed
     assert plain(html.split('<div class="answer">')[1]).startswith("So far, ")
     assert "18 of 20 runs" in plain(html)
-    assert "2 of 23 models (pretrained, warmed up or trained) are missing;" in plain(html)
+    assert "2 of 20 runs are missing; " in plain(html)
     assert not (tmp_path / "reports").exists()  # Snakemake writes that folder
 
 
