@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from nested_reft.model.layers import nested, skippable_layers
 from nested_reft.model.precision import in_float32
+from nested_reft.model.scoring import completion_logits
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.token_sampling import SamplingParams
 
@@ -111,14 +112,11 @@ def completion_logps(
     """
     logps = []
     for start in range(0, len(prompt_ids), ROWS_PER_FORWARD):
-        rows = range(start, min(start + ROWS_PER_FORWARD, len(prompt_ids)))
-        sequences = [torch.tensor([*prompt_ids[row], *completions[row]], device=model.device) for row in rows]
-        # Padding on the right needs no mask: causal attention does not see it.
-        input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (R, T)
-        logits = model(input_ids=input_ids, use_cache=False).logits  # (R, T, V)
-        for row, tokens, row_logits in zip(rows, sequences, logits, strict=True):
-            scored = row_logits[len(prompt_ids[row]) - 1 : len(tokens) - 1].float().log_softmax(dim=-1)
-            logps.append(scored.gather(1, tokens[len(prompt_ids[row]) :].unsqueeze(1)).squeeze(1).cpu())
+        rows = slice(start, start + ROWS_PER_FORWARD)
+        scored = completion_logits(model, prompt_ids[rows], completions[rows])
+        for tokens, logits in zip(completions[rows], scored, strict=True):
+            index = torch.tensor(tokens, device=logits.device).unsqueeze(1)  # (T, 1)
+            logps.append(logits.float().log_softmax(dim=-1).gather(1, index).squeeze(1).cpu())
     return torch.cat(logps)
 
 

@@ -27,13 +27,13 @@ from nested_reft.mitigation import off_policy_metrics
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, layers_return_tuples, replaced_forwards, skippable_layers
 from nested_reft.model.loading import end_token_ids, load_model
+from nested_reft.model.scoring import completion_logits
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.report import style
 from nested_reft.report.figures.diagnosis import diagnosis
 from nested_reft.rollout.sampler import Sampler
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
-
 
 # The largest number of logits of a forward that scores completions, and of a chunk of them whose KL is computed at
 # once. The first bounds the memory, and a chunk stays in the cache of a CPU.
@@ -97,34 +97,12 @@ class CompletionSampler:
         return Rollouts(prompt_ids, completion_ids, logps)
 
 
-def groups_of_rows(rollouts: Rollouts, vocab_size: int, settings: DiagnosisSettings) -> list[range]:
+def groups_of_rows(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSettings) -> list[slice]:
     """Return the rows that are scored at once: at most `batch_size` of them, and at most LOGITS_PER_FORWARD logits."""
     longest = max(len(prompt) + len(tokens) for prompt, tokens in zip(*rollouts[:2], strict=True))
+    vocab_size = model.get_output_embeddings().weight.shape[0]
     size = max(1, min(settings.batch_size, LOGITS_PER_FORWARD // (longest * vocab_size)))
-    num_rows = len(rollouts.prompt_ids)
-    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-
-
-@torch.no_grad()
-def completion_logits(model: PreTrainedModel, rollouts: Rollouts, rows: range) -> list[torch.Tensor]:
-    """Return the logits of each token of the completions of some rows, one tensor (T, V) per row.
-
-    Args:
-        model: the (nested) model.
-        rollouts: prompts and completions.
-        rows: the rows that are scored at once.
-    """
-    sequences = [
-        torch.tensor([*rollouts.prompt_ids[row], *rollouts.completion_ids[row]], device=model.device) for row in rows
-    ]
-    # Padding on the right needs no mask: causal attention does not see it. No logits of the shortest prompt are kept.
-    input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (R, T)
-    start = min(len(rollouts.prompt_ids[row]) for row in rows) - 1
-    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=input_ids.shape[1] - start).logits
-    return [
-        of_row[len(rollouts.prompt_ids[row]) - 1 - start : len(sequence) - 1 - start]
-        for row, sequence, of_row in zip(rows, sequences, logits, strict=True)
-    ]
+    return [slice(start, start + size) for start in range(0, len(rollouts.prompt_ids), size)]
 
 
 def vocabulary_logps(logits: torch.Tensor, settings: DiagnosisSettings) -> torch.Tensor:
@@ -135,11 +113,13 @@ def vocabulary_logps(logits: torch.Tensor, settings: DiagnosisSettings) -> torch
 def log_ratios(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSettings) -> torch.Tensor:
     """Return log pi(a_t) - log mu(a_t) of all sampled tokens, (tokens,)."""
     ratios = []
-    for rows in groups_of_rows(rollouts, model.get_output_embeddings().weight.shape[0], settings):
-        for row, logits in zip(rows, completion_logits(model, rollouts, rows), strict=True):
-            tokens = torch.tensor(rollouts.completion_ids[row], device=model.device)
+    for rows in groups_of_rows(model, rollouts, settings):
+        prompt_ids, completion_ids, sampling_logps = (column[rows] for column in rollouts)
+        scored = completion_logits(model, prompt_ids, completion_ids)
+        for completion, mu_logps, logits in zip(completion_ids, sampling_logps, scored, strict=True):
+            tokens = torch.tensor(completion, device=model.device)
             target_logps = vocabulary_logps(logits, settings).gather(1, tokens.unsqueeze(1)).squeeze(1)
-            ratios.append(target_logps.cpu() - torch.tensor(rollouts.sampling_per_token_logps[row]))
+            ratios.append(target_logps.cpu() - torch.tensor(mu_logps))
     return torch.cat(ratios)
 
 
@@ -180,14 +160,17 @@ def layer_kls(
     """
     stack, as_tuple = decoder_layers(model), layers_return_tuples(model)
     totals, tokens = dict.fromkeys(layers, 0.0), sum(map(len, rollouts.completion_ids))
-    for rows in groups_of_rows(rollouts, model.get_output_embeddings().weight.shape[0], settings):
+    for rows in groups_of_rows(model, rollouts, settings):
+        prompt_ids, completion_ids = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
         with hidden_states_kept(stack) as hidden_states:
-            log_pis = [vocabulary_logps(logits, settings) for logits in completion_logits(model, rollouts, rows)]
+            log_pis = [
+                vocabulary_logps(logits, settings) for logits in completion_logits(model, prompt_ids, completion_ids)
+            ]
         for layer in layers:
             known = hidden_states[layer]
             output: Any = (known, None) if as_tuple else known
             with replaced_forwards(stack, dict.fromkeys(range(layer + 1), lambda *_, output=output, **__: output)):
-                for logits, log_pi in zip(completion_logits(model, rollouts, rows), log_pis, strict=True):
+                for logits, log_pi in zip(completion_logits(model, prompt_ids, completion_ids), log_pis, strict=True):
                     size = max(1, LOGITS_PER_CHUNK // logits.shape[1])
                     for logits_of_chunk, log_pi_of_chunk in zip(logits.split(size), log_pi.split(size), strict=True):
                         log_mu = vocabulary_logps(logits_of_chunk, settings)
@@ -295,7 +278,7 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple
     with progress_bar(len(draws) * settings.num_draws, "draw") as progress:
         for ratio, draws_of_ratio in draws.items():
             by_ratio[ratio], rollouts[ratio] = diagnose_ratio(sampler, draws_of_ratio, problems, progress.update)
-    groups = groups_of_rows(rollouts[0.0], model.get_output_embeddings().weight.shape[0], settings)
+    groups = groups_of_rows(model, rollouts[0.0], settings)
     with progress_bar(len(groups) * len(valid_layers), "layer") as progress:
         by_layer = layer_kls(model, valid_layers, rollouts[0.0], settings, progress.update)
     ratio_table = [

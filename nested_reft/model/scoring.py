@@ -1,0 +1,31 @@
+"""The logits that a model gives to completions, from forwards over whole sequences."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def completion_logits(
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """Return the logits from which each token of the completions is sampled, one tensor (T, V) per completion.
+
+    Args:
+        model: the (nested) model.
+        prompt_ids: B prompts.
+        completion_ids: their completions, which are scored in one forward without a KV cache.
+    """
+    sequences = [
+        torch.tensor([*prompt, *tokens], device=model.device)
+        for prompt, tokens in zip(prompt_ids, completion_ids, strict=True)
+    ]
+    # Padding on the right needs no mask: causal attention does not see it. No logits of the shortest prompt are kept.
+    input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, T)
+    start = min(map(len, prompt_ids)) - 1
+    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=input_ids.shape[1] - start).logits
+    return [
+        of_row[len(prompt) - 1 - start : len(sequence) - 1 - start]
+        for prompt, sequence, of_row in zip(prompt_ids, sequences, logits, strict=True)
+    ]
