@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nested_reft.config.sections import GGUF_RECORD
 from nested_reft.data.sources import first_line
 from nested_reft.errors import UserError
-from nested_reft.records.files import checksum, checksums, discard, read_json, write_json
+from nested_reft.records.files import checksums, discard, first_damaged, read_json, write_json
 from nested_reft.records.lock import lock_product
 
 if TYPE_CHECKING:
@@ -123,6 +123,4 @@ def holds(folder: Path, digest: str) -> bool:
     if not (folder / GGUF_RECORD).exists():
         return False
     record = read_json(folder / GGUF_RECORD)
-    return record["sha256"] == digest and all(
-        (folder / name).exists() and checksum(folder / name) == written for name, written in record["outputs"].items()
-    )
+    return record["sha256"] == digest and first_damaged(folder, record["outputs"]) is None

@@ -129,6 +129,14 @@ def checksums(folder: Path, *names: str) -> dict[str, str]:
     return {name: checksum(folder / name) for name in names}
 
 
+def first_damaged(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """Return the name of the first file or folder in a folder that is missing or has another checksum, or None."""
+    for name, digest in digests.items():
+        if not (folder / name).exists() or checksum(folder / name) != digest:
+            return name
+    return None
+
+
 def check_outputs(folder: Path, found: Mapping[str, str]) -> None:
     """Refuse files or folders of a product that differ from what its stage wrote.
 

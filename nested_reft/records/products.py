@@ -6,7 +6,7 @@ from typing import Any
 
 from nested_reft.config.layout import EVALUATE
 from nested_reft.errors import UserError
-from nested_reft.records.files import checksum, read_versioned_json
+from nested_reft.records.files import checksum, first_damaged, read_versioned_json
 
 EVALUATION_FILES = ("records.parquet", "metrics.json", "run.json")
 
@@ -65,7 +65,5 @@ def is_finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, 
         run["settings"] == settings
         and run["outputs"].keys() & {"model", "records.parquet"}  # Snakemake deletes outputs before it starts a job
         and read == {name: checksum(path) for name, path in inputs.items()}
-        and all(
-            (folder / name).exists() and checksum(folder / name) == run["outputs"][name] for name in run["outputs"]
-        )
+        and first_damaged(folder, run["outputs"]) is None
     )

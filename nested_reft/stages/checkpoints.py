@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from nested_reft.errors import UserError
 from nested_reft.processes import num_processes
-from nested_reft.records.files import checksum, checksums, read_json, write_json
+from nested_reft.records.files import checksums, first_damaged, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,11 @@ def check_checkpoint(path: Path) -> None:
     Raises:
         UserError: a file is missing, cut or changed.
     """
-    for name, digest in read_json(path / COMPLETE).items():
-        if not (path / name).exists() or checksum(path / name) != digest:
-            raise UserError(
-                f"{path / name} is not what the training wrote: its checksum differs from that in {COMPLETE}; restore "
-                f"it, or delete {path} to train from the first step, and run the study again"
-            )
+    if name := first_damaged(path, read_json(path / COMPLETE)):
+        raise UserError(
+            f"{path / name} is not what the training wrote: its checksum differs from that in {COMPLETE}; restore "
+            f"it, or delete {path} to train from the first step, and run the study again"
+        )
 
 
 def check_processes_of(path: Path, is_sharded: bool) -> None:
