@@ -155,13 +155,12 @@ def delta_table(sources: Sources) -> pd.DataFrame:
         cell_problems = problem_scores[(problem_scores["model"] == model) & (problem_scores["dataset"] == dataset)]
         deltas = cell_deltas(cell_runs, cell_problems, grid_instances, grid["seed"], confidence)
         for metric, metric_row in deltas.items():
-            ps = np.full((len(metric_row), 2), np.nan)  # of no change, and of one as large as the margin
-            ps[:, 0] = [delta.p for delta in metric_row]
+            ps_equivalent = [float("nan")] * len(metric_row)
             if metric == "accuracy":
-                ps[:, 1] = equivalence_ps(metric_row, cell_problems, analysis["margin"] / 100)
-            adjusted = np.stack([holm(ps[:, 0]), holm(ps[:, 1])], axis=1)
-            for instance, delta, (_, p_equivalent), (p_holm, p_equivalent_holm) in zip(
-                grid_instances, metric_row, ps, adjusted, strict=True
+                ps_equivalent = equivalence_ps(metric_row, cell_problems, analysis["margin"] / 100)
+            adjusted = holm([delta.p for delta in metric_row]), holm(ps_equivalent)
+            for instance, delta, p_equivalent, p_holm, p_equivalent_holm in zip(
+                grid_instances, metric_row, ps_equivalent, *adjusted, strict=True
             ):
                 rows.append(
                     {
