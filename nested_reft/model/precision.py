@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import PreTrainedModel
 
 
@@ -41,7 +42,9 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
         for module in model.children():
             hooks += [module.register_forward_pre_hook(disable_autocast)]
             hooks += [module.register_forward_hook(restore_autocast, always_call=True)]
-        yield
+        # A layer with an adapter would round its input to the type that the adapter has before its conversion.
+        with disable_input_dtype_casting(model):
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
         for hook in hooks:
