@@ -80,10 +80,12 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> d
         num_seeds: the number of seeds of the study.
     """
     accuracy = deltas[deltas["metric"] == "accuracy"].dropna(subset="absolute_delta")
-    of_verdict = {name: accuracy[accuracy["verdict"] == name].sort_values("absolute_delta") for name in VERDICTS}
+    of_verdict = {
+        name: accuracy[accuracy["verdict"] == name].sort_values("absolute_delta", kind="stable") for name in VERDICTS
+    }
     others = of_verdict["inconclusive"]
     largest = accuracy[accuracy["verdict"].isin(["worse", "better"])]
-    largest = largest.sort_values("absolute_delta", key=abs, ascending=False)[:2]
+    largest = largest.sort_values("absolute_delta", key=abs, ascending=False, kind="stable")[:2]
     return {
         "num_tested": len(accuracy),
         "num_baselines": len(accuracy[CELL].drop_duplicates()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
 from nested_reft.report.figures.accuracy import forest
 from nested_reft.report.paper import config_table, paper_table2
+from nested_reft.report.rounding import stated_table
 from nested_reft.report.sources import Sources, read_sources, write_sources
 from nested_reft.report.tables import (
     answers_table,
@@ -29,10 +31,10 @@ from nested_reft.report.trend_table import trend_table
 
 
 def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
-    """Return the tables of a report by name."""
-    deltas = delta_table(sources)
+    """Return the tables of a report by name, with the digits that a report states."""
+    deltas = stated_table(delta_table(sources))
     accuracy = deltas[deltas["metric"] == "accuracy"]
-    return {
+    tables = {
         "table1": table1(sources.provenance["models"], sources.config["grid"]["skip_ratio"]),
         "table2": table2(accuracy),
         "table2_paper": paper_table2(),
@@ -46,6 +48,7 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
         "config": config_table(sources.config),
         "provenance": provenance_table(sources.provenance),
     }
+    return {name: stated_table(table) for name, table in tables.items()}
 
 
 def draw_figures(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure | str]]:
@@ -77,6 +80,23 @@ def write_table(name: str, title: str, table: pd.DataFrame, out: Path) -> None:
     path.with_suffix(".html").write_text(page.table_document(name, title, table))
 
 
+def write_texts(sources: Sources, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], out: Path) -> None:
+    """Write every table, the findings and the captions of a report: the same bytes on every machine.
+
+    Args:
+        sources: the sources of the report.
+        tables: the tables of the report, by name.
+        facts: the facts that the captions state, from `captions.report_facts`.
+        out: the folder to write to.
+    """
+    titles = {name: title for _, name, title in contents(sources.config["grid"]["dataset"])}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        write_table(name, titles[name], table, out)
+    for name, text in captions.render(facts).items():
+        (out / f"{name}.rst").write_text(text)
+
+
 def write_report(sources: Sources, out: Path) -> None:
     """Write every table, caption and figure of a report, and the page that shows them all.
 
@@ -86,12 +106,7 @@ def write_report(sources: Sources, out: Path) -> None:
     """
     tables = make_tables(sources)
     facts = captions.report_facts(sources, tables)
-    titles = {name: title for _, name, title in contents(sources.config["grid"]["dataset"])}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        write_table(name, titles[name], table, out)
-    for name, text in captions.render(facts).items():
-        (out / f"{name}.rst").write_text(text)
+    write_texts(sources, tables, facts, out)
     note = captions.layer_dropout_note(sources.config)
     images = draw_narrow_lead(sources, tables, note)
     for name, figure in draw_figures(sources, tables):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from nested_reft.config.study import BASELINE, instances
 from nested_reft.nesting import num_skipped
+from nested_reft.report.rounding import stated
 from nested_reft.report.sources import CELL, INSTANCE, LOWER_IS_BETTER, MODEL_SIZES, PHASES, RUN, SPEEDS, Sources
 from nested_reft.report.statistics import (
     Delta,
@@ -101,7 +102,7 @@ def verdict(delta: float, p: float, p_equivalent: float, confidence: float, lowe
     """Return what a delta says: `missing`, `equivalent`, `better`, `worse` or `inconclusive`.
 
     A change that is shown to be smaller than the margin does not matter, even where it is shown not to be zero, so
-    that `equivalent` comes before `better` and `worse`.
+    that `equivalent` comes before `better` and `worse`. A p counts as the report states it.
 
     Args:
         delta: the delta; NaN for lack of runs.
@@ -111,12 +112,12 @@ def verdict(delta: float, p: float, p_equivalent: float, confidence: float, lowe
         confidence: a p below 1 - confidence is significant.
         lower_is_better: a smaller value of the metric is better, as for a run time.
     """
-    level = 1 - confidence
+    level = round(1 - confidence, 10)
     if np.isnan(delta):
         return "missing"
-    if p_equivalent < level:
+    if stated("p", p_equivalent) < level:
         return "equivalent"
-    if p < level:
+    if stated("p", p) < level:
         return "better" if (delta > 0) != lower_is_better else "worse"
     return "inconclusive"
 

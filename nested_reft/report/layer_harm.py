@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from nested_reft.report.rounding import stated_table
 from nested_reft.report.sources import CELL
 
 COLUMNS = [*CELL, "layer", "steps", "reward", "interval", "all_nested", "baseline"]
@@ -41,4 +42,4 @@ def layer_harm(steps: pd.DataFrame) -> pd.DataFrame:
                     "baseline": cell.loc[cell["skip_ratio"] == 0, "reward"].mean(),
                 }
             )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return stated_table(pd.DataFrame(rows, columns=COLUMNS))

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from nested_reft.report import captions
 from nested_reft.report.contents import contents
 from nested_reft.report.glossary import GLOSSARY
+from nested_reft.report.rounding import is_p
 from nested_reft.report.sources import Sources
 
 TEMPLATES = Environment(
@@ -130,7 +131,7 @@ def rounded(column: str, value: Any, unit: str = "") -> str:
     sign = "+" if "delta" in column else ""
     if "relative" in column:
         return f"{100 * value:{sign}.1f}%"
-    if column == "p" or column.startswith("p_") or column.endswith("_p"):
+    if is_p(column):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     decimals = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
     return f"{value:{sign}.{decimals}f}"

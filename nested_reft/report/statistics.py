@@ -17,6 +17,7 @@ from scipy import special
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
+ROUNDING = 1e-12  # a share, or a standard error of shares, below this is zero but for rounding
 
 
 def wilson_interval(accuracy: float, n: float, confidence: float) -> tuple[float, float]:
@@ -131,7 +132,7 @@ def sign_flip_test(
         for size, count in zip(sizes, counts, strict=True):
             flipped += size * (2 * rng.binomial(count, 0.5, size=resamples) - count) / len(in_benchmark) / len(names)
     observed = abs(float(macro_average(differences, benchmarks)))
-    return float((1 + (np.abs(flipped) >= observed - 1e-12).sum()) / (1 + resamples))
+    return float((1 + (np.abs(flipped) >= observed - ROUNDING).sum()) / (1 + resamples))
 
 
 def holm(p: npt.ArrayLike) -> Floats:
@@ -256,7 +257,7 @@ def over_seeds(
     half, error, freedom = half_width(2 * spread.variance / seeds, problem_variances[0])
     # the derivative of instance / baseline: an error of the baseline counts `ratio` times
     relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, problem_variances[1])
-    p = 2 * special.stdtr(freedom, -abs(absolute) / error) if error > 0 else float(absolute == 0)
+    p = 2 * special.stdtr(freedom, -abs(absolute) / error) if error > ROUNDING else float(abs(absolute) <= ROUNDING)
     relative = ratio - 1
     return Delta(
         seeds, baseline, instance, absolute, absolute - half, absolute + half,

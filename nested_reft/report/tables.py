@@ -85,8 +85,7 @@ def table2(deltas: pd.DataFrame) -> pd.DataFrame:
                 mean[f"{which}_delta"] = float(np.mean([cell[f"{which}_delta"] for cell in cells]))
                 mean[f"{which}_paper_form"] = round_toward_zero(mean[f"{which}_delta"])
         rows += [*cells, mean]
-    # As objects, because `write_table` rounds columns of floats.
-    return pd.DataFrame(rows).reindex(columns=TABLE_2).astype(object)
+    return pd.DataFrame(rows).reindex(columns=TABLE_2)
 
 
 def strategy_counts(deltas: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from nested_reft.report.statistics import RESAMPLES, Floats, macro_average, problem_variance, seed_variance
+from nested_reft.report.statistics import RESAMPLES, ROUNDING, Floats, macro_average, problem_variance, seed_variance
 
 Names = npt.NDArray[np.str_]
 
@@ -101,8 +101,8 @@ def pooled_trend(cells: Sequence[CellSlope], benchmarks: Names, confidence: floa
     parts = np.array([*(cell.seed_part for cell in cells), max(0.0, problems.sum())]) / len(cells) ** 2
     freedoms = np.array([*(max(1, cell.seed_freedom) for cell in cells), len(benchmarks) - len(np.unique(benchmarks))])
     error = float(np.sqrt(parts.sum()))
-    if error == 0:
-        return Trend(len(cells), slope, slope, slope, 0.0, float("inf"), float(slope == 0))
+    if error <= ROUNDING:
+        return Trend(len(cells), slope, slope, slope, 0.0, float("inf"), float(abs(slope) <= ROUNDING))
     freedom = parts.sum() ** 2 / (parts**2 / freedoms).sum()
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * error
     p = float(2 * special.stdtr(freedom, -abs(slope) / error))
@@ -152,5 +152,6 @@ def centered_ranks(values: Floats) -> Floats:
     """Return the ranks of values (m,), equal values sharing their mean rank, minus the mean of all ranks."""
     from scipy import stats  # takes half a second to import
 
-    centered: Floats = stats.rankdata(values) - (len(values) + 1) / 2
+    # Equal accuracies may differ by the rounding of their means.
+    centered: Floats = stats.rankdata(values.round(12)) - (len(values) + 1) / 2
     return centered

@@ -38,7 +38,7 @@ def test_deltas_of_a_study_are_those_of_its_files(made_up):
     assert list(zip(table["skip_ratio"], table["mitigation"], strict=True)) == instances[1:]
     assert table["absolute_delta"].tolist() == pytest.approx([delta.absolute for delta in expected], rel=1e-4)
     assert table["relative_ci_high"].tolist() == pytest.approx([d.relative_ci_high for d in expected], rel=1e-4)
-    assert table["p_holm"].tolist() == pytest.approx(list(holm([delta.p for delta in expected])), rel=1e-4)
+    assert table["p_holm"].tolist() == pytest.approx(list(holm([delta.p for delta in expected])), rel=1e-3)
     assert set(table["seeds"]) == {2} and set(table["covers"]) == {"seeds, problems"}
 
 
