@@ -45,6 +45,7 @@ from nested_reft.errors import NestingError
 from nested_reft.mitigation import check_mitigation, scale_gradient
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
+from nested_reft.model.shared_prompts import check_shared_prompts, pack
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.off_policy import MicroBatch, metrics_of_step, ratio_and_weights
 from nested_reft.rollout.generate import refuse_filters
@@ -77,6 +78,8 @@ class NestedRollouts(_TRLTrainer):
         sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
             faster.
         keep_completions: whether `micro_batches` also has the prompts, the completions and their rewards.
+        share_prompts: whether the training forward reads each prompt of a micro-batch once, for all of its
+            completions. The loss is TRL's except for rounding.
         **kwargs: TRL's arguments.
 
     Attributes:
@@ -96,12 +99,16 @@ class NestedRollouts(_TRLTrainer):
         nesting: Nesting | None = None,
         sampler: Sampler | str | None = None,
         keep_completions: bool = False,
+        share_prompts: bool = False,
         **kwargs: Any,
     ) -> None:
         check_mitigation(mitigation)
         super().__init__(*args, **kwargs)
         refuse_arguments(self)
         check_nestable(self.model)
+        if share_prompts:
+            check_shared_prompts(self.model)
+        self.share_prompts = share_prompts
         model = language_model(self.model)
         refuse_filters(self.generation_config, model.generation_config)
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting or Nesting()
@@ -204,12 +211,41 @@ class NestedRollouts(_TRLTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, Any]:
-        per_token_logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        score = self._score_shared_prompts if self.share_prompts else super()._get_per_token_logps_and_entropies
+        per_token_logps, entropies, aux_loss = score(*args, **kwargs)
         if self._loss_inputs is None:
             self._target_logps = per_token_logps
         elif "sampling_per_token_logps" in self._loss_inputs:
             per_token_logps = self._mitigate(per_token_logps, self._loss_inputs)
         return per_token_logps, entropies, aux_loss
+
+    def _score_shared_prompts(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Take the place of TRL's `_get_per_token_logps_and_entropies`, and read each prompt once."""
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            batch = pack(ids, mask, logits_to_keep)
+            with self.accelerator.autocast():
+                outputs = model(
+                    input_ids=batch.input_ids,
+                    position_ids=batch.position_ids,
+                    attention_mask=batch.attention_mask,
+                    labels=batch.labels,
+                    fused_lm_head=True,
+                )
+            logps.append(batch.completions(outputs.log_probs))
+            if compute_entropy:
+                entropies.append(batch.completions(outputs.entropy))
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _mitigate(self, per_token_logps: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return log pi_now (B, T) for the loss, with its gradient scaled; `base` changes `inputs` instead."""

@@ -609,6 +609,21 @@ def test_virtual_tokens_are_refused(small_model, tmp_path):
         make(NestedGRPOTrainer, small_model, tmp_path, peft_config=peft_config, **others)
 
 
+@pytest.mark.parametrize(("algorithm", "mitigation"), [("grpo", "base"), ("grpo", "retrace"), ("rloo", "retrace")])
+def test_reading_each_prompt_once_changes_the_weights_only_by_rounding(algorithm, mitigation, small_model, tmp_path):
+    """In float64; the micro-batches hold all completions of a prompt, and some of each of two prompts."""
+    arguments = {"max_steps": 3, "optim": "sgd"}
+    weights = []
+    for share_prompts in (False, True):
+        others = {"skip_ratio": 0.5, "mitigation": mitigation, "share_prompts": share_prompts}
+        model = copy.deepcopy(small_model).double()
+        weights.append(trained(make(NESTED[algorithm], model, tmp_path, algorithm, arguments, **others)))
+    start = small_model.state_dict()
+    for name, weight in weights[0].items():
+        moved = (weight - start[name]).abs().max()
+        assert moved > 0 and (weights[1][name] - weight).abs().max() < 1e-3 * moved, name
+
+
 # ---- wrappers -----------------------------------------------------------------------------------
 
 

@@ -61,6 +61,7 @@ class RolloutBenchSettings:
     dtype: str = "float32"
     sampler: str = "engine-compiled"
     rounds: int = 20
+    micro_batch: int = 16  # completions at most, in an update
 
 
 def bench_device() -> torch.device:

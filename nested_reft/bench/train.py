@@ -34,17 +34,17 @@ from nested_reft.stages.train import build_trainer
 
 STOCK = "stock"
 SAMPLERS = ("engine-compiled", "engine")
-IN_BFLOAT16 = ", bfloat16"  # after the name of a sampler: autocast in the update, and a copy to sample from
+# After the name of a sampler: autocast in the update and a copy to sample from, and prompts that an update reads once.
+IN_BFLOAT16, SHARED_PROMPTS = ", bfloat16", ", shared prompts"
 STEP_PHASES = ("generate", "score", "fwd_bwd", "optimizer")
 STEPS = 2  # of each call of `train()`; the last one is timed
-MAX_MICRO_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Variant:
     """A trainer whose steps are timed: stock TRL's, or a nested one with a sampler and k skipped layers."""
 
-    trainer: str  # STOCK, or the name of a sampler, perhaps IN_BFLOAT16
+    trainer: str  # STOCK, or the name of a sampler, perhaps with IN_BFLOAT16 and SHARED_PROMPTS
     num_skipped: int = 0
 
     @property
@@ -111,7 +111,7 @@ def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Tra
     model, tokenizer = load(settings.model, settings.dtype, device)
     is_random = settings.model in MODEL_SHAPES
     size = settings.prompts * settings.generations
-    sampler, in_bfloat16 = name.removesuffix(IN_BFLOAT16), name.endswith(IN_BFLOAT16)
+    sampler, in_bfloat16 = name.split(",")[0], IN_BFLOAT16 in name
     names: dict[str, Any] = {"sampler": "engine" if name == STOCK else sampler, "dtype": settings.dtype}
     if in_bfloat16:
         names["sampling_dtype"] = "bfloat16"
@@ -121,7 +121,8 @@ def make_trainer(settings: RolloutBenchSettings, name: str, folder: Path) -> Tra
         prompts_per_step=settings.prompts,
         num_generations=settings.generations,
         max_completion_length=settings.new_tokens,
-        per_device_train_batch_size=math.gcd(MAX_MICRO_BATCH, size),
+        per_device_train_batch_size=math.gcd(settings.micro_batch, size),
+        share_prompts=SHARED_PROMPTS in name,
         bf16=in_bfloat16 or device.type == "cuda",
         gradient_checkpointing=device.type == "cuda",
         lr_scheduler_type="constant",
@@ -193,6 +194,7 @@ def measure_train(
     peak_memory: bool = False,
     samplers: Sequence[str] = SAMPLERS,
     in_bfloat16: bool = False,
+    share_prompts: bool = False,
 ) -> dict[str, Any]:
     """Measure the optimizer steps of a model: all parts of `bench train`.
 
@@ -203,13 +205,16 @@ def measure_train(
         samplers: the samplers of the nested trainers.
         in_bfloat16: whether to measure the first sampler also with bfloat16 in the update, by autocast, and in the
             weights that are sampled from.
+        share_prompts: whether to measure the first sampler also with updates that read each prompt once; in bfloat16
+            if that is measured.
 
     Raises:
         UserError: for a model or skip ratios that cannot be measured.
     """
     device = bench_device()
-    if in_bfloat16:
-        samplers = [samplers[0], f"{samplers[0]}{IN_BFLOAT16}", *samplers[1:]]
+    others = [IN_BFLOAT16] * in_bfloat16
+    others += [f"{IN_BFLOAT16 * in_bfloat16}{SHARED_PROMPTS}"] * share_prompts
+    samplers = [samplers[0], *(f"{samplers[0]}{other}" for other in others), *samplers[1:]]
     model, _ = load(settings.model, settings.dtype, device)
     counts, num_layers = skip_counts(model, settings.skip_ratios, settings.model), len(decoder_layers(model))
     del model

@@ -104,6 +104,15 @@ def bench_train(
             "(`sampling_dtype`).",
         ),
     ] = False,
+    share_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--share-prompts", help="Measure `engine-compiled` also with updates that read each prompt once."
+        ),
+    ] = False,
+    micro_batch: Annotated[
+        int, typer.Option(min=1, help="Largest micro-batch of an update (`per_device_train_batch_size`).")
+    ] = 16,
     json_path: Json = None,
 ) -> None:
     """Measure optimizer steps: stock TRL, and Nested-ReFT by sampler and skip ratio."""
@@ -112,9 +121,16 @@ def bench_train(
     from nested_reft.bench import display, rollout, train
 
     settings = rollout.RolloutBenchSettings(
-        model, ratios, prompts=prompts, generations=generations, new_tokens=new_tokens, dtype=dtype, rounds=rounds
+        model,
+        ratios,
+        prompts=prompts,
+        generations=generations,
+        new_tokens=new_tokens,
+        dtype=dtype,
+        micro_batch=micro_batch,
+        rounds=rounds,
     )
-    results = train.measure_train(settings, peak_memory, in_bfloat16=in_bfloat16)
+    results = train.measure_train(settings, peak_memory, in_bfloat16=in_bfloat16, share_prompts=share_prompts)
     print_and_save(results, display.train_table(results), json_path)
 
 

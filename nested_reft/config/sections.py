@@ -601,6 +601,13 @@ class Training(Optimization):
     importance_sampling_level: Literal["token", "sequence"] = key(
         "token", "The level of the clipped ratio of GRPO. `sequence` is the geometric mean of GSPO.", "paper"
     )
+    share_prompts: bool = key(
+        False,
+        "Whether an update reads each prompt of a micro-batch once, for all of its completions, whose tokens attend "
+        "to it. This is faster with long prompts and many completions, and fastest where a micro-batch has all "
+        "completions of its prompts. The gradient is that of TRL except for rounding. Only families are accepted for "
+        "which this is tested.",
+    )
     log_completions: bool = key(
         False,
         "Whether the folder of a training keeps the completions of each optimizer step in Parquet files: prompts, "

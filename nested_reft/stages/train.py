@@ -100,6 +100,7 @@ def build_trainer(
         "nesting": nesting,
         "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None)),
         "keep_completions": settings.log_completions,
+        "share_prompts": settings.share_prompts,
     }
     if settings.algorithm == "rloo":
         rloo = RLOOConfig(**training_arguments, normalize_advantages=False, reward_clip_range=None)

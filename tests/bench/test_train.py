@@ -19,8 +19,11 @@ def test_optimizer_steps_are_measured():
     settings = RolloutBenchSettings(
         "embedded/tiny-28", [0.15], prompts=2, generations=2, new_tokens=3, sampler="engine", rounds=2
     )
-    results = json.loads(json.dumps(measure_train(settings, samplers=["engine"], in_bfloat16=True)))
-    names = ["stock", "engine, k = 0", "engine, k = 4", "engine, bfloat16, k = 0", "engine, bfloat16, k = 4"]
+    results = json.loads(
+        json.dumps(measure_train(settings, samplers=["engine"], in_bfloat16=True, share_prompts=True))
+    )
+    trainers = ["engine", "engine, bfloat16", "engine, bfloat16, shared prompts"]
+    names = ["stock", *(f"{trainer}, k = {k}" for trainer in trainers for k in (0, 4))]
     assert [Variant("stock").name, Variant("engine").name, Variant("engine", 4).name] == names[:3]
     assert results["steps"]["orders"] == [names, names[::-1]] and set(results["steps"]["seconds"]) == set(names)
     assert set(results["phases"]["stock"]) == {"step", "optimizer"}
@@ -29,7 +32,7 @@ def test_optimizer_steps_are_measured():
         for row in results["samples"][name]:  # the phases take at most as long as the step
             assert 0 < sum(seconds for phase, seconds in row.items() if phase != "step") <= row["step"]
     of_skipping = [(row["sampler"], row["num_skipped"]) for row in results["skip"]]
-    assert of_skipping == [("engine", 4), ("engine, bfloat16", 4)]
+    assert of_skipping == [(trainer, 4) for trainer in trainers]
     assert results["num_layers"] == 28 and results["peak_memory_gib"] is None
 
 
