@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nested_reft.config.sections import GGUF_RECORD
 from nested_reft.data.sources import first_line
 from nested_reft.errors import UserError
-from nested_reft.records.files import checksums, discard, first_damaged, read_json, write_json
+from nested_reft.records.files import apply_umask, checksums, discard, first_damaged, read_json, write_json
 from nested_reft.records.lock import lock_product
 
 if TYPE_CHECKING:
@@ -101,21 +101,22 @@ def prepare_gguf(file: Path, folder: Path) -> None:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     work = folder.with_name(f"{folder.name}.part")
-    try:
-        with lock_product(work):
+    with lock_product(work):
+        try:
             if not holds(folder, digest):
                 made = work / "model"
                 discard(made)  # of a process that was killed
-                made.mkdir()
+                made.mkdir(parents=True)  # a process that this one waited for has deleted the folder above
                 save_dequantised(file, made)
+                apply_umask(made)
                 versions = {name: version(name) for name in ("transformers", "gguf")}
                 outputs = checksums(made, *sorted(path.name for path in made.iterdir()))
                 record = {"file": file.name, "sha256": digest, "outputs": outputs, "packages": versions}
                 write_json(made / GGUF_RECORD, record)
                 discard(folder)
                 made.rename(folder)
-    finally:
-        discard(work)
+        finally:
+            discard(work)  # only the holder of the lock may: another process would delete what this one writes
 
 
 def holds(folder: Path, digest: str) -> bool:

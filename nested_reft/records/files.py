@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -90,6 +91,15 @@ def discard(folder: Path) -> None:
     if folder.exists():
         folder.rename(trash)
         shutil.rmtree(trash)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the files of a folder the permissions of new files: safetensors makes files that only their owner reads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def checksum(path: Path) -> str:

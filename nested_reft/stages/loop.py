@@ -16,7 +16,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from nested_reft.config.sections import Optimization, Sft, Training
 from nested_reft.errors import UserError
 from nested_reft.processes import num_processes
-from nested_reft.records.files import discard
+from nested_reft.records.files import apply_umask, discard
 from nested_reft.records.progress import step_row
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.stages.alarms import Alarms
@@ -258,5 +258,6 @@ def run_trainer(trainer: Trainer, record: StageRecord, steps_per_sample: int = 1
     if record.is_written:
         discard(model)
         (unfinished / "training_args.bin").unlink()  # a pickle; run.json holds the same settings as text
+        apply_umask(unfinished)
         unfinished.rename(model)
     return {"train_runtime_s": sum(row["perf/step_s"] for row in record.rows)}

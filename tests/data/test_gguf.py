@@ -58,6 +58,7 @@ def test_the_folder_has_the_logits_of_the_file_and_only_complete_files(made):
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == FILES
     assert {path.name for path in made.parent.iterdir()} == {made.name, folder.name}
     check_bits(made, folder, "A box holds 12 pens. How many pens are in 3 boxes?")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # safetensors would write for its owner only
     record = read_json(folder / "gguf.json")
     assert record["sha256"] == hashlib.sha256(made.read_bytes()).hexdigest()
     assert record["outputs"] == {name: checksum(folder / name) for name in FILES - {"gguf.json"}}
