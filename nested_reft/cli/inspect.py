@@ -63,11 +63,11 @@ def diagnose(
     apply_resource_limits()
     from nested_reft.stages import diagnose as diagnosis
 
-    by_ratio, by_layer = diagnosis.diagnose(model, data, settings)
-    diagnosis.write_diagnosis(by_ratio, by_layer, out)
-    by_ratio["num_skipped"] = by_ratio["num_skipped"].astype(str)
-    ranking = ", ".join(str(layer) for layer in diagnosis.rank_layers(by_layer))
-    typer.echo(by_ratio.to_markdown(index=False, floatfmt=".4f"))
+    found = diagnosis.diagnose(model, data, settings)
+    diagnosis.write_diagnosis(found, out)
+    found.by_ratio["num_skipped"] = found.by_ratio["num_skipped"].astype(str)
+    ranking = ", ".join(str(layer) for layer in diagnosis.rank_layers(found.by_layer))
+    typer.echo(found.by_ratio.to_markdown(index=False, floatfmt=".4f"))
     typer.echo(f"\nLayers, from the smallest effect to the largest: {ranking}\nTables and figure: {out}")
 
 

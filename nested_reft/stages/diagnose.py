@@ -1,8 +1,8 @@
 """The command `diagnose`: how far the nested model is from the full model on given problems, without any training.
 
 For each skip ratio, completions are sampled from the nested model under several draws of skipped layers, and are
-scored by the full model, as in training. For each layer, the completions of the full model are scored again with
-that layer alone skipped.
+scored by the full model, as in training, and by the nested model. For each layer, the completions of the full model
+are scored again with that layer alone skipped. The layers with the smallest effects make up one more set of each size.
 """
 
 import sys
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -25,7 +26,13 @@ from nested_reft.errors import UserError
 from nested_reft.grading.rewards import correctness, first_answer_correctness
 from nested_reft.mitigation import off_policy_metrics
 from nested_reft.model.checks import check_nestable
-from nested_reft.model.layers import decoder_layers, layers_return_tuples, replaced_forwards, skippable_layers
+from nested_reft.model.layers import (
+    decoder_layers,
+    layers_return_tuples,
+    nested,
+    replaced_forwards,
+    skippable_layers,
+)
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.model.scoring import completion_logits
 from nested_reft.nesting import draw_skipped_layers, num_skipped
@@ -34,6 +41,7 @@ from nested_reft.report.figures.diagnosis import diagnosis
 from nested_reft.rollout.sampler import Sampler
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
+UNIFORM, LOWEST = "uniform", "lowest"  # how the layers of a set are chosen: at random, or those with the lowest KL
 
 # The largest number of logits of a forward that scores completions, and of a chunk of them whose KL is computed at
 # once. The first bounds the memory, and a chunk stays in the cache of a CPU.
@@ -53,6 +61,25 @@ class Rollouts(NamedTuple):
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     sampling_per_token_logps: list[list[float]]
+
+
+class Draw(NamedTuple):
+    """Completions sampled with a set of layers skipped, and what they show."""
+
+    skipped_layers: list[int]
+    rollouts: Rollouts
+    log_ratios: torch.Tensor  # log pi(a_t) - log mu(a_t), (tokens,)
+    kl: torch.Tensor  # KL(mu || pi) of each token's distribution, exact over the vocabulary, (tokens,)
+    overlap: torch.Tensor  # 1 - TV(mu, pi) of the same, (tokens,)
+    reward: float
+
+
+class Diagnosis(NamedTuple):
+    """The tables of a diagnosis: a row per skip ratio, per layer that may be skipped, and per set of layers."""
+
+    by_ratio: pd.DataFrame
+    by_layer: pd.DataFrame
+    by_set: pd.DataFrame
 
 
 class CompletionSampler:
@@ -123,6 +150,42 @@ def log_ratios(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSe
     return torch.cat(ratios)
 
 
+def divergences(
+    logits_of_mu: Sequence[torch.Tensor], log_pis: Sequence[torch.Tensor], settings: DiagnosisSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return KL(mu || pi) and 1 - TV(mu, pi) of each token's distribution, exact over the vocabulary, (tokens,) each.
+
+    Args:
+        logits_of_mu: the logits of the nested model, (T, V) for each completion.
+        log_pis: the log-probs of the full model, (T, V) for each completion.
+        settings: the settings of the diagnosis.
+    """
+    kls, overlaps = [], []
+    for logits, log_pi in zip(logits_of_mu, log_pis, strict=True):
+        size = max(1, LOGITS_PER_CHUNK // logits.shape[1])
+        for logits_of_chunk, log_pi_of_chunk in zip(logits.split(size), log_pi.split(size), strict=True):
+            log_mu = vocabulary_logps(logits_of_chunk, settings)
+            kls.append((log_mu.exp() * (log_mu - log_pi_of_chunk)).sum(dim=-1))
+            overlaps.append(torch.minimum(log_mu, log_pi_of_chunk).exp().sum(dim=-1))
+    return torch.cat(kls).cpu(), torch.cat(overlaps).cpu()
+
+
+def divergences_of_set(
+    model: PreTrainedModel, skipped_layers: Sequence[int], rollouts: Rollouts, settings: DiagnosisSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `divergences` of mu, which skips these layers, from pi on the tokens of roll-outs."""
+    parts = []
+    for rows in groups_of_rows(model, rollouts, settings):
+        prompt_ids, completion_ids = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
+        log_pis = [
+            vocabulary_logps(logits, settings) for logits in completion_logits(model, prompt_ids, completion_ids)
+        ]
+        with nested(model, skipped_layers):
+            parts.append(divergences(completion_logits(model, prompt_ids, completion_ids), log_pis, settings))
+    kls, overlaps = zip(*parts, strict=True)
+    return torch.cat(kls), torch.cat(overlaps)
+
+
 @contextmanager
 def hidden_states_kept(layers: torch.nn.ModuleList) -> Iterator[list[torch.Tensor]]:
     """Yield the list of the hidden states (R, T, W) that each layer gets in the forward of the block."""
@@ -170,51 +233,52 @@ def layer_kls(
             known = hidden_states[layer]
             output: Any = (known, None) if as_tuple else known
             with replaced_forwards(stack, dict.fromkeys(range(layer + 1), lambda *_, output=output, **__: output)):
-                for logits, log_pi in zip(completion_logits(model, prompt_ids, completion_ids), log_pis, strict=True):
-                    size = max(1, LOGITS_PER_CHUNK // logits.shape[1])
-                    for logits_of_chunk, log_pi_of_chunk in zip(logits.split(size), log_pi.split(size), strict=True):
-                        log_mu = vocabulary_logps(logits_of_chunk, settings)
-                        totals[layer] += (log_mu.exp() * (log_mu - log_pi_of_chunk)).sum().item()
+                kls, _ = divergences(completion_logits(model, prompt_ids, completion_ids), log_pis, settings)
+            totals[layer] += kls.sum().item()
             on_pass()
     return {layer: total / tokens for layer, total in totals.items()}
 
 
-def diagnose_ratio(
-    sampler: CompletionSampler, draws: list[list[int]], problems: Problems, on_draw: Callable[[], object]
-) -> tuple[dict[str, float], Rollouts]:
-    """Sample completions under each draw of skipped layers, and score them with the full model.
-
-    Args:
-        sampler: the sampler of the completions.
-        draws: the skipped layers of each draw, all of one skip ratio.
-        problems: the problems; a completion is sampled for each entry.
-        on_draw: called after each draw.
-
-    Returns:
-        The metrics over all draws, with the lowest and the highest value of a draw, and the first draw's roll-outs.
-    """
-    settings, rollouts, log_ratios_of_draws, rewards = sampler.settings, [], [], []
+def diagnose_set(sampler: CompletionSampler, skipped_layers: list[int], problems: Problems, step: int) -> Draw:
+    """Sample a completion for each entry of the problems with a set of layers skipped, and score them."""
+    settings = sampler.settings
     reward = first_answer_correctness if settings.fixed_length else correctness
-    for step, skipped_layers in enumerate(draws):
-        sampled = sampler.sample(problems.prompt_ids, skipped_layers, step)
-        texts = sampler.tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
-        rollouts.append(sampled)
-        log_ratios_of_draws.append(log_ratios(sampler.model, sampled, settings))
-        rewards.append(sum(reward(texts, problems.answers)) / len(texts))
-        on_draw()
-    pooled = torch.cat(log_ratios_of_draws)
+    rollouts = sampler.sample(problems.prompt_ids, skipped_layers, step)
+    texts = sampler.tokenizer.batch_decode(rollouts.completion_ids, skip_special_tokens=True)
+    return Draw(
+        skipped_layers,
+        rollouts,
+        log_ratios(sampler.model, rollouts, settings),
+        *divergences_of_set(sampler.model, skipped_layers, rollouts, settings),
+        reward=sum(reward(texts, problems.answers)) / len(texts),
+    )
+
+
+def metrics_of(draws: Sequence[Draw]) -> dict[str, float]:
+    """Return the metrics over the tokens of all these draws, without their spread between draws."""
+    pooled, kl, overlap = (torch.cat(parts) for parts in zip(*(draw[2:5] for draw in draws), strict=True))
     metrics = off_policy_metrics(pooled, pooled.exp(), pooled.exp())
-    kls = [-draw.mean().item() for draw in log_ratios_of_draws]
-    lengths = [len(completion) for sampled in rollouts for completion in sampled.completion_ids]
-    row = {name: metrics[f"sampling/{name}"] for name in SHOWN_METRICS} | {
-        "kl_lowest": min(kls),
-        "kl_highest": max(kls),
-        "reward": sum(rewards) / len(rewards),
-        "reward_lowest": min(rewards),
-        "reward_highest": max(rewards),
+    lengths = [len(completion) for draw in draws for completion in draw.rollouts.completion_ids]
+    return {name: metrics[f"sampling/{name}"] for name in SHOWN_METRICS} | {
+        "exact_kl": kl.mean().item(),
+        "exact_kl_p95": percentile(kl, 95),
+        "overlap": overlap.mean().item(),
+        "overlap_p5": percentile(overlap, 5),
+        "reward": sum(draw.reward for draw in draws) / len(draws),
         "mean_length": sum(lengths) / len(lengths),
     }
-    return row, rollouts[0]
+
+
+def percentile(values: torch.Tensor, percent: float) -> float:
+    """Return a percentile of values (n,)."""
+    return float(np.percentile(values.numpy(), percent))
+
+
+def row_of_ratio(draws: Sequence[Draw]) -> dict[str, float]:
+    """Return the metrics over all draws, with the lowest and the highest value of a draw."""
+    kls, rewards = [-draw.log_ratios.mean().item() for draw in draws], [draw.reward for draw in draws]
+    spread = {"kl_lowest": min(kls), "kl_highest": max(kls)}
+    return metrics_of(draws) | spread | {"reward_lowest": min(rewards), "reward_highest": max(rewards)}
 
 
 def load_for_diagnosis(
@@ -260,31 +324,65 @@ def progress_bar(total: int, unit: str) -> tqdm:
     return tqdm(total=total, unit=unit, desc=f"{unit}s", mininterval=seconds, maxinterval=seconds)
 
 
-def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a row per skip ratio, beginning with ratio 0, and a row per layer that may be skipped.
+def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> Diagnosis:
+    """Return the tables of a diagnosis; those of ratios and of sets begin with ratio 0.
 
     Raises:
         UserError: if the data hold no problems, if the model cannot be nested, or if a ratio skips more layers than
             may be skipped.
     """
     rows = [row for row in problems_in(data, settings.num_prompts) for _ in range(settings.num_generations)]
-    model, tokenizer, draws = load_for_diagnosis(model_path, settings)
+    model, tokenizer, layers_of_draws = load_for_diagnosis(model_path, settings)
     valid_layers = skippable_layers(model, settings.border)
     prompts = [format_prompt(row["problem"], settings.template) for row in rows]
     problems = Problems(tokenizer(prompts)["input_ids"], [row["answer"] for row in rows])
     sampler = CompletionSampler(model, tokenizer, settings)
     torch.manual_seed(settings.seed)  # sampler `generate` draws from the global random state
-    by_ratio, rollouts = {}, {}
+    # 1. Sample under random draws of layers.
+    draws: dict[float, list[Draw]] = {ratio: [] for ratio in layers_of_draws}
     with progress_bar(len(draws) * settings.num_draws, "draw") as progress:
-        for ratio, draws_of_ratio in draws.items():
-            by_ratio[ratio], rollouts[ratio] = diagnose_ratio(sampler, draws_of_ratio, problems, progress.update)
-    groups = groups_of_rows(model, rollouts[0.0], settings)
+        for ratio, sets in layers_of_draws.items():
+            for step, skipped_layers in enumerate(sets):
+                draws[ratio].append(diagnose_set(sampler, skipped_layers, problems, step))
+                progress.update()
+    # 2. Skip each layer alone.
+    rollouts = draws[0.0][0].rollouts
+    groups = groups_of_rows(model, rollouts, settings)
     with progress_bar(len(groups) * len(valid_layers), "layer") as progress:
-        by_layer = layer_kls(model, valid_layers, rollouts[0.0], settings, progress.update)
-    ratio_table = [
-        {"skip_ratio": ratio, "num_skipped": len(draws[ratio][0])} | metrics for ratio, metrics in by_ratio.items()
-    ]
-    return pd.DataFrame(ratio_table), pd.DataFrame(by_layer.items(), columns=["layer", "kl"])
+        by_layer = layer_kls(model, valid_layers, rollouts, settings, progress.update)
+    layer_table = pd.DataFrame(by_layer.items(), columns=["layer", "kl"])
+    # 3. Sample without the layers that matter least alone.
+    ranked, lowest = rank_layers(layer_table), dict[float, Draw]()
+    skipping = {ratio: len(of_ratio[0].skipped_layers) for ratio, of_ratio in draws.items() if ratio}
+    with progress_bar(len(skipping), "lowest set") as progress:
+        for ratio, size in skipping.items():
+            lowest[ratio] = diagnose_set(sampler, sorted(ranked[:size]), problems, settings.num_draws)
+            progress.update()
+
+    def set_row(ratio: float, choice: str, draw: Draw) -> dict[str, Any]:
+        predicted = sum(by_layer[layer] for layer in draw.skipped_layers)
+        layers = {"layers": " ".join(map(str, draw.skipped_layers)), "sum_of_layers": predicted}
+        return (
+            {"skip_ratio": ratio, "num_skipped": len(draw.skipped_layers), "choice": choice}
+            | layers
+            | metrics_of([draw])
+        )
+
+    return Diagnosis(
+        pd.DataFrame(
+            [
+                {"skip_ratio": ratio, "num_skipped": len(of_ratio[0].skipped_layers)} | row_of_ratio(of_ratio)
+                for ratio, of_ratio in draws.items()
+            ]
+        ),
+        layer_table,
+        pd.DataFrame(
+            [
+                *(set_row(ratio, UNIFORM, draw) for ratio, of_ratio in draws.items() for draw in of_ratio),
+                *(set_row(ratio, LOWEST, draw) for ratio, draw in lowest.items()),
+            ]
+        ),
+    )
 
 
 def rank_layers(by_layer: pd.DataFrame) -> list[int]:
@@ -292,9 +390,9 @@ def rank_layers(by_layer: pd.DataFrame) -> list[int]:
     return list(by_layer.sort_values("kl")["layer"])
 
 
-def write_diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame, out: Path) -> None:
-    """Write both tables as CSV, and the figure."""
+def write_diagnosis(found: Diagnosis, out: Path) -> None:
+    """Write the tables as CSV, and the figure."""
     out.mkdir(parents=True, exist_ok=True)
-    by_ratio.to_csv(out / "skip_ratios.csv", index=False, float_format="%.6g")
-    by_layer.to_csv(out / "layers.csv", index=False, float_format="%.6g")
-    style.save(diagnosis(by_ratio, by_layer), out / "diagnosis")
+    for name, table in zip(("skip_ratios", "layers", "sets"), found, strict=True):
+        table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+    style.save(diagnosis(*found), out / "diagnosis")

@@ -46,8 +46,21 @@ def test_a_diagnosis_orders_ratios_and_layers(tmp_path, data):
     assert by_ratio["k3_kl"][0] < by_ratio["k3_kl"][1] < by_ratio["k3_kl"][2] and by_ratio["kl"][2] > 0.1
     assert (by_ratio["kl_lowest"] <= by_ratio["kl"]).all() and (by_ratio["kl"] <= by_ratio["kl_highest"]).all()
     assert (by_ratio["mean_length"] == 12).all()
+    assert abs(by_ratio["overlap"] - by_ratio["acceptance_rate"]).max() < 0.1  # exact, and its estimate from samples
+    assert (by_ratio["overlap_p5"] < by_ratio["overlap"])[1:].all() and by_ratio["overlap_p5"][0] > 0.999
     by_layer = pd.read_csv(tmp_path / "out" / "layers.csv")
     assert by_layer["layer"].tolist() == list(range(1, 27)) and (by_layer["kl"] > 0).all()
+    by_set = pd.read_csv(tmp_path / "out" / "sets.csv", dtype={"layers": str}, keep_default_na=False)
+    assert by_set["choice"].tolist() == ["uniform"] * 6 + ["lowest"] * 2
+    kls = by_layer.set_index("layer")["kl"]
+    for _, row in by_set.iterrows():
+        layers = [int(layer) for layer in row["layers"].split()]
+        assert len(layers) == row["num_skipped"] and row["sum_of_layers"] == pytest.approx(kls[layers].sum(), rel=1e-4)
+    assert by_set["layers"].tolist()[-2:] == [
+        str(kls.idxmin()),
+        " ".join(map(str, sorted(kls.nsmallest(14).index))),
+    ]
+    assert by_set["exact_kl"].tolist()[-1] < by_set[by_set["num_skipped"] == 14]["exact_kl"].iloc[:2].mean()
     assert (tmp_path / "out" / "diagnosis.svg").exists() and (tmp_path / "out" / "diagnosis.png").exists()
 
 
@@ -82,6 +95,10 @@ def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family
             ]
         return (torch.cat(logits) / 0.7).log_softmax(dim=-1)
 
+    kl, overlap = diagnosis.divergences_of_set(model, [1, 4], rollouts, settings)
+    log_mu, log_pi = logps([1, 4]), logps([])
+    assert torch.allclose(kl, (log_mu.exp() * (log_mu - log_pi)).sum(dim=-1), atol=1e-5)
+    assert torch.allclose(overlap, 1 - (log_mu.exp() - log_pi.exp()).abs().sum(dim=-1) / 2, atol=1e-5)
     for layer, kl in found.items():
         expected = (logps([layer]).exp() * (logps([layer]) - logps([]))).sum(dim=-1).mean().item()
         assert kl == pytest.approx(expected, rel=1e-4) and kl > 1e-3
