@@ -43,6 +43,7 @@ TABLES = (
     "answers",
     "deltas",
     "mcnemar",
+    "noise",
     "efficiency",
     "config",
     "provenance",

@@ -15,6 +15,7 @@ from nested_reft.report.contents import contents
 from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
 from nested_reft.report.figures.accuracy import forest
+from nested_reft.report.noise import noise_table
 from nested_reft.report.paper import config_table, paper_table2
 from nested_reft.report.rounding import stated_table
 from nested_reft.report.sources import Sources, read_sources, write_sources
@@ -44,6 +45,7 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
         "answers": answers_table(sources),
         "deltas": deltas,
         "mcnemar": mcnemar_table(sources),
+        "noise": noise_table(sources),
         "efficiency": efficiency_table(deltas, trained_runs(sources)),
         "config": config_table(sources.config),
         "provenance": provenance_table(sources.provenance),

@@ -18,6 +18,7 @@ from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report.answer import answer_facts
 from nested_reft.report.figure_facts import figure_facts
 from nested_reft.report.glossary import WEIGHTS
+from nested_reft.report.noise import noise_facts
 from nested_reft.report.sources import RUN, Sources, instance_label
 
 
@@ -51,6 +52,11 @@ def magnitude(values: Mapping[str, float]) -> str:
     """Return a range of sizes of deltas in percentage points as `3.3 to 4.5`, or the only one."""
     lowest, highest = (f"{100 * values[end]:.1f}" for end in ("lowest", "highest"))
     return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def magnitude_of(share: float) -> str:
+    """Return the size of a change of the accuracy in percentage points, without its unit."""
+    return f"{100 * share:.1f}"
 
 
 def times(ratio: float) -> str:
@@ -128,6 +134,7 @@ FILTERS = (
     signed_percent,
     range_of,
     magnitude,
+    magnitude_of,
     times,
     listing,
     literal,
@@ -209,7 +216,8 @@ def report_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[s
     """Return everything that a template may state, from the sources and the tables of a report."""
     answer = answer_facts(sources, tables)
     verdicts = {"verdicts": verdict_counts(answer["counts"], answer["num_tested"])}
-    return study_facts(sources) | table_facts(tables) | answer | figure_facts(sources) | verdicts
+    noise = noise_facts(tables["noise"], len(sources.config["grid"]["seed"]))
+    return study_facts(sources) | table_facts(tables) | answer | figure_facts(sources) | verdicts | noise
 
 
 def text(template: str, facts: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from nested_reft.report.sources import (
     Sources,
     problem_scores,
 )
-from nested_reft.report.statistics import Floats, effective_n, wilson_interval
+from nested_reft.report.statistics import Floats, accuracy_interval
 
 # Metrics of a benchmark that results.csv copies; `accuracy` is pass@1 already.
 COPIED_METRIC = re.compile(r"truncated|mean_length|pass_at_(?!1$)\d+")
@@ -60,16 +60,19 @@ def all_problem_scores(verdicts: list[pa.Table]) -> pd.DataFrame:
     return problem_scores(table, "number")
 
 
-def benchmark_row(name: str, scores: Floats, metrics: Mapping[str, Any], confidence: float) -> dict[str, Any]:
-    """Return the columns of results.csv that describe one evaluated model on one benchmark, with Wilson's interval.
+def benchmark_row(
+    name: str, scores: Floats, samples: int, metrics: Mapping[str, Any], confidence: float
+) -> dict[str, Any]:
+    """Return the columns of results.csv that describe one evaluated model on one benchmark.
 
     Args:
         name: the name of the benchmark.
         scores: the share of right answers per problem, (n,).
+        samples: completions per problem.
         metrics: the metrics of the evaluation.
         confidence: the confidence level of the interval.
     """
-    low, high = wilson_interval(scores.mean(), effective_n(scores), confidence)
+    low, high = accuracy_interval(scores, samples, confidence)
     row = {"benchmark": name, "n": len(scores), "accuracy": scores.mean(), "ci_low": low, "ci_high": high}
     prefix = f"eval/{name}/"
     named = {metric.removeprefix(prefix): value for metric, value in metrics.items() if metric.startswith(prefix)}
@@ -82,7 +85,8 @@ def results_rows(evaluated: Sequence[Evaluation], scores: pd.DataFrame, confiden
     groups: Any = shares.groupby([scores["number"], scores["benchmark"]], sort=False, observed=True)
     for (number, benchmark), of_problems in groups:
         product, _, metrics = evaluated[number]
-        yield product | benchmark_row(benchmark, of_problems.to_numpy(), metrics, confidence)
+        samples = int(scores["samples"].loc[of_problems.index[0]])
+        yield product | benchmark_row(benchmark, of_problems.to_numpy(), samples, metrics, confidence)
 
 
 def with_axes(scores: pd.DataFrame, products: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         DATASET_FIGURE: "Accuracy, token speed and run time: {dataset}",
         "deltas": "All deltas",
         "mcnemar": "McNemar's exact tests",
+        "noise": "Where the noise comes from",
     },
     "Setup and provenance": {
         "table1": "Table 1: layers skipped",

@@ -62,6 +62,7 @@ UNITS: dict[str, dict[str, str]] = {
     "deltas": {"baseline": PERCENT, "instance": PERCENT, "absolute_delta": POINTS},
     "efficiency": {"accuracy_delta": POINTS},
     "stages": {"accuracy": PERCENT},
+    "noise": dict.fromkeys(["seed", "choice_of_problems", "seed_x_problem", "sampling", "total"], PERCENT),
     "trend": {"slope": POINTS, "delta": POINTS},
     "table2": {"best_delta": POINTS, "worst_delta": POINTS, "best_by_chance": POINTS},
     "table2_paper": {"best_delta": POINTS, "worst_delta": POINTS},

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
 ROUNDING = 1e-12  # a share, or a standard error of shares, below this is zero but for rounding
+LARGE_BENCHMARK = 100  # problems, from which on Wilson's interval describes an accuracy
 
 
 def wilson_interval(accuracy: float, n: float, confidence: float) -> tuple[float, float]:
@@ -36,6 +37,37 @@ def effective_n(scores: Floats) -> float:
     """
     mean, variance = scores.mean(), scores.var()
     return float(len(scores) * mean * (1 - mean) / variance) if variance > 0 else float(len(scores))
+
+
+def exact_interval(accuracy: float, n: float, confidence: float) -> tuple[float, float]:
+    """Return the exact interval of a share of `n` independent trials (Clopper and Pearson, 1934), whole or not."""
+    right, tail = accuracy * n, (1 - confidence) / 2
+    low = special.betaincinv(right, n - right + 1, tail) if right > 0 else 0.0
+    high = special.betaincinv(right + 1, n - right, 1 - tail) if right < n else 1.0
+    return float(low), float(high)
+
+
+def accuracy_interval(scores: Floats, samples: int, confidence: float) -> tuple[float, float]:
+    """Return the interval of the accuracy on one benchmark, over the choice of problems and the sampling of answers.
+
+    Wilson's interval contains the true accuracy in 95 % of the cases on average over accuracies, but less often for
+    some of them, above all on a small benchmark. There the interval is the exact one, with the effective sample size.
+    The variance between few problems may be too small by chance. The effective sample size is therefore computed with
+    two problems more: one with only right samples and one with only wrong ones.
+
+    Args:
+        scores: the share of right samples per problem, (n,).
+        samples: completions per problem.
+        confidence: the level of the interval.
+    """
+    mean, problems = float(scores.mean()), len(scores)
+    if problems >= LARGE_BENCHMARK:
+        return wilson_interval(mean, effective_n(scores), confidence)
+    if samples == 1:
+        return exact_interval(mean, problems, confidence)
+    with_two_more = np.concatenate([scores, [0.0, 1.0]])
+    trials = effective_n(with_two_more) * problems / len(with_two_more)
+    return exact_interval(mean, min(trials, problems * samples), confidence)
 
 
 def pass_at_k(correct: npt.ArrayLike, n: int, k: int) -> Floats:

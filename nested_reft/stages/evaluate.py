@@ -30,7 +30,7 @@ from nested_reft.records.progress import completion_row
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.report.sources import problem_scores
-from nested_reft.report.statistics import effective_n, pass_at_k, problem_interval, wilson_interval
+from nested_reft.report.statistics import accuracy_interval, pass_at_k, problem_interval
 from nested_reft.stages.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def benchmark_metrics(rows: pd.DataFrame, problems: pd.DataFrame) -> dict[str, f
     """
     samples = int(problems["samples"].max())
     scores = (problems["num_correct"] / samples).to_numpy()
-    low, high = wilson_interval(scores.mean(), effective_n(scores), CONFIDENCE)
+    low, high = accuracy_interval(scores, samples, CONFIDENCE)
     metrics: dict[str, float] = {"pass_at_1": float(scores.mean()), "ci_low": low, "ci_high": high, "n": len(problems)}
     for power in range(1, samples.bit_length()):
         k = 2**power
@@ -225,7 +225,7 @@ def benchmark_metrics(rows: pd.DataFrame, problems: pd.DataFrame) -> dict[str, f
 def evaluation_metrics(records: pd.DataFrame) -> dict[str, float]:
     """Return the metrics of each benchmark, `eval/<benchmark>/...`, and of all together, `eval/overall/...`.
 
-    `pass_at_1` is the share of correct completions, with Wilson's interval, `n` the number of problems, `pass_at_k`
+    `pass_at_1` is the share of correct completions, with its interval, `n` the number of problems, `pass_at_k`
     the unbiased estimate for k = 2, 4, ... up to the samples of a problem, `truncated` the share of completions that
     reached `max_new_tokens`, `mean_length` the mean number of tokens, and `grading_timeouts` the number of completions
     that count as wrong because computer algebra took too long or died. `overall` has the sums of `n` and

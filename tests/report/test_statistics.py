@@ -13,10 +13,12 @@ from nested_reft.report.statistics import (
     Delta,
     VarianceComponents,
     accuracy_deltas,
+    accuracy_interval,
     best_by_chance,
     bootstrap_macro_averages,
     effective_n,
     equivalence_p,
+    exact_interval,
     holm,
     macro_average,
     mcnemar_test,
@@ -108,6 +110,50 @@ def test_coverage_of_wilson_intervals_with_several_samples_per_problem():
             naive += not counted and low <= truth <= high
     assert holds(held / REPEATS)
     assert naive / REPEATS < 0.7  # 800 samples of 100 problems are not 800 problems
+
+
+def coverage_of_a_small_benchmark(problems, samples, alike, accuracy, repeats) -> float:
+    """Return how often the interval of one accuracy holds the truth.
+
+    Args:
+        alike: large if all problems are equally hard, small if the samples of a problem are all right or all wrong.
+    """
+    rng = np.random.default_rng(0)
+    chances = rng.beta(accuracy * alike, (1 - accuracy) * alike, size=(repeats, problems))
+    intervals = [accuracy_interval(scores, samples, LEVEL) for scores in rng.binomial(samples, chances) / samples]
+    return np.mean([low <= accuracy <= high for low, high in intervals])
+
+
+@pytest.mark.parametrize("alike", [0.5, 50.0])
+@pytest.mark.parametrize("accuracy", [0.03, 0.1, 0.5])
+def test_intervals_of_thirty_problems_with_eight_samples_hold_each_truth(alike, accuracy):
+    assert coverage_of_a_small_benchmark(30, 8, alike, accuracy, repeats=400) >= 0.93  # .95 and two errors
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("problems", [10, 30, 83])
+@pytest.mark.parametrize("samples", [4, 32])
+@pytest.mark.parametrize("alike", [0.1, 0.5, 2.0, 50.0])
+def test_intervals_of_small_benchmarks_hold_each_truth(problems, samples, alike):
+    for accuracy in (0.02, 0.05, 0.1, 0.3, 0.5, 0.8, 0.97):
+        assert coverage_of_a_small_benchmark(problems, samples, alike, accuracy, REPEATS) >= 0.94  # two errors: .01
+
+
+@pytest.mark.parametrize("n", [30, 83])
+def test_exact_intervals_hold_each_truth_and_wilsons_do_not(n):
+    """By enumeration of all numbers of right answers."""
+    right = np.arange(n + 1)
+    exact, wilson = (
+        np.array([interval(number / n, n, LEVEL) for number in right])
+        for interval in (exact_interval, wilson_interval)
+    )
+    for intervals, lowest, highest in ((exact, 0.95, 1.0), (wilson, 0.8, 0.9)):
+        coverages = [
+            stats.binom.pmf(right, n, truth)[(intervals[:, 0] <= truth) & (truth <= intervals[:, 1])].sum()
+            for truth in np.linspace(0.001, 0.999, 999)
+        ]
+        assert lowest <= min(coverages) <= highest
 
 
 @pytest.mark.parametrize("sizes", [(60, 60, 60), (30, 83, 200)])
@@ -208,6 +254,27 @@ def test_a_null_study_resolves_nothing(seeds, seed_sd, repeats):
 def test_wilson_is_scipys(successes, n):
     expected = stats.binomtest(successes, n).proportion_ci(0.9, method="wilson")
     assert wilson_interval(successes / n, n, 0.9) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 6), (3, 30), (77, 83), (30, 30)])
+def test_the_interval_of_a_small_benchmark_is_scipys_exact_one(successes, n):
+    expected = stats.binomtest(successes, n).proportion_ci(0.9, method="exact")
+    assert exact_interval(successes / n, n, 0.9) == pytest.approx((expected.low, expected.high))
+    scores = np.arange(n) < successes
+    assert accuracy_interval(scores.astype(float), 1, 0.9) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_a_large_benchmark_is_wilsons():
+    scores = np.repeat([0.0, 1.0], [40, 60])
+    assert accuracy_interval(scores, 1, 0.9) == wilson_interval(0.6, 100, 0.9)
+
+
+def test_several_samples_narrow_an_interval_unless_they_are_all_alike():
+    right = np.repeat([0.0, 1.0], [15, 15])
+    low, high = accuracy_interval(right, 8, 0.95)
+    assert (low, high) == pytest.approx(exact_interval(0.5, 30, 0.95))
+    low, high = accuracy_interval(np.full(30, 0.5), 8, 0.95)
+    assert (low, high) == pytest.approx(exact_interval(0.5, 240, 0.95))
 
 
 def test_effective_n():
