@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nested_reft.report.deltas import trained_runs
+from nested_reft.report.interim import WAITING
 from nested_reft.report.off_policy import ACCEPTANCE, kl_column, run_medians
 from nested_reft.report.sources import CELL, INSTANCE, Sources
 from nested_reft.report.statistics import smallest_resolvable
@@ -17,7 +18,8 @@ from nested_reft.report.statistics import smallest_resolvable
 # The probability with which a true change that the answer calls detectable is found to be better or worse.
 POWER = 0.8
 # The verdicts of a delta that has runs, in the order in which the answer counts them.
-VERDICTS = ("worse", "better", "equivalent", "inconclusive")
+DECIDED = ("worse", "better", "equivalent")
+VERDICTS = (*DECIDED, "inconclusive", WAITING)
 
 
 def span(values: pd.Series) -> dict[str, float]:
@@ -72,7 +74,8 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> d
 
     `resolvable` is the range of how far from zero a delta has to be measured to be better or worse, and `detectable`
     that of the true delta that is found so with the probability POWER; both differ between the instances.
-    `half_width` is the range of how far the intervals reach. They are None where no interval has a width.
+    `half_width` is the range of how far the intervals reach. They are None where no interval has a width, and in an
+    unfinished study.
 
     Args:
         deltas: the table of deltas.
@@ -84,6 +87,7 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> d
         name: accuracy[accuracy["verdict"] == name].sort_values("absolute_delta", kind="stable") for name in VERDICTS
     }
     others = of_verdict["inconclusive"]
+    judged = accuracy[accuracy["verdict"] != WAITING]
     largest = accuracy[accuracy["verdict"].isin(["worse", "better"])]
     largest = largest.sort_values("absolute_delta", key=abs, ascending=False, kind="stable")[:2]
     return {
@@ -93,13 +97,13 @@ def accuracy_facts(deltas: pd.DataFrame, confidence: float, num_seeds: int) -> d
         "with_skipping": span(accuracy["instance"]),
         "change": span(accuracy["absolute_delta"]),
         "counts": {name: len(rows) for name, rows in of_verdict.items()},
-        "found": [row for name in VERDICTS[:-1] for row in of_verdict[name].to_dict("records")],
+        "found": [row for name in DECIDED for row in of_verdict[name].to_dict("records")],
         "largest": largest.to_dict("records"),
         "inconclusive": span(others["absolute_delta"]) if len(others) else None,
         "miss_zero": int(((others["ci_low"] > 0) | (others["ci_high"] < 0)).sum()),
-        "half_width": above_zero((accuracy["ci_high"] - accuracy["ci_low"]) / 2),
-        "resolvable": above_zero(resolvable(accuracy, confidence, 0.5)),
-        "detectable": above_zero(resolvable(accuracy, confidence, POWER)),
+        "half_width": above_zero((judged["ci_high"] - judged["ci_low"]) / 2),
+        "resolvable": above_zero(resolvable(judged, confidence, 0.5)),
+        "detectable": above_zero(resolvable(judged, confidence, POWER)),
         "power": POWER,
         **coverage_facts(accuracy, num_seeds),
     }

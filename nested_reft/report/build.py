@@ -15,6 +15,7 @@ from nested_reft.report.contents import contents
 from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
 from nested_reft.report.figures.accuracy import forest
+from nested_reft.report.interim import run_counts, without_verdicts
 from nested_reft.report.noise import noise_table
 from nested_reft.report.paper import config_table, paper_table2
 from nested_reft.report.rounding import stated_table
@@ -32,15 +33,20 @@ from nested_reft.report.trend_table import trend_table
 
 
 def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
-    """Return the tables of a report by name, with the digits that a report states."""
-    deltas = stated_table(delta_table(sources))
+    """Return the tables of a report by name, with the digits that a report states.
+
+    The verdicts of an unfinished study wait, and its tables have no p.
+    """
+    finished, planned = run_counts(sources)
+    judged = without_verdicts if finished < planned else lambda table: table
+    deltas = stated_table(judged(delta_table(sources)))
     accuracy = deltas[deltas["metric"] == "accuracy"]
     tables = {
         "table1": table1(sources.provenance["models"], sources.config["grid"]["skip_ratio"]),
         "table2": table2(accuracy),
         "table2_paper": paper_table2(),
-        "trend": trend_table(sources),
-        "strategy_counts": strategy_counts(accuracy),
+        "trend": judged(trend_table(sources)),
+        "strategy_counts": judged(strategy_counts(accuracy)),
         "stages": stages_table(sources),
         "answers": answers_table(sources),
         "deltas": deltas,

@@ -18,8 +18,9 @@ from nested_reft.embedded import PRETRAINED_WITH_LAYER_DROPOUT
 from nested_reft.report.answer import answer_facts
 from nested_reft.report.figure_facts import figure_facts
 from nested_reft.report.glossary import WEIGHTS
+from nested_reft.report.interim import run_counts
 from nested_reft.report.noise import noise_facts
-from nested_reft.report.sources import RUN, Sources, instance_label
+from nested_reft.report.sources import Sources, instance_label
 
 
 def points(delta: float) -> str:
@@ -170,15 +171,12 @@ def layer_dropout_note(config: Mapping[str, Any]) -> str:
 def study_facts(sources: Sources) -> dict[str, Any]:
     """Return the facts about the runs: the grid, the benchmarks, the numbers of runs, and the missing products."""
     config, grid = sources.config, sources.config["grid"]
-    num_instances = len(instances(grid))
-    trained = sources.results[sources.results["product"] == "train"]
+    num_present, num_planned = run_counts(sources)
     seeds = len(grid["seed"])
-    num_planned = len(grid["model"]) * len(grid["dataset"]) * seeds * (1 + num_instances)
-    num_present = len(trained.drop_duplicates(RUN))
     return {
         "study": config["study"],
         "grid": grid,
-        "num_instances": num_instances,
+        "num_instances": len(instances(grid)),
         "num_seeds": seeds,
         "seeds_words": plural(seeds, "seed") if num_present == num_planned else f"up to {plural(seeds, 'seed')}",
         "num_planned": num_planned,

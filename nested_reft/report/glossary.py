@@ -23,7 +23,8 @@ GLOSSARY = {
     "delta": "The metric of an instance minus that of its baseline. A relative delta is divided by the baseline's "
     "metric.",
     "points": "Percentage points: the unit of a delta of accuracies in percent. From 90% to 85% are -5 points.",
-    "verdict": "What a delta of the accuracy says: equivalent, better, worse or inconclusive; missing without runs.",
+    "verdict": "What a delta of the accuracy says: equivalent, better, worse or inconclusive; missing without runs, "
+    "and waiting until the study is finished.",
     "better": "A verdict: the instance has the higher accuracy, or is faster, and p after Holm's correction is below "
     "1 - confidence, which is 0.05 by default. The interval of a delta is not corrected, so it may miss zero although "
     "the verdict is inconclusive.",
@@ -32,6 +33,8 @@ GLOSSARY = {
     "from zero, but by less than what matters.",
     "inconclusive": "A verdict: too little data to call the delta equivalent, better or worse. Zero and a change of "
     "the size of the margin are both possible.",
+    "waiting": "A verdict: the study is not finished. All verdicts are given once, with the last planned run, because "
+    "a study that is judged at every look finds a difference sooner or later, also where there is none.",
     "margin": "The smallest change of the accuracy that matters, 1 point by default (analysis.margin).",
     "trend": "The slope of the accuracy on the share of layers skipped, over all runs at once.",
     "Holm's correction": "A correction of p for the number of tests, here for the instances of a cell. Without it, "

@@ -88,7 +88,7 @@ def test_accuracies_are_those_of_the_finished_pairs():
     assert facts["num_tested"] == 2 and facts["num_baselines"] == 1
     assert facts["baseline"]["lowest"] == facts["baseline"]["highest"] == 0.9
     assert (facts["with_skipping"]["lowest"], facts["with_skipping"]["highest"]) == (0.8, 0.92)
-    assert facts["counts"] == {"worse": 1, "better": 0, "equivalent": 0, "inconclusive": 1}
+    assert facts["counts"] == {"worse": 1, "better": 0, "equivalent": 0, "inconclusive": 1, "waiting": 0}
     assert facts["inconclusive"]["number"] == 1 and facts["half_width"]["median"] == pytest.approx(0.03)
     # two tests: Holm's correction compares the smaller p with 0.025
     unit = 0.03 / stats.norm.ppf(0.975)

@@ -98,7 +98,7 @@ def test_too_little_data_is_said_in_words(tmp_path):
 
 TREND = {"slope": -0.01, "ci_low": -0.02, "ci_high": 0.002, "largest_skip_ratio": 0.15}
 TREND |= {"delta": -0.0142, "delta_ci_low": -0.03, "delta_ci_high": 0.003, "covers": "seeds, problems"}
-FACTS = {"num_tested": 9, "missing": [], "margin": 0.01, "confidence": 0.95}
+FACTS = {"num_tested": 9, "num_missing": 0, "num_present": 27, "num_planned": 30, "margin": 0.01, "confidence": 0.95}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,18 @@ FACTS = {"num_tested": 9, "missing": [], "margin": 0.01, "confidence": 0.95}
         ({"verdict": "inconclusive"}, {}, "Too little data to say whether skipping layers costs accuracy"),
         (
             {"verdict": "worse", "covers": "problems"},
-            {"missing": ["train/..."]},
-            "So far, in these runs of one seed, skipping layers costs accuracy: 1.4 points at 15% skipped",
+            {},
+            "In these runs of one seed, skipping layers costs accuracy: 1.4 points at 15% skipped",
+        ),
+        (
+            {"verdict": "waiting"},
+            {"num_missing": 3},
+            "Interim: 27 of 30 runs are finished; the verdicts wait for the others",
+        ),
+        (
+            {"verdict": "missing"},
+            {"num_missing": 3, "num_tested": 0},
+            "Interim: 27 of 30 runs are finished; nothing can be compared yet",
         ),
     ],
 )
@@ -239,7 +249,7 @@ def test_missing_runs_are_listed(made_up, tmp_path):
     )
     assert "A dotted interval has fewer than 2 seeds" in written["caption_forest"]
     assert "the mean of up to 2 seeds" in written["caption_reward"]
-    assert "1 of 60 runs is missing and left out." in written["caption_heat_map"]
+    assert "1 of 60 runs is missing and left out. Interim: the verdicts wait" in written["caption_heat_map"]
 
 
 def test_a_message_of_a_log_has_no_markup():

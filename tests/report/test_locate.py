@@ -24,7 +24,7 @@ def test_a_broken_study_has_a_report_that_lists_what_is_missing_and_why(tmp_path
     html = (tmp_path / "report.html").read_text()
     listed = plain(html.split('<section id="missing"')[1].split("</section>")[0])
     assert f"{failed}: the disk is full" in listed and f"{missing}: no job has started" in listed
-    assert plain(html.split('<div class="answer">')[1]).startswith("So far, ")
+    assert plain(html.split('<div class="answer">')[1]).startswith("Interim: 18 of 20 runs are finished; ")
     assert "18 of 20 runs" in plain(html)
     assert "2 of 20 runs are missing; " in plain(html)
     assert not (tmp_path / "reports").exists()  # Snakemake writes that folder

@@ -27,6 +27,7 @@ from nested_reft.report.figures.common import (
     series_of,
     styled,
 )
+from nested_reft.report.interim import WAITING
 from nested_reft.report.sources import INSTANCE, Sources, grid_of, instance_label
 from nested_reft.report.style import BASELINE, PALETTE, SMALL, WIDTH
 
@@ -64,6 +65,7 @@ MARKS = {
     "worse": Mark(PALETTE[1], "v", True),
     "equivalent": Mark(PALETTE[2], "D", True),
     "inconclusive": Mark("#707070", "o", False),
+    WAITING: Mark("#707070", "s", False),
 }
 
 
@@ -196,10 +198,11 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
     framed, dotted = counts.get("better", 0) + counts.get("worse", 0), counts.get("equivalent", 0)
     frames = [f"Framed: better or worse ({framed} of {tested})."] if framed else []
     frames += [f"Dotted: equivalent ({dotted} of {tested})."] if dotted else []
+    others = "Interim: the verdicts wait for the last run." if WAITING in counts else f"All {tested} are inconclusive."
     axis.set_title(
         f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. "
         "Purple: higher than the baseline. Orange: lower.\n"
-        f"{' '.join(frames) or f'All {tested} are inconclusive.'}"
+        f"{' '.join(frames) or others}"
     )
     return figure
 
