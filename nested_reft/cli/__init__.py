@@ -6,7 +6,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nested_reft.cli import bench, fetch, init, inspect, maintain, plan, report, results, run, stages, status, store
+from nested_reft.cli import (
+    bench,
+    fetch,
+    init,
+    inspect,
+    maintain,
+    plan,
+    power,
+    report,
+    results,
+    run,
+    stages,
+    status,
+    store,
+)
 from nested_reft.cli.failures import explain
 from nested_reft.cli.logs import set_up_logging
 from nested_reft.errors import DivergedError, PreemptedError, UserError
@@ -38,6 +52,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "fetch", fetch.fetch, WHOLE_STUDY),
     ("", "check", run.check, WHOLE_STUDY),
     ("", "plan", plan.plan, WHOLE_STUDY),
+    ("", "power", power.power, WHOLE_STUDY),
     ("", "run", run.run, WHOLE_STUDY),
     ("", "status", status.status, WHOLE_STUDY),
     ("", "report", report.report, WHOLE_STUDY),

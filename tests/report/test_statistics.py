@@ -11,7 +11,6 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from nested_reft.report.statistics import (
     Delta,
-    VarianceComponents,
     accuracy_deltas,
     accuracy_interval,
     best_by_chance,
@@ -28,9 +27,7 @@ from nested_reft.report.statistics import (
     problem_variance,
     seed_variance,
     sign_flip_test,
-    smallest_delta,
     smallest_resolvable,
-    variance_components,
     wilson_interval,
 )
 
@@ -422,34 +419,6 @@ def test_the_best_of_nine_zeros_is_not_zero():
 
 
 # ---- the smallest delta that a study resolves --------------------------------------------------------
-
-
-def test_variance_components_are_recovered():
-    """A layout with known components: seeds, problems, and a residual, all normal."""
-    rng, benchmarks = np.random.default_rng(0), np.repeat(["a", "b"], [150, 100])
-    found = []
-    for _ in range(300):
-        seed, problem = 0.03 * rng.normal(size=(4, 1)), 0.2 * rng.normal(size=250)
-        found.append(variance_components(seed + problem + 0.5 * rng.normal(size=(4, 250)), benchmarks))
-    assert np.mean(found, axis=0) == pytest.approx([0.0009, 0.04, 0.25], rel=0.1)
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_the_smallest_delta_is_resolved_as_often_as_promised(seeds):
-    """A single instance with this delta is resolved in 80 % of simulated studies, after Holm's correction."""
-    sizes, instances = (120, 200), 4
-    benchmarks = np.repeat(["a", "b"], sizes)
-    components = VarianceComponents(seed=0.0 if seeds == 1 else 0.0004, problem=0.01, residual=0.09)
-    delta = smallest_delta(components, sizes, seeds, instances, LEVEL)
-    rng, resolved, repeats = np.random.default_rng(0), 0, 400
-    for _ in range(repeats):
-        scores = np.sqrt(components.residual / 2) * rng.normal(size=(1 + instances, seeds, sum(sizes)))
-        scores += np.sqrt(components.seed / 2) * rng.normal(size=(1 + instances, seeds, 1))
-        scores += np.sqrt(components.problem / 2) * rng.normal(size=(1 + instances, 1, sum(sizes)))
-        scores[1] += delta
-        p = [one.p for one in accuracy_deltas(scores, benchmarks, LEVEL, resamples=400)]
-        resolved += holm(p)[0] < 1 - LEVEL
-    assert resolved / repeats == pytest.approx(0.8, abs=0.06)
 
 
 @pytest.mark.parametrize(("seeds", "instances"), [(2, 1), (3, 9)])
