@@ -141,9 +141,10 @@ def read_job(folders: Folders, path: str, study_started: float | None) -> Job:
 
 def read_times(table: Path) -> tuple[float | None, float | None]:
     """Return when a job ended and how long it took, from the table that Snakemake wrote after it."""
-    if not table.exists():  # the job was run by hand
+    lines = table.read_text().splitlines() if table.exists() else []
+    if len(lines) < 2:  # the job was run by hand, or Snakemake is writing the table
         return None, None
-    return table.stat().st_mtime, float(table.read_text().splitlines()[1].split("\t")[0])
+    return table.stat().st_mtime, float(lines[1].split("\t")[0])
 
 
 def result_of(folders: Folders, path: str) -> str:

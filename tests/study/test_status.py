@@ -42,6 +42,16 @@ def test_the_jobs_of_a_study_are_those_of_the_workflow():
     ]
 
 
+@pytest.mark.parametrize("written", ["", "s\th:m:s\n"])
+def test_a_job_whose_times_are_being_written_is_done_without_a_time(written, tree):
+    tree.finish(TRAIN)
+    assert read_job(tree.folders, TRAIN, NOW).seconds == 30
+    (tree.folders.times / f"{TRAIN}.tsv").write_text(written)
+    job = read_job(tree.folders, TRAIN, NOW)
+    assert (job.state, job.ended, job.seconds) == ("done", None, None)
+    assert "done" in render(read_status(tree.directory, "smoke", job_paths(SMOKE), NOW), NOW)
+
+
 def test_a_study_without_a_warm_up_has_no_job_for_it(tree):
     without = parse_settings(Study, SETTINGS | {"sft": SETTINGS["sft"] | {"num_train_epochs": 0}})
     assert job_paths(without) == [path for path in job_paths(SMOKE) if "sft/" not in path]
