@@ -272,7 +272,8 @@ def test_chats_with_rewards_of_ones_own_and_adapters_are_stock_trl_bit_for_bit(a
     ("kind", "algorithm"),
     [
         *itertools.product(["generate", "engine"], STOCK),
-        pytest.param("engine-compiled", "grpo", marks=pytest.mark.slow),  # its forward is that of both algorithms
+        # Its forward is that of both algorithms. The compiled layers are tested without adapters by day.
+        pytest.param("engine-compiled", "grpo", marks=[pytest.mark.slow, pytest.mark.nightly]),
     ],
 )
 def test_samplers_draw_with_the_adapters_active(kind, algorithm, small_model, tmp_path):

@@ -37,6 +37,7 @@ def test_optimizer_steps_are_measured():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # the test above measures the same with one sampler
 def test_training_is_measured_with_all_samplers(tmp_path):
     sizes = ("--prompts", "2", "--generations", "2", "--new-tokens", "20", "--rounds", "1", "--threads", "1")
     path = tmp_path / "train.json"
