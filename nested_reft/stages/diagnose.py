@@ -37,11 +37,10 @@ from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.model.scoring import completion_logits
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.report import style
-from nested_reft.report.figures.diagnosis import diagnosis
+from nested_reft.report.figures.diagnosis import LOWEST, UNIFORM, diagnosis
 from nested_reft.rollout.sampler import Sampler
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
-UNIFORM, LOWEST = "uniform", "lowest"  # how the layers of a set are chosen: at random, or those with the lowest KL
 
 # The largest number of logits of a forward that scores completions, and of a chunk of them whose KL is computed at
 # once. The first bounds the memory, and a chunk stays in the cache of a CPU.
@@ -137,19 +136,6 @@ def vocabulary_logps(logits: torch.Tensor, settings: DiagnosisSettings) -> torch
     return torch.log_softmax(logits.float() / settings.temperature, dim=-1)
 
 
-def log_ratios(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSettings) -> torch.Tensor:
-    """Return log pi(a_t) - log mu(a_t) of all sampled tokens, (tokens,)."""
-    ratios = []
-    for rows in groups_of_rows(model, rollouts, settings):
-        prompt_ids, completion_ids, sampling_logps = (column[rows] for column in rollouts)
-        scored = completion_logits(model, prompt_ids, completion_ids)
-        for completion, mu_logps, logits in zip(completion_ids, sampling_logps, scored, strict=True):
-            tokens = torch.tensor(completion, device=model.device)
-            target_logps = vocabulary_logps(logits, settings).gather(1, tokens.unsqueeze(1)).squeeze(1)
-            ratios.append(target_logps.cpu() - torch.tensor(mu_logps))
-    return torch.cat(ratios)
-
-
 def divergences(
     logits_of_mu: Sequence[torch.Tensor], log_pis: Sequence[torch.Tensor], settings: DiagnosisSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,20 +156,28 @@ def divergences(
     return torch.cat(kls).cpu(), torch.cat(overlaps).cpu()
 
 
-def divergences_of_set(
+def score_set(
     model: PreTrainedModel, skipped_layers: Sequence[int], rollouts: Rollouts, settings: DiagnosisSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `divergences` of mu, which skips these layers, from pi on the tokens of roll-outs."""
-    parts = []
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log pi(a_t) - log mu(a_t) of all sampled tokens, and the `divergences` there, (tokens,) each.
+
+    The model is pi, and mu skips these layers. Each model scores the roll-outs once.
+    """
+    ratios, divergences_of_rows = [], []
     for rows in groups_of_rows(model, rollouts, settings):
-        prompt_ids, completion_ids = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
+        prompt_ids, completion_ids, sampling_logps = (column[rows] for column in rollouts)
         log_pis = [
             vocabulary_logps(logits, settings) for logits in completion_logits(model, prompt_ids, completion_ids)
         ]
+        for completion, mu_logps, log_pi in zip(completion_ids, sampling_logps, log_pis, strict=True):
+            tokens = torch.tensor(completion, device=model.device)
+            target_logps = log_pi.gather(1, tokens.unsqueeze(1)).squeeze(1)
+            ratios.append(target_logps.cpu() - torch.tensor(mu_logps))
         with nested(model, skipped_layers):
-            parts.append(divergences(completion_logits(model, prompt_ids, completion_ids), log_pis, settings))
-    kls, overlaps = zip(*parts, strict=True)
-    return torch.cat(kls), torch.cat(overlaps)
+            logits_of_mu = completion_logits(model, prompt_ids, completion_ids)
+        divergences_of_rows.append(divergences(logits_of_mu, log_pis, settings))
+    kls, overlaps = zip(*divergences_of_rows, strict=True)
+    return torch.cat(ratios), torch.cat(kls), torch.cat(overlaps)
 
 
 @contextmanager
@@ -248,8 +242,7 @@ def diagnose_set(sampler: CompletionSampler, skipped_layers: list[int], problems
     return Draw(
         skipped_layers,
         rollouts,
-        log_ratios(sampler.model, rollouts, settings),
-        *divergences_of_set(sampler.model, skipped_layers, rollouts, settings),
+        *score_set(sampler.model, skipped_layers, rollouts, settings),
         reward=sum(reward(texts, problems.answers)) / len(texts),
     )
 

@@ -63,7 +63,7 @@ def test_known_components_are_recovered():
     of_a, of_b, of_mean = np.mean(found, axis=0)
     assert of_a == pytest.approx([0.004, 0.015, 0.006, sampling], rel=0.1)
     assert of_b == pytest.approx([0.004, 0.015, 0.006, sampling], rel=0.15)
-    halves = (1 / 60 + 1 / 30) / 4  # of the variance of a problem in the mean of two benchmarks
+    halves = (1 / 60 + 1 / 30) / 4  # the share of a variance per problem that enters the mean of two benchmarks
     assert of_mean == pytest.approx([0.004, 0.015 * halves, 0.006 * halves, sampling * halves], rel=0.1)
     seed, problem, interaction, of_sample = of_a
     total = seed + (problem + interaction + of_sample / samples) / 60

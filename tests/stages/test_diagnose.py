@@ -69,7 +69,7 @@ def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
     sampler = diagnosis.CompletionSampler(small_model, AutoTokenizer.from_pretrained(TINY), SMALL)
     rollouts = sampler.sample([[5, 6, 7], [8, 9]] * 200, [2], step=0)
     assert sampler.sampler.kind == "engine"
-    estimate = -diagnosis.log_ratios(small_model, rollouts, SMALL)
+    estimate = -diagnosis.score_set(small_model, [2], rollouts, SMALL)[0]
     exact = diagnosis.layer_kls(small_model, [2], rollouts, SMALL)[2]
     assert exact > 0.01
     assert estimate.mean().item() == pytest.approx(exact, abs=4 * estimate.std().item() / len(estimate) ** 0.5)
@@ -95,7 +95,7 @@ def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family
             ]
         return (torch.cat(logits) / 0.7).log_softmax(dim=-1)
 
-    kl, overlap = diagnosis.divergences_of_set(model, [1, 4], rollouts, settings)
+    ratios, kl, overlap = diagnosis.score_set(model, [1, 4], rollouts, settings)
     log_mu, log_pi = logps([1, 4]), logps([])
     assert torch.allclose(kl, (log_mu.exp() * (log_mu - log_pi)).sum(dim=-1), atol=1e-5)
     assert torch.allclose(overlap, 1 - (log_mu.exp() - log_pi.exp()).abs().sum(dim=-1) / 2, atol=1e-5)
@@ -103,7 +103,6 @@ def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family
         expected = (logps([layer]).exp() * (logps([layer]) - logps([]))).sum(dim=-1).mean().item()
         assert kl == pytest.approx(expected, rel=1e-4) and kl > 1e-3
     tokens = torch.tensor([token for row in completions for token in row])
-    ratios = diagnosis.log_ratios(model, rollouts, settings)
     assert torch.allclose(ratios, logps([]).gather(1, tokens.unsqueeze(1)).squeeze(1), atol=1e-5)
 
 

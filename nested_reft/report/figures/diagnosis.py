@@ -6,6 +6,9 @@ from matplotlib.figure import Figure
 from nested_reft.report.figures.common import legend, panels, percent, styled
 from nested_reft.report.style import BASELINE, PALETTE
 
+# How the layers of a set are chosen, its `choice`: at random, or those with the lowest KL alone.
+UNIFORM, LOWEST = "uniform", "lowest"
+
 
 @styled
 def diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame, by_set: pd.DataFrame) -> Figure:
@@ -24,7 +27,7 @@ def diagnosis(by_ratio: pd.DataFrame, by_layer: pd.DataFrame, by_set: pd.DataFra
         axis.remove()
     layers, sums = figure.add_subplot(grid[1, :2]), axes[1, 2]
     ratios = by_ratio["skip_ratio"]
-    uniform, lowest = (by_set[by_set["choice"] == choice] for choice in ("uniform", "lowest"))
+    uniform, lowest = (by_set[by_set["choice"] == choice] for choice in (UNIFORM, LOWEST))
     set_label, lowest_label = "a random set of layers", "the layers with the lowest KL alone"
     for axis, name, title in (
         (kl, "exact_kl", "KL(μ ‖ π), nats per token"),
