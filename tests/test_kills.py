@@ -169,10 +169,11 @@ def command_of(*arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_study_killed_five_times_ends_as_if_nothing_had_happened(smoke_study, tmp_path):
+@pytest.mark.parametrize("number", [3, pytest.param(5, marks=pytest.mark.nightly)])
+def test_a_study_killed_several_times_ends_as_if_nothing_had_happened(number, smoke_study, tmp_path):
     command = command_of(str(ROOT / "config/smoke.yaml"), SMOKE_GRID)
-    kills = disturb(command, tmp_path, KINDS[:5], random.Random(0))
-    assert [kill.kind for kill in kills] == list(KINDS[:5])
+    kills = disturb(command, tmp_path, KINDS[:number], random.Random(0))
+    assert [kill.kind for kill in kills] == list(KINDS[:number])
     check_same(smoke_study, tmp_path, "smoke")
     attempts = [read_json(path)["attempts"] for path in tmp_path.glob("results/smoke/*/**/run.json")]
     assert max(attempts) > 1

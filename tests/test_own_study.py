@@ -7,12 +7,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nested_reft.records.files import read_json, read_rows
+from nested_reft.records.mlflow_mirror import open_store
 from tests.conftest import TINY, run
 
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 # The smallest sizes at which all stages have work.
 SMALL = {
-    "sft": {"batch_size": 8, "per_device_train_batch_size": 8},
-    "training": {"max_steps": 2, "prompts_per_step": 2, "num_generations": 2, "per_device_train_batch_size": 4},
+    "sft": {"batch_size": 8, "per_device_train_batch_size": 8, "lora": LORA, "gradient_checkpointing": True},
+    "training": {
+        "max_steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "lora": LORA,
+        "gradient_checkpointing": True,
+    },
     "grid": {"mitigation": ["retrace"]},
     "evaluation": {"max_new_tokens": 8},
 }
@@ -73,7 +83,8 @@ def test_what_the_check_finds_after_init_is_one_sentence(folder):
 
 
 @pytest.mark.slow
-def test_a_study_of_ones_own_goes_from_init_to_the_report(folder):
+def test_a_study_of_ones_own_with_lora_goes_from_init_to_the_report(folder):
+    """Adapters are trained and merged, and the models are evaluated as plain models; MLflow knows the rank."""
     assert begin(folder).returncode == 0
     study = yaml.safe_load((folder / "mine.yaml").read_text())
     for section, keys in SMALL.items():
@@ -84,7 +95,23 @@ def test_a_study_of_ones_own_goes_from_init_to_the_report(folder):
         assert done.returncode == 0, done.stdout + done.stderr
     assert "<html" in (folder / "report.html").read_text()
     (model,) = folder.glob("results/mine/train/**/mitigation~retrace/seed~0/model")
-    assert "base_model: my-model" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    assert "base_model: my-model" in card and "Only a LoRA adapter of rank 4 was trained." in card
+    assert "The model has not been evaluated yet" not in card
+    assert [row["nesting/num_skipped"] for row in read_rows(model.with_name("metrics.jsonl"))] == [4] * 2
+    assert read_json(model.with_name("run.json"))["settings"]["training"]["lora"]["r"] == 4
+    (evaluation,) = folder.glob("results/mine/evaluate/train/**/mitigation~retrace/seed~0/run.json")
+    assert read_json(evaluation)["inputs"]["model"]["path"].endswith("mitigation~retrace/seed~0/model")
+    client, experiment = open_store(f"sqlite:///{folder}/results/mlflow.db", "mine")
+    for stage, section in (("sft", "sft"), ("train", "training")):
+        ranks = {
+            found.data.params[f"{section}.lora.r"]
+            for found in client.search_runs([experiment], f"tags.stage = '{stage}'")
+        }
+        assert ranks == {"4"}
+    (warm_up,) = folder.glob("results/mine/sft/**/seed~0")
+    sampled = run("nested-reft", "sample", str(warm_up), str(model.parent), "--problem", "What is 1 + 1?", cwd=folder)
+    assert sampled.returncode == 0 and "warm-up, seed 0" in sampled.stdout and "retrace, seed 0" in sampled.stdout
     (baseline,) = folder.glob("results/mine/train/**/mitigation~base/seed~0")
     compared = run("nested-reft", "compare", str(baseline), str(model), cwd=folder)
     assert "The delta of +0.0 points" in compared.stdout, compared.stderr

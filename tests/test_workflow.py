@@ -24,7 +24,7 @@ from nested_reft.records.files import read_json, read_rows, read_versioned_json
 from nested_reft.records.mlflow_mirror import open_store
 from nested_reft.records.mlflow_views import result_names
 from nested_reft.study.jobs import STAGES
-from tests.conftest import ROOT, TINY, needs_data, run, snakemake
+from tests.conftest import ROOT, needs_data, run, snakemake
 
 TRAINS = "results/smoke/train/model~tiny-28/dataset~mixed"
 
@@ -260,30 +260,6 @@ def test_a_study_without_a_warm_up_of_its_own_has_no_job_for_it(configured, tmp_
     assert {name: counted[name] for name in ("sft", "train", "evaluate")} == {"sft": 0} | expected
 
 
-@pytest.mark.slow
-def test_a_study_with_lora_evaluates_its_merged_models(tmp_path):
-    """A warm-up and five nested steps that train adapters, evaluated as plain models; MLflow knows the rank."""
-    instance = "dataset~mixed/skip_ratio~0.15/border~1/mitigation~retrace/seed~0"
-    target = f"results/smoke/evaluate/train/model~tiny-28/{instance}/run.json"
-    lora = "lora: {r: 4, target_modules: [q_proj, v_proj]}, gradient_checkpointing: true"
-    changes = [f"sft={{{lora}}}", f"training={{{lora}, max_steps: 5}}"]
-    finished = snakemake(tmp_path, target, "--configfile", str(ROOT / "config/smoke.yaml"), "--config", *changes)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    training = tmp_path / "results/smoke/train/model~tiny-28" / instance
-    assert [row["nesting/num_skipped"] for row in read_rows(training / "metrics.jsonl")] == [4] * 5
-    assert read_json(training / "run.json")["settings"]["training"]["lora"]["r"] == 4
-    card = (training / "model/README.md").read_text()
-    assert "Only a LoRA adapter of rank 4 was trained." in card and "The model has not been evaluated yet" not in card
-    assert read_json(tmp_path / target)["inputs"]["model"]["path"].endswith(f"{instance}/model")
-    client, experiment = open_store(f"sqlite:///{tmp_path}/results/mlflow.db", "smoke")
-    for stage, section in (("sft", "sft"), ("train", "training")):
-        (found,) = client.search_runs([experiment], f"tags.stage = '{stage}'")
-        assert found.data.params[f"{section}.lora.r"] == "4"
-    warm_up = tmp_path / "results/smoke/sft/model~tiny-28/dataset~mixed/seed~0"
-    sampled = run("nested-reft", "sample", str(warm_up), str(training), "--problem", "What is 1 + 1?", cwd=tmp_path)
-    assert sampled.returncode == 0 and "warm-up, seed 0" in sampled.stdout and "15% retrace, seed 0" in sampled.stdout
-
-
 def test_a_model_is_prepared_again_when_its_gguf_file_changes(configured, tmp_path):
     note = tmp_path / "results/smoke/pretrained/model~tiny-28/model.json"
     note.parent.mkdir(parents=True)
@@ -310,29 +286,6 @@ def test_a_reward_that_cannot_be_imported_stops_a_study_before_any_job(tmp_path,
         finished.returncode == 2 and "training.reward_funcs has own.py:short, whose import failed" in finished.stderr
     )
     assert "Traceback" not in finished.stderr and not (tmp_path / "results").exists()
-
-
-@pytest.mark.slow
-def test_a_study_without_warm_up_is_reported_and_a_changed_reward_function_reruns_its_trainings(tmp_path, configured):
-    own = tmp_path / "own.py"
-    own.write_text("def short(completions, **kwargs):\n    return [-len(text) for text in completions]\n")
-    study = configured(training__reward_funcs=["own.py:short"], grid__mitigation=["base"], sft__num_train_epochs=0)
-    finished = snakemake(tmp_path, "--configfile", study)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert set(pd.read_csv(tmp_path / "reports/smoke/results.csv")["product"]) == {"pretrained", "train"}
-    (record, *_) = [read_json(path) for path in tmp_path.glob(f"{TRAINS}/**/run.json")]
-    assert record["inputs"]["model"]["path"] == str(TINY)
-    answers = pd.read_csv(tmp_path / "reports/smoke/answers.csv")
-    assert answers["before training"].notna().all()
-
-    assert record["inputs"]["own.py:short"]["path"] == str(own)
-    assert "rewards/short/mean" in read_rows(next(tmp_path.glob(f"{TRAINS}/**/metrics.jsonl")))[0]
-    own.touch()  # the same content
-    planned = snakemake(tmp_path, "-n", "--configfile", study)
-    assert "Nothing to be done" in planned.stdout + planned.stderr
-    own.write_text(own.read_text().replace("-len", "len"))
-    planned = snakemake(tmp_path, "-n", "--configfile", study)
-    assert jobs(planned.stdout + planned.stderr) == {"train": 2, "evaluate": 2, "analyse": 1}
 
 
 def test_runs_differ_only_in_what_their_instance_says(smoke_study):

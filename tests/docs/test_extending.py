@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,10 +14,11 @@ from nested_reft.config.parse import parse_settings
 from nested_reft.config.sections import Prompt, Training
 from nested_reft.data.prompts import format_prompt
 from nested_reft.grading.rewards import REWARDS
-from nested_reft.records.files import read_rows
+from nested_reft.records.files import read_json, read_rows
 from nested_reft.stages.train import reward_functions
 from tests.conftest import ROOT, TINY, snakemake
 from tests.docs.test_docs import blocks
+from tests.test_workflow import jobs
 
 
 def code_of(name: str, language: str) -> list[str]:
@@ -59,13 +61,32 @@ def test_a_training_set_and_a_benchmark_are_an_entry_each(extended, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_on_it_is_trained_evaluated_and_reported(extended, tmp_path):
+def test_a_model_on_it_is_trained_with_a_reward_without_a_warm_up_and_the_study_follows_the_reward(extended, tmp_path):
+    reward, study = tmp_path / "my_rewards.py", yaml.safe_load(Path(extended).read_text())
+    reward.write_text(code_of("reward", "python")[0])
+    study["training"] |= yaml.safe_load(code_of("reward", "yaml")[0])["training"]
+    study["sft"]["num_train_epochs"] = 0
+    Path(extended).write_text(yaml.safe_dump(study))
     done = snakemake(tmp_path, "--configfile", extended)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "reports/smoke/results.csv")
+    assert set(table["product"]) == {"pretrained", "train"}
     trained = table[table["product"] == "train"]
     assert set(trained["model"]) == {"mine"} and set(trained["dataset"]) == {"mine"}
     assert set(table["benchmark"]) == {"one-step", "algebra", "mine"}
+    assert pd.read_csv(tmp_path / "reports/smoke/answers.csv")["before training"].notna().all()
+    first, second = tmp_path.glob("results/smoke/train/**/run.json")
+    inputs = read_json(first)["inputs"]
+    assert inputs["model"]["path"] == "mine"
+    assert inputs["my_rewards.py:right_and_short"]["path"] == str(reward)
+    assert "rewards/right_and_short/mean" in read_rows(second.with_name("metrics.jsonl"))[0]
+
+    reward.touch()  # the same content
+    planned = snakemake(tmp_path, "-n", "--configfile", extended)
+    assert "Nothing to be done" in planned.stdout + planned.stderr
+    reward.write_text(reward.read_text() + "# changed\n")
+    planned = snakemake(tmp_path, "-n", "--configfile", extended)
+    assert jobs(planned.stdout + planned.stderr) == {"train": 2, "evaluate": 2, "analyse": 1}
 
 
 def run_program(program: str, directory) -> None:

@@ -138,6 +138,7 @@ def test_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
 @pytest.mark.data
 @needs_data
 @pytest.mark.slow
+@pytest.mark.nightly  # the test above compares fewer of them
 def test_more_gold_answers_are_wrong_against_the_numbers_of_other_rows(gold):
     others = [pair for pair in numeric(gold) if not is_numeric(pair[1])]
     for answer, accepted in random.Random(1).sample(others, 5_000):

@@ -226,7 +226,7 @@ def test_pooling_seed_variances_costs_coverage_where_they_differ():
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.0), (3, 0.3)])
-@pytest.mark.parametrize("repeats", [600, pytest.param(REPEATS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [600, pytest.param(REPEATS, marks=[pytest.mark.slow, pytest.mark.nightly])])
 def test_a_null_study_resolves_nothing(seeds, seed_sd, repeats):
     """Ten identical models that differ by sampling, and by seeds: in 95 % of studies no delta stands out."""
     simulation, rng = (

@@ -61,7 +61,7 @@ def check_resumes(stage, tmp_path, signal_after, step, ends_after, number=signal
         ("generate", 3, signal.SIGUSR1),  # in the second epoch
         ("engine", 1, signal.SIGUSR1),
         ("engine", 3, signal.SIGTERM),
-        pytest.param("engine-compiled", 3, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("engine-compiled", 3, signal.SIGTERM, marks=[pytest.mark.slow, pytest.mark.nightly]),
     ],
 )
 def test_a_signal_ends_a_training_that_goes_on_to_the_same_bits(sampler, step, number, tmp_path, data, signal_after):
