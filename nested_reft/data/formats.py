@@ -52,7 +52,7 @@ def training_row(row: Row) -> Row:
 
 
 def benchmark_row(row: Row) -> Row:
-    """Return `problem` and `answer`, a list of accepted texts, of a row of a benchmark.
+    """Return `problem`, `answer`, a list of accepted texts, and perhaps `cluster` of a row of a benchmark.
 
     Benchmarks follow the protocol of understand-r1-zero, where Minerva and Olympiad have lists of answers and
     AMC has floats. A training set in one of `FORMATS` may be a benchmark too.
@@ -60,12 +60,13 @@ def benchmark_row(row: Row) -> Row:
     Raises:
         ValueError: a column is missing, empty or of a wrong type.
     """
+    cluster = {} if row.get("cluster") is None else {"cluster": answer_of(row, "cluster")}
     if row.keys() >= {"problem", "answer"}:
         answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
         accepted = [answer_of({"answer": answer}, "answer") for answer in answers or [None]]
-        return {"problem": text_of(row, "problem"), "answer": accepted}
+        return {"problem": text_of(row, "problem"), "answer": accepted} | cluster
     read = training_row(row)
-    return {"problem": read["problem"], "answer": [read["answer"]]}
+    return {"problem": read["problem"], "answer": [read["answer"]]} | cluster
 
 
 # ---- parsers of rows -----------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def prepare_benchmarks(sources: dict[str, BenchmarkSource], out: Path) -> None:
         UserError: a source cannot be fetched or read, or a row of it is wrong.
     """
     rows = [
-        {"benchmark": name, "problem": row["problem"], "answer": row["answer"]}
+        {"benchmark": name} | {column: row[column] for column in ("problem", "answer", "cluster") if column in row}
         for name, source in sources.items()
         for row in parsed_rows(source, benchmark_row)
     ]

@@ -30,12 +30,18 @@ SLIPS = {1: 0.55, -1: 0.15, 10: 0.2, -10: 0.1}
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, its chain of thought with a boxed answer at the end, and the true answer."""
+    """A problem, its chain of thought with a boxed answer at the end, the true answer, and its cluster.
+
+    Problems of one cluster are the same calculation in other words: they differ in names, things and the wording of
+    the question alone, and a model answers them alike. A template is not a cluster: a benchmark has problems of all
+    templates of its generator, so that they are fixed parts of it, and not a sample of more templates.
+    """
 
     kind: str
     problem: str
     solution: str
     answer: str
+    cluster: str  # the calculation, such as 6*7, or an equation
 
 
 def draw_slip(rng: random.Random, value: int) -> int:
@@ -66,7 +72,7 @@ def one_step(rng: random.Random, slipped: bool) -> Problem:
         text = f"{name} shares {a} {things} equally among {b} friends. How many {things} does each get?"
     shown = draw_slip(rng, result) if slipped else result
     solution = f"The number of {things} is {a}{operation}{b}={shown}. \\boxed{{{shown}}}"
-    return Problem("one-step", text, solution, str(result))
+    return Problem("one-step", text, solution, str(result), cluster=f"{a}{operation}{b}")
 
 
 def multi_step(rng: random.Random, slipped: bool) -> Problem:
@@ -82,16 +88,16 @@ def multi_step(rng: random.Random, slipped: bool) -> Problem:
         text = f"{name} has {a} {things} and gets {b} more"
     if rng.random() < 0.5:
         c = rng.randint(2, 49)
-        second, result = f"{middle}+{c}", middle + c
+        sign, result = "+", middle + c
         text += f", then finds {c}."
     else:
         c = rng.randint(1, middle - 1)
-        second, result = f"{middle}-{c}", middle - c
+        sign, result = "-", middle - c
         text += f", then loses {c}."
     text += f" How many {things} does {name} have now?"
     shown = draw_slip(rng, result) if slipped else result
-    solution = f"{first}={middle}. {second}={shown}. \\boxed{{{shown}}}"
-    return Problem("multi-step", text, solution, str(result))
+    solution = f"{first}={middle}. {middle}{sign}{c}={shown}. \\boxed{{{shown}}}"
+    return Problem("multi-step", text, solution, str(result), cluster=f"{first}{sign}{c}")
 
 
 def algebra(rng: random.Random, slipped: bool) -> Problem:
@@ -106,7 +112,7 @@ def algebra(rng: random.Random, slipped: bool) -> Problem:
     text = rng.choice(("Solve ${}$ for $x$.", "What is $x$ if ${}$?", "Find $x$ such that ${}$.")).format(equation)
     shown = draw_slip(rng, x) if slipped else x
     solution = f"{a}x={undo}={product}. x={product}/{a}={shown}. \\boxed{{{shown}}}"
-    return Problem("algebra", text, solution, str(x))
+    return Problem("algebra", text, solution, str(x), cluster=equation)
 
 
 DRAW: dict[str, Callable[[random.Random, bool], Problem]] = {

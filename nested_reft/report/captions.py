@@ -168,6 +168,14 @@ def layer_dropout_note(config: Mapping[str, Any]) -> str:
     return TEMPLATES.get_template("_layer_dropout.rst.j2").render(layer_dropout_models=models) if models else ""
 
 
+def cluster_counts(problem_scores: pd.DataFrame) -> dict[str, int]:
+    """Return benchmark -> the number of its clusters, for benchmarks whose problems have clusters."""
+    if "cluster" not in problem_scores:
+        return {}
+    counts = problem_scores.groupby("benchmark")["cluster"].nunique()
+    return {str(name): int(number) for name, number in counts.items() if number}
+
+
 def study_facts(sources: Sources) -> dict[str, Any]:
     """Return the facts about the runs: the grid, the benchmarks, the numbers of runs, and the missing products."""
     config, grid = sources.config, sources.config["grid"]
@@ -191,6 +199,7 @@ def study_facts(sources: Sources) -> dict[str, Any]:
         "max_steps": config["training"]["max_steps"],
         "num_samples": config["evaluation"]["num_samples"],
         "benchmarks": sources.results.groupby("benchmark", sort=False)["n"].max().to_dict(),
+        "clusters": cluster_counts(sources.problem_scores),
         "confidence": config["analysis"]["confidence"],
         "margin": config["analysis"]["margin"] / 100,
         "level": round(1 - config["analysis"]["confidence"], 10),

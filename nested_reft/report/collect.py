@@ -19,6 +19,7 @@ from nested_reft.errors import UserError
 from nested_reft.records.files import check_outputs, checksums, read_json, read_rows, read_versioned_json
 from nested_reft.records.job_logs import last_sentence
 from nested_reft.records.lock import is_locked
+from nested_reft.report.clusters import Codes, cluster_codes
 from nested_reft.report.details import collect_details
 from nested_reft.report.sources import (
     LATER_STEPS,
@@ -36,11 +37,15 @@ from nested_reft.report.statistics import Floats, accuracy_interval
 COPIED_METRIC = re.compile(r"truncated|mean_length|pass_at_(?!1$)\d+")
 
 
+# Problems of some benchmarks have a cluster.
+VERDICT_COLUMNS = ["benchmark", "problem_id", "correct", "cluster"]
+
+
 class Evaluation(NamedTuple):
     """One evaluated model."""
 
     product: dict[str, Any]  # its axes and its columns in results.csv
-    verdicts: pa.Table  # a row per completion: benchmark, problem_id, correct
+    verdicts: pa.Table  # a row per completion: the VERDICT_COLUMNS
     metrics: dict[str, Any]  # metrics.json
 
 
@@ -49,19 +54,25 @@ def read_evaluation(folder: Path, product: dict[str, Any]) -> Evaluation:
     check_outputs(folder, checksums(folder, "records.parquet", "metrics.json"))
     # The files are small and many: `pq.read_table` takes four times as long, and threads cost more than they save.
     file = pq.ParquetFile(folder / "records.parquet", read_dictionary=["benchmark"])
-    verdicts = file.read(["benchmark", "problem_id", "correct"], use_threads=False)
+    columns = [name for name in VERDICT_COLUMNS if name in file.schema_arrow.names]
+    verdicts = file.read(columns, use_threads=False)
     return Evaluation(product, verdicts, read_versioned_json(folder / "metrics.json"))
 
 
 def all_problem_scores(verdicts: list[pa.Table]) -> pd.DataFrame:
     """Return a row per product and problem, as `problem_scores` does, with the `number` of the product in the list."""
-    table = pa.concat_tables(verdicts).unify_dictionaries().to_pandas()
+    table = pa.concat_tables(verdicts, promote_options="default").unify_dictionaries().to_pandas()
     table["number"] = np.repeat(np.arange(len(verdicts)), [len(rows) for rows in verdicts])
     return problem_scores(table, "number")
 
 
 def benchmark_row(
-    name: str, scores: Floats, samples: int, metrics: Mapping[str, Any], confidence: float
+    name: str,
+    scores: Floats,
+    samples: int,
+    metrics: Mapping[str, Any],
+    confidence: float,
+    clusters: Codes | None = None,
 ) -> dict[str, Any]:
     """Return the columns of results.csv that describe one evaluated model on one benchmark.
 
@@ -71,8 +82,9 @@ def benchmark_row(
         samples: completions per problem.
         metrics: the metrics of the evaluation.
         confidence: the confidence level of the interval.
+        clusters: the cluster of each problem, (n,), or None if each problem is one of its own.
     """
-    low, high = accuracy_interval(scores, samples, confidence)
+    low, high = accuracy_interval(scores, samples, confidence, clusters)
     row = {"benchmark": name, "n": len(scores), "accuracy": scores.mean(), "ci_low": low, "ci_high": high}
     prefix = f"eval/{name}/"
     named = {metric.removeprefix(prefix): value for metric, value in metrics.items() if metric.startswith(prefix)}
@@ -86,13 +98,15 @@ def results_rows(evaluated: Sequence[Evaluation], scores: pd.DataFrame, confiden
     for (number, benchmark), of_problems in groups:
         product, _, metrics = evaluated[number]
         samples = int(scores["samples"].loc[of_problems.index[0]])
-        yield product | benchmark_row(benchmark, of_problems.to_numpy(), samples, metrics, confidence)
+        clusters = cluster_codes(scores.loc[of_problems.index]) if "cluster" in scores else None
+        yield product | benchmark_row(benchmark, of_problems.to_numpy(), samples, metrics, confidence, clusters)
 
 
 def with_axes(scores: pd.DataFrame, products: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the table problem_scores.parquet: the axes of a product take the place of its number."""
     axes = pd.DataFrame([{axis: product.get(axis) for axis in ["product", *RUN]} for product in products])
-    table = scores.astype({"benchmark": object}).join(axes, on="number")[PROBLEM_SCORES]
+    columns = [*PROBLEM_SCORES, *(["cluster"] if "cluster" in scores else [])]
+    table = scores.astype({"benchmark": object}).join(axes, on="number")[columns]
     return table.astype(
         {"seed": "Int64", "border": "Int64", "skip_ratio": float, "num_correct": "int32", "samples": "int32"}
     )

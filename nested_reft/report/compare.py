@@ -16,6 +16,8 @@ from nested_reft.errors import UserError
 from nested_reft.records.files import read_versioned_json
 from nested_reft.records.products import evaluation_folder
 from nested_reft.report import captions
+from nested_reft.report.clusters import cluster_codes
+from nested_reft.report.deltas import problems_of
 from nested_reft.report.page import PERCENT, POINTS, table_columns
 from nested_reft.report.sources import CELL, problem_scores, read_sources
 from nested_reft.report.statistics import accuracy_deltas, holm
@@ -148,10 +150,12 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, confidence: float) -> pd.DataFrame
             continue
         scores = np.stack([table[seeds].to_numpy(float).T for table in wide])  # (2, seeds, n)
         benchmarks = wide[0].index.get_level_values("benchmark").to_numpy(str)
+        clusters = cluster_codes(problems_of(sides[0][product]))
         names = list(dict.fromkeys(sides[0][product]["benchmark"]))
         for name in [*names, OVERALL] if len(names) > 1 else names:
             chosen = np.ones(len(benchmarks), bool) if name == OVERALL else benchmarks == name
-            (delta,) = accuracy_deltas(scores[:, :, chosen], benchmarks[chosen], confidence)
+            own = None if clusters is None else clusters[chosen]
+            (delta,) = accuracy_deltas(scores[:, :, chosen], benchmarks[chosen], confidence, clusters=own)
             row = dict(zip(PRODUCT, product, strict=True)) | {"seeds": len(seeds), "benchmark": name}
             values = [int(chosen.sum()), delta.baseline, delta.instance, delta.absolute, delta.ci_low, delta.ci_high]
             rows.append(row | dict(zip(COLUMNS, [*values, delta.p], strict=False)))

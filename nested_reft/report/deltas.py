@@ -13,6 +13,7 @@ import pandas as pd
 
 from nested_reft.config.study import BASELINE, instances
 from nested_reft.nesting import num_skipped
+from nested_reft.report.clusters import Codes, cluster_codes
 from nested_reft.report.rounding import stated
 from nested_reft.report.sources import CELL, INSTANCE, LOWER_IS_BETTER, MODEL_SIZES, PHASES, RUN, SPEEDS, Sources
 from nested_reft.report.statistics import (
@@ -44,6 +45,17 @@ def trained_runs(sources: Sources) -> pd.DataFrame:
     return products[products["product"] == "train"]
 
 
+def problems_of(problem_scores: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per problem of some runs, in the order of `cell_scores`."""
+    return problem_scores.drop_duplicates(["benchmark", "problem_id"]).sort_values(["benchmark", "problem_id"])
+
+
+def num_independent(benchmarks: npt.NDArray[np.str_], clusters: Codes | None) -> Codes:
+    """Return for each benchmark the number of its clusters, or of its problems if there are no clusters."""
+    numbers = np.arange(len(benchmarks)) if clusters is None else clusters
+    return np.array(pd.Series(numbers).groupby(benchmarks).nunique(), dtype=np.int64)
+
+
 def cell_scores(
     problem_scores: pd.DataFrame, instances: list[Instance], seeds: list[int]
 ) -> tuple[Floats, npt.NDArray[np.str_]]:
@@ -54,7 +66,7 @@ def cell_scores(
         instances: the instances, the baseline first.
         seeds: the seeds of the grid.
     """
-    problems = problem_scores.drop_duplicates(["benchmark", "problem_id"]).sort_values(["benchmark", "problem_id"])
+    problems = problems_of(problem_scores)
     wide = problem_scores.pivot(
         index=["benchmark", "problem_id"], columns=[*INSTANCE, "seed"], values="num_correct"
     ).sort_index()
@@ -81,7 +93,8 @@ def cell_deltas(
         return {metric: [Delta()] * len(instances) for metric in ("accuracy", *SPEEDS)}
     with_baseline = [BASELINE, *instances]
     scores, benchmarks = cell_scores(problem_scores, with_baseline, seeds)
-    deltas = {"accuracy": list(accuracy_deltas(scores, benchmarks, confidence))}
+    clusters = cluster_codes(problems_of(problem_scores))
+    deltas = {"accuracy": list(accuracy_deltas(scores, benchmarks, confidence, clusters=clusters))}
     keys = pd.MultiIndex.from_tuples([(*instance.values(), seed) for instance in with_baseline for seed in seeds])
     for metric in SPEEDS:
         values = runs.set_index([*INSTANCE, "seed"])[metric].reindex(keys).to_numpy(float)
@@ -132,8 +145,9 @@ def equivalence_ps(deltas: Sequence[Delta], problem_scores: pd.DataFrame, margin
     """
     if problem_scores.empty:
         return [float("nan")] * len(deltas)
-    problems = problem_scores.drop_duplicates(["benchmark", "problem_id"])
-    sizes, samples = problems.groupby("benchmark").size(), int(problems["samples"].min())
+    problems = problems_of(problem_scores)
+    sizes = num_independent(problems["benchmark"].to_numpy(str), cluster_codes(problems))
+    samples = int(problems["samples"].min())
     return [equivalence_p(delta, margin, sizes, samples) for delta in deltas]
 
 

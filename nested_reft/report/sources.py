@@ -39,7 +39,7 @@ RESULTS = ["product", *RUN, *MODEL_SIZES, "benchmark", "n", "accuracy", "ci_low"
 RESULTS += ["mean_length", "mean_reward", *SPEEDS, *PHASES]
 PROBLEM_SCORES = ["product", *RUN, "benchmark", "problem_id", "num_correct", "samples"]
 # Columns of problem_scores.parquet with few distinct texts, which the file stores as categories.
-NAME_COLUMNS = ["product", "model", "dataset", "mitigation", "benchmark"]
+NAME_COLUMNS = ["product", "model", "dataset", "mitigation", "benchmark", "cluster"]
 
 
 class Sources(NamedTuple):
@@ -56,12 +56,15 @@ class Sources(NamedTuple):
 def problem_scores(records: pd.DataFrame, *axes: str) -> pd.DataFrame:
     """Return a row per problem: the axes, benchmark, problem_id, `num_correct` (of its samples) and `samples`.
 
+    Problems in clusters also have their `cluster`.
+
     Args:
         records: a row per completion.
         axes: the columns of the records that distinguish the evaluated models, if there are several.
     """
-    grouped = records.groupby([*axes, "benchmark", "problem_id"], sort=False, observed=True)["correct"]
-    return grouped.agg(num_correct="sum", samples="size").reset_index()
+    grouped = records.groupby([*axes, "benchmark", "problem_id"], sort=False, observed=True)
+    scores = grouped["correct"].agg(num_correct="sum", samples="size")
+    return (scores.join(grouped["cluster"].first()) if "cluster" in records else scores).reset_index()
 
 
 def write_sources(sources: Sources, folder: Path) -> None:
@@ -69,13 +72,19 @@ def write_sources(sources: Sources, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sources.results.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     sources.steps.to_csv(folder / "steps.csv", index=False, float_format="%.6g")
-    categories = dict.fromkeys(NAME_COLUMNS, "category")
+    categories = dict.fromkeys([name for name in NAME_COLUMNS if name in sources.problem_scores], "category")
     sources.problem_scores.astype(categories).to_parquet(
         folder / "problem_scores.parquet", index=False, compression="zstd"
     )
     write_json(folder / "config.json", sources.config)
     write_versioned_json(folder / "provenance.json", sources.provenance)
     write_details(sources.details, folder)
+
+
+def read_problem_scores(path: Path) -> pd.DataFrame:
+    """Return the table of that name, with the names as texts."""
+    table = pd.read_parquet(path)
+    return table.astype(dict.fromkeys([name for name in NAME_COLUMNS if name in table], object))
 
 
 def read_sources(folder: Path) -> Sources:
@@ -92,7 +101,7 @@ def read_sources(folder: Path) -> Sources:
             )
     sources = Sources(
         pd.read_csv(folder / "results.csv"),
-        pd.read_parquet(folder / "problem_scores.parquet").astype(dict.fromkeys(NAME_COLUMNS, object)),
+        read_problem_scores(folder / "problem_scores.parquet"),
         pd.read_csv(folder / "steps.csv", dtype={"skipped_layers": str}),
         read_json(folder / "config.json"),
         read_versioned_json(folder / "provenance.json"),

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from nested_reft.report.clusters import Codes, clustered_variance, covariance_of_means
+
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
@@ -47,7 +49,9 @@ def exact_interval(accuracy: float, n: float, confidence: float) -> tuple[float,
     return float(low), float(high)
 
 
-def accuracy_interval(scores: Floats, samples: int, confidence: float) -> tuple[float, float]:
+def accuracy_interval(
+    scores: Floats, samples: int, confidence: float, clusters: Codes | None = None
+) -> tuple[float, float]:
     """Return the interval of the accuracy on one benchmark, over the choice of problems and the sampling of answers.
 
     Wilson's interval contains the true accuracy in 95 % of the cases on average over accuracies, but less often for
@@ -59,8 +63,14 @@ def accuracy_interval(scores: Floats, samples: int, confidence: float) -> tuple[
         scores: the share of right samples per problem, (n,).
         samples: completions per problem.
         confidence: the level of the interval.
+        clusters: the cluster of each problem, (n,), or None if each problem is one of its own. Clusters make the
+            effective sample size smaller, down to their number where all samples are right or all are wrong.
     """
     mean, problems = float(scores.mean()), len(scores)
+    if clusters is not None:
+        number, variance = len(np.unique(clusters)), covariance_of_means(scores[None], clusters)[0, 0]
+        trials = min(effective_n(scores), mean * (1 - mean) / variance) if variance > ROUNDING**2 else number
+        return (wilson_interval if number >= LARGE_BENCHMARK else exact_interval)(mean, trials, confidence)
     if problems >= LARGE_BENCHMARK:
         return wilson_interval(mean, effective_n(scores), confidence)
     if samples == 1:
@@ -119,9 +129,21 @@ def bootstrap_macro_averages(
 
 
 def problem_interval(
-    scores: Floats, benchmarks: npt.NDArray[np.str_], confidence: float, resamples: int = RESAMPLES
+    scores: Floats,
+    benchmarks: npt.NDArray[np.str_],
+    confidence: float,
+    resamples: int = RESAMPLES,
+    clusters: Codes | None = None,
 ) -> tuple[float, float]:
-    """Return the percentile interval of the macro average of scores (n,), over the sampling of problems alone."""
+    """Return the interval of the macro average of scores (n,), over the sampling of problems alone.
+
+    It is the percentile interval of a bootstrap; for problems in clusters (n,), Student's with `clustered_variance`.
+    """
+    if clusters is not None:
+        mean = float(macro_average(scores, benchmarks))
+        variance, freedom = clustered_variance(scores[None], benchmarks, clusters)
+        half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * variance**0.5
+        return max(0.0, mean - half), min(1.0, mean + half)
     drawn = bootstrap_macro_averages(scores[:, None], benchmarks, resamples)[:, 0]
     low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
@@ -263,7 +285,7 @@ def over_seeds(
     seeds: int,
     spread: SeedVariance,
     problem_variances: tuple[float, float],
-    problem_freedom: int,
+    problem_freedom: float,
     confidence: float,
 ) -> Delta:
     """Return a delta with Student's intervals and Satterthwaite's degrees of freedom.
@@ -325,7 +347,11 @@ def metric_deltas(values: Floats, confidence: float) -> list[Delta]:
 
 
 def accuracy_deltas(
-    scores: Floats, benchmarks: npt.NDArray[np.str_], confidence: float, resamples: int = RESAMPLES
+    scores: Floats,
+    benchmarks: npt.NDArray[np.str_],
+    confidence: float,
+    resamples: int = RESAMPLES,
+    clusters: Codes | None = None,
 ) -> Iterator[Delta]:
     """Yield the delta of each instance's macro-average accuracy, paired per problem and seed.
 
@@ -335,11 +361,15 @@ def accuracy_deltas(
     Several seeds: Student's interval, whose variance is the sum of the cell's pooled `seed_variance` and of this
     delta's `problem_variance`. A bootstrap over three seeds would cover the true delta too rarely.
 
+    Problems in clusters: Student's interval with `clustered_variance`, also with one seed, because a bootstrap of few
+    clusters would cover the true delta too rarely.
+
     Args:
         scores: per problem, (1 + instances, seeds, n), the baseline first; NaN marks a missing run.
         benchmarks: the benchmark of each problem, (n,).
         confidence: level of the intervals.
         resamples: the number of resamples of the bootstrap and of the sign flips.
+        clusters: the cluster of each problem, (n,), from `cluster_codes`; None if each problem is one of its own.
     """
     averages = macro_average(scores, benchmarks)  # (1 + instances, seeds)
     spread = seed_variance(averages)
@@ -352,10 +382,18 @@ def accuracy_deltas(
             continue
         baseline, instance = float(averages[0, paired].mean()), float(average[paired].mean())
         differences = row[paired] - scores[0, paired]  # (seeds, n)
+        scale = baseline or float("nan")
+        # per problem, the first-order change of the relative delta
+        linear = (row[paired] - instance / scale * scores[0, paired]) / scale
+        if clusters is not None:
+            variance, own_freedom = clustered_variance(differences, benchmarks, clusters)
+            relative_variance, _ = clustered_variance(linear, benchmarks, clusters)
+            own_spread = spread if spread.degrees_of_freedom else SeedVariance(0.0, 1)
+            variances = variance, relative_variance
+            delta = over_seeds(baseline, instance, seeds, own_spread, variances, own_freedom, confidence)
+            yield delta._replace(covers_seeds=spread.degrees_of_freedom > 0)
+            continue
         if spread.degrees_of_freedom:
-            scale = baseline or float("nan")
-            # per problem, the first-order change of the relative delta
-            linear = (row[paired] - instance / scale * scores[0, paired]) / scale
             variances = problem_variance(differences, benchmarks), problem_variance(linear, benchmarks)
             yield over_seeds(baseline, instance, seeds, spread, variances, freedom, confidence)
             continue
@@ -385,7 +423,7 @@ def equivalence_p(delta: Delta, margin: float, sizes: npt.ArrayLike, samples: in
     Args:
         delta: the delta.
         margin: the smallest change of the accuracy that matters, a share.
-        sizes: the number of problems of each benchmark.
+        sizes: the number of problems of each benchmark, or of clusters of problems.
         samples: completions per problem.
     """
     sizes = np.asarray(sizes, dtype=float)

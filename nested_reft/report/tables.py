@@ -10,6 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from nested_reft.nesting import bounds, num_skipped
+from nested_reft.report.clusters import cluster_codes
+from nested_reft.report.deltas import problems_of
 from nested_reft.report.sources import CELL, INSTANCE, Sources, grid_of, instance_label
 from nested_reft.report.statistics import best_by_chance, problem_interval
 
@@ -151,7 +153,8 @@ def stages_table(sources: Sources) -> pd.DataFrame:
             scored = scores.assign(score=scores["num_correct"] / scores["samples"])
             per_problem = scored.groupby(["benchmark", "problem_id"])["score"].mean()
             benchmarks = per_problem.index.get_level_values("benchmark").to_numpy(str)
-            low, high = problem_interval(per_problem.to_numpy(), benchmarks, confidence)
+            clusters = cluster_codes(problems_of(scores))
+            low, high = problem_interval(per_problem.to_numpy(), benchmarks, confidence, clusters=clusters)
             accuracy = per_problem.groupby("benchmark").mean().mean()
             row |= {"accuracy": accuracy, "interval": (high - low) / 2, "ci_low": low, "ci_high": high}
             rows.append(row | {"seeds": max(1, scores["seed"].nunique())})

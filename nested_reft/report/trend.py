@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from nested_reft.report.clusters import Codes, clustered_covariance, clustered_variance
 from nested_reft.report.statistics import RESAMPLES, ROUNDING, Floats, macro_average, problem_variance, seed_variance
 
 Names = npt.NDArray[np.str_]
@@ -48,13 +49,14 @@ def slope_weights(shares: Floats) -> Floats:
     return weights
 
 
-def cell_slope(scores: Floats, shares: Floats, benchmarks: Names) -> CellSlope | None:
+def cell_slope(scores: Floats, shares: Floats, benchmarks: Names, clusters: Codes | None = None) -> CellSlope | None:
     """Return the slope of one cell, the mean of the least-squares slopes of its seeds, or None without two shares.
 
     Args:
         scores: (instances, seeds, n), the baseline among the instances; NaN marks a missing run.
         shares: the share of the layers that each instance skips, (instances,).
         benchmarks: the benchmark of each problem, (n,).
+        clusters: the cluster of each problem, (n,), or None if each problem is one of its own.
     """
     averages = macro_average(scores, benchmarks)  # (instances, seeds)
     spread = seed_variance(averages)
@@ -75,11 +77,15 @@ def cell_slope(scores: Floats, shares: Floats, benchmarks: Names) -> CellSlope |
         of_problems,
         float(seed_part),
         spread.degrees_of_freedom if len(squares) > 1 else 0,
-        problem_variance(slopes, benchmarks),
+        problem_variance(slopes, benchmarks)
+        if clusters is None
+        else clustered_variance(slopes, benchmarks, clusters)[0],
     )
 
 
-def pooled_trend(cells: Sequence[CellSlope], benchmarks: Names, confidence: float) -> Trend:
+def pooled_trend(
+    cells: Sequence[CellSlope], benchmarks: Names, confidence: float, clusters: Codes | None = None
+) -> Trend:
     """Return the mean slope of several cells.
 
     The cells share their problems, so that their slopes are correlated: the covariance of two cells is that of the
@@ -91,15 +97,22 @@ def pooled_trend(cells: Sequence[CellSlope], benchmarks: Names, confidence: floa
         cells: the slopes of the cells, on the same problems.
         benchmarks: the benchmark of each problem, (n,).
         confidence: the level of the interval.
+        clusters: the cluster of each problem, (n,), or None if each problem is one of its own.
     """
     if not cells:
         return Trend()
-    problems = problem_covariance(np.stack([cell.of_problems for cell in cells]), benchmarks)
+    of_problems = np.stack([cell.of_problems for cell in cells])
+    problem_freedom = float(len(benchmarks) - len(np.unique(benchmarks)))
+    if clusters is None:
+        problems = problem_covariance(of_problems, benchmarks)
+    else:
+        problems = clustered_covariance(of_problems, benchmarks, clusters)
+        problem_freedom = clustered_variance(of_problems.mean(axis=0, keepdims=True), benchmarks, clusters)[1]
     np.fill_diagonal(problems, [cell.problem_part for cell in cells])
     slope = float(np.mean([cell.slope for cell in cells]))
     # Student's interval, with Satterthwaite's degrees of freedom of a sum of variances.
     parts = np.array([*(cell.seed_part for cell in cells), max(0.0, problems.sum())]) / len(cells) ** 2
-    freedoms = np.array([*(max(1, cell.seed_freedom) for cell in cells), len(benchmarks) - len(np.unique(benchmarks))])
+    freedoms = np.array([*(max(1, cell.seed_freedom) for cell in cells), problem_freedom])
     error = float(np.sqrt(parts.sum()))
     if error <= ROUNDING:
         return Trend(len(cells), slope, slope, slope, 0.0, float("inf"), float(abs(slope) <= ROUNDING))

@@ -10,7 +10,8 @@ import pandas as pd
 
 from nested_reft.config.study import BASELINE, instances
 from nested_reft.nesting import num_skipped
-from nested_reft.report.deltas import cell_scores, verdict
+from nested_reft.report.clusters import Codes, cluster_codes
+from nested_reft.report.deltas import cell_scores, num_independent, problems_of, verdict
 from nested_reft.report.sources import Sources
 from nested_reft.report.statistics import Delta, Floats, equivalence_p, holm, macro_average
 from nested_reft.report.trend import Trend, cell_slope, ordering_test, pooled_trend
@@ -30,6 +31,7 @@ class CellScores(NamedTuple):
     shares: Floats  # (1 + instances,)
     benchmarks: npt.NDArray[np.str_]  # (n,)
     samples: int
+    clusters: Codes | None = None  # (n,), or None if each problem is a cluster of its own
 
 
 def scores_of_cells(sources: Sources) -> Iterator[CellScores]:
@@ -43,7 +45,8 @@ def scores_of_cells(sources: Sources) -> Iterator[CellScores]:
             layers = sources.provenance["models"][model]["num_layers"]
             shares = [num_skipped(layers, instance["skip_ratio"]) / layers for instance in with_baseline]
             values, benchmarks = cell_scores(rows, with_baseline, grid["seed"])
-            yield CellScores(model, values, np.array(shares), benchmarks, int(rows["samples"].min()))
+            samples = int(rows["samples"].min())
+            yield CellScores(model, values, np.array(shares), benchmarks, samples, cluster_codes(problems_of(rows)))
 
 
 def parts(grid: dict[str, list[Any]]) -> Iterator[tuple[str, Any]]:
@@ -62,15 +65,15 @@ def trend_row(cells: list[CellScores], margin: float, confidence: float) -> dict
         margin: the smallest change of the accuracy that matters, a share.
         confidence: the level of the intervals.
     """
-    found = [(cell, cell_slope(cell.scores, cell.shares, cell.benchmarks)) for cell in cells]
+    found = [(cell, cell_slope(cell.scores, cell.shares, cell.benchmarks, cell.clusters)) for cell in cells]
     sloped = [(cell, slope) for cell, slope in found if slope is not None]
     if not sloped:
         return {"cells": 0, "seeds": 0, "covers": "missing", "p": np.nan, "p_equivalent": np.nan, "delta": np.nan}
-    benchmarks = sloped[0][0].benchmarks
-    trend = pooled_trend([slope for _, slope in sloped], benchmarks, confidence)
+    benchmarks, clusters = sloped[0][0].benchmarks, sloped[0][0].clusters
+    trend = pooled_trend([slope for _, slope in sloped], benchmarks, confidence, clusters)
     averages = [macro_average(cell.scores, cell.benchmarks) for cell, _ in sloped]
     largest = float(np.mean([cell.shares.max() for cell, _ in sloped]))
-    sizes, samples = np.unique(benchmarks, return_counts=True)[1], min(cell.samples for cell, _ in sloped)
+    sizes, samples = num_independent(benchmarks, clusters), min(cell.samples for cell, _ in sloped)
     return {
         "cells": trend.cells,
         "seeds": max(int((~np.isnan(values)).any(axis=0).sum()) for values in averages),

@@ -29,6 +29,7 @@ from nested_reft.records.files import (
 from nested_reft.records.progress import completion_row
 from nested_reft.records.provenance import collect_provenance
 from nested_reft.records.stage_record import StageRecord
+from nested_reft.report.clusters import cluster_codes
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import accuracy_interval, pass_at_k, problem_interval
 from nested_reft.stages.signals import ended_by_signals
@@ -211,7 +212,7 @@ def benchmark_metrics(rows: pd.DataFrame, problems: pd.DataFrame) -> dict[str, f
     """
     samples = int(problems["samples"].max())
     scores = (problems["num_correct"] / samples).to_numpy()
-    low, high = accuracy_interval(scores, samples, CONFIDENCE)
+    low, high = accuracy_interval(scores, samples, CONFIDENCE, cluster_codes(problems))
     metrics: dict[str, float] = {"pass_at_1": float(scores.mean()), "ci_low": low, "ci_high": high, "n": len(problems)}
     for power in range(1, samples.bit_length()):
         k = 2**power
@@ -243,7 +244,8 @@ def evaluation_metrics(records: pd.DataFrame) -> dict[str, float]:
         is_count = key in ("n", "grading_timeouts")
         metrics[f"eval/overall/{key}"] = total if is_count else total / len(per_benchmark)
     scores = (problems["num_correct"] / int(problems["samples"].max())).to_numpy()
-    low, high = problem_interval(scores, problems["benchmark"].to_numpy(str), CONFIDENCE)
+    benchmarks, clusters = problems["benchmark"].to_numpy(str), cluster_codes(problems)
+    low, high = problem_interval(scores, benchmarks, CONFIDENCE, clusters=clusters)
     metrics["eval/overall/ci_low"], metrics["eval/overall/ci_high"] = low, high
     return metrics
 

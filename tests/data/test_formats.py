@@ -110,6 +110,16 @@ def test_a_training_format_serves_as_a_benchmark():
     assert read == {"problem": "How many?", "answer": ["4"]}
 
 
+@pytest.mark.parametrize(("cluster", "read"), [("p. 12", {"cluster": "p. 12"}), (7, {"cluster": "7"}), (None, {})])
+def test_a_problem_of_a_benchmark_may_have_a_cluster(cluster, read):
+    row = {"problem": "p", "answer": "1", "cluster": cluster}
+    assert benchmark_row(row) == {"problem": "p", "answer": ["1"]} | read
+    gsm8k = {"question": "How many?", "answer": "Four.\n#### 4", "cluster": cluster}
+    assert benchmark_row(gsm8k) == {"problem": "How many?", "answer": ["4"]} | read
+    with pytest.raises(ValueError, match="has an empty `cluster`"):
+        benchmark_row({"problem": "p", "answer": "1", "cluster": " "})
+
+
 def test_a_new_format_is_one_entry(monkeypatch):
     def parse(row):
         return {"problem": row["ask"], "solution": "It is one.", "answer": row["reply"]}

@@ -1,8 +1,9 @@
 """The embedded problems, and the embedded model beside them."""
 
+import re
 from itertools import islice
 
-from nested_reft.embedded.problems import KINDS, generate, stream
+from nested_reft.embedded.problems import KINDS, NAMES, THINGS, generate, stream
 from nested_reft.grading.grade import is_correct
 from tests.conftest import run
 
@@ -24,6 +25,20 @@ def test_embedded_solutions_are_right():
             for expression in expressions:
                 if "x" not in expression:
                     assert eval(expression) == int(value), row  # our own text: digits and operators
+
+
+def test_problems_of_one_cluster_are_one_calculation_in_other_words():
+    def calculation(problem: str) -> str:
+        if "$" in problem:
+            return re.search(r"\$([^$]*=[^$]*)\$", problem).group(1)
+        for word in [*NAMES, *THINGS]:
+            problem = problem.replace(word, "_")
+        return problem
+
+    for kind, number in {"one-step": 137, "multi-step": 149, "algebra": 149}.items():
+        rows = generate(kind, "benchmark", 150, seed=0)
+        pairs = {(row.cluster, calculation(row.problem)) for row in rows}
+        assert len(pairs) == len({cluster for cluster, _ in pairs}) == len({text for _, text in pairs}) == number
 
 
 def test_slips_come_at_their_rate_and_keep_the_true_answer():

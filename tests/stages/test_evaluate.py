@@ -1,6 +1,7 @@
 """Per-problem records, their metrics, going on after an interruption, and grading again without a model."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,20 @@ def evaluated(tmp_path, monkeypatch):
 
 
 ANSWERS = ["\\boxed{2}", "it is \\boxed{four}", "no box", "\\boxed{0.5}"]
+
+
+def test_the_clusters_of_a_benchmark_are_in_its_records_and_widen_its_intervals(evaluated, tmp_path, monkeypatch):
+    plain = read_json(evaluated(ANSWERS) / "metrics.json")
+    shutil.rmtree(tmp_path / "out")
+    clusters = ["one", "one", "two", None]
+    rows = [row | ({"cluster": name} if name else {}) for row, name in zip(PROBLEMS, clusters, strict=True)]
+    monkeypatch.setattr("tests.stages.test_evaluate.PROBLEMS", rows)
+    folder = evaluated(ANSWERS)
+    in_records = problem_scores(pd.read_parquet(folder / "records.parquet"))["cluster"]
+    assert in_records.tolist()[:3] == clusters[:3] and in_records.isna()[3]
+    clustered = read_json(folder / "metrics.json")
+    assert clustered["eval/sums/pass_at_1"] == plain["eval/sums/pass_at_1"]
+    assert clustered["eval/sums/ci_low"] < plain["eval/sums/ci_low"]
 
 
 def test_a_record_holds_all_that_its_grade_comes_from(evaluated):
