@@ -9,6 +9,7 @@
 # Each product has a path that names its place in the grid:
 #   results/<study>/data/                                     training sets, benchmarks
 #   results/<study>/pretrained/model~M/                       the path of a pretrained model
+#   results/<study>/measure_speed/model~M/                    the speed of its roll-outs at each skip ratio
 #   results/<study>/sft/model~M/dataset~D/seed~S/             an SFT warm-up, shared by all runs with this M, D and S
 #   results/<study>/train/model~M/dataset~D/skip_ratio~X/border~B/mitigation~H/seed~S/
 #   results/<study>/evaluate/<one of the three above>/        all benchmarks of one model
@@ -30,6 +31,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/cluster.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/measure_speed.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/analyse.smk"

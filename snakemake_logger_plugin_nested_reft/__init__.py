@@ -20,7 +20,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from nested_reft.records.job_logs import INTERRUPTED, last_sentence
 from nested_reft.study import status, status_text
-from nested_reft.study.jobs import Folders, job_name, read_job
+from nested_reft.study.jobs import STAGES, Folders, job_name, read_job
 from nested_reft.study.slurm import why_slurm_ended
 
 # Messages of Snakemake that say nothing about the study. The hooks onsuccess and onerror print the end of a study.
@@ -117,7 +117,7 @@ class LogHandler(LogHandlerBase):
         """Say which jobs will run."""
         counts = {rule: count for rule, count in message.stats.items() if rule not in ("all", "total")}
         self.total = sum(counts.values())
-        named = {rule: count for rule, count in counts.items() if rule in ("sft", "train", "evaluate")}
+        named = {rule: count for rule, count in counts.items() if rule in STAGES}
         parts = [f"{count} {rule}" for rule, count in named.items()]
         parts += [f"{others} other"] if (others := self.total - sum(named.values())) else []
         cores = f" on {self.cores} cores" if self.cores > 1 else ""

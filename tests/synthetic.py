@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nested_reft.config.layout import TRAIN, products
+from nested_reft.config.layout import MEASURE_SPEED, TRAIN, products
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
 from nested_reft.mitigation import WEIGHT_BINS
@@ -41,6 +41,7 @@ def study(seeds: int = 2, models: int = 2, datasets: int = 3, borders: int = 1) 
                 "seed": list(range(seeds)),
             },
             "training": {"max_steps": 40},
+            "analysis": {"speed_rounds": 8},
         },
     )
 
@@ -75,6 +76,8 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40, s
         write_records(records, results / "evaluate" / path)
         write_versioned_json(results / "evaluate" / path / "metrics.json", evaluation_metrics(records))
         write_versioned_json(results / "evaluate" / path / "run.json", {"stage": "evaluate", "settings": {}})
+    for model in config.grid.model if config.analysis.speed_rounds else []:
+        write_speed(config, results / MEASURE_SPEED.format(model=model))
     for path, product in products(config):
         if product["product"] == "sft":
             losses = 0.5 * np.exp(-np.arange(30) / 10) + 0.1 + 0.01 * rng.normal(size=30)
@@ -124,6 +127,24 @@ def write(config: Study, results: Path, effect: float = -0.5, steps: int = 40, s
             "settings": {},
         }
         write_versioned_json(folder / "run.json", identity | facts | times | {"provenance": PROVENANCE})
+
+
+def write_speed(config: Study, folder: Path, slope: float = 0.9) -> None:
+    """Write a measurement of speed: for each 1 % of the layers skipped, roll-outs are `slope` % faster."""
+    rng = np.random.default_rng(1)
+    counts = [0, *(round(28 * ratio) for ratio in config.grid.skip_ratio)]
+    rows = []
+    for index in range(config.analysis.speed_rounds):
+        drift = 1 + index / 10
+        seconds = {k: drift / (1 + slope * k / 28) * (1 + 0.002 * rng.normal()) for k in counts}
+        times = {f"seconds/{k}_skipped": value for k, value in seconds.items()}
+        rows.append({"step": index + 1, "time": 1767225600.0, "prompt_tokens": 500, **times})
+    folder.mkdir(parents=True)
+    write_rows(folder / "metrics.jsonl", rows)
+    write_versioned_json(folder / "metrics.json", {"completion_tokens": 1000.0})
+    facts = {"num_layers": 28, "layer_parameters": 50_000, "lm_head_parameters": 250_000}
+    facts |= {"sampler": config.training.sampler, "device": "CPU", "threads": 1}
+    write_versioned_json(folder / "run.json", {"stage": "measure_speed", "provenance": PROVENANCE, **facts})
 
 
 def token_weight_counts(skip_ratio: float, mitigation: str) -> list[int]:

@@ -140,9 +140,9 @@ def test_of_many_running_jobs_some_are_named(terminal):
 
 def test_the_terminal_of_the_smoke_study(smoke_study):
     lines = (smoke_study / "terminal.txt").read_text().splitlines()
-    start = lines.index("16 jobs on 4 cores: 6 evaluate, 1 sft, 4 train, 5 other")
+    start = lines.index("17 jobs on 4 cores: 6 evaluate, 1 measure_speed, 1 sft, 4 train, 5 other")
     finished = [line for line in lines[start:] if line.startswith("[")]
-    assert [line.split("]")[0] for line in finished] == [f"[{number:2}/16" for number in range(1, 17)]
+    assert [line.split("]")[0] for line in finished] == [f"[{number:2}/17" for number in range(1, 18)]
     pattern = r"\[.*\] train tiny-28 mixed 15% retrace s0: reward [\d.]+ -> [\d.]+, \d+ s(; about \d+ (s|min) left)?"
     assert sum(bool(re.fullmatch(pattern, line)) for line in finished) == 1
     assert lines.index("The study 'smoke' is complete.") > lines.index(finished[-1])

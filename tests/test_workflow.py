@@ -59,6 +59,7 @@ def test_paper_study_has_6_sft_60_train_and_68_evaluate_jobs(tmp_path):
     assert planned.returncode == 0, planned.stderr
     counted = jobs(planned.stdout + planned.stderr)
     assert (counted["sft"], counted["train"], counted["evaluate"]) == (6, 60, 68)
+    assert counted["measure_speed"] == 2
 
 
 def test_a_fresh_directory_runs_the_whole_embedded_study(tmp_path):
@@ -231,10 +232,12 @@ def test_every_trained_model_has_a_card_with_its_accuracies(smoke_study):
         ({"grid__border": [1, 2]}, {"train": 3, "evaluate": 3, "analyse": 1}),  # both share the baseline
         (
             {"decontamination__ngram": 8},
-            {"prepare_dataset": 1, "sft": 1, "train": 4, "evaluate": 5, "analyse": 1},
+            {"prepare_dataset": 1, "measure_speed": 1, "sft": 1, "train": 4, "evaluate": 5, "analyse": 1},
         ),
         ({"grid__seed": [0, 1]}, {"sft": 1, "train": 4, "evaluate": 5, "analyse": 1}),
-        ({"grid__skip_ratio": [0.15, 0.2]}, {"train": 3, "evaluate": 3, "analyse": 1}),
+        ({"grid__skip_ratio": [0.15, 0.2]}, {"measure_speed": 1, "train": 3, "evaluate": 3, "analyse": 1}),
+        ({"analysis__speed_rounds": 4}, {"measure_speed": 1, "analyse": 1}),
+        ({"analysis__speed_rounds": 0}, {"analyse": 1}),
         ({"tracking__uri": "sqlite:///elsewhere.db"}, {"tracking_store": 1}),
         ({"jobs__threads": 2}, {}),
     ],
@@ -276,7 +279,8 @@ def test_a_prompt_template_is_compared_by_its_text(smoke_study, configured, tmp_
     mine.write_text(TEMPLATES["qwen-math"] + "So ")
     study = configured(prompt__template=str(mine))
     planned = snakemake(smoke_study, "-n", "--configfile", study)
-    assert jobs(planned.stdout + planned.stderr) == {"sft": 1, "train": 4, "evaluate": 6, "analyse": 1}
+    expected = {"measure_speed": 1, "sft": 1, "train": 4, "evaluate": 6, "analyse": 1}
+    assert jobs(planned.stdout + planned.stderr) == expected
 
 
 def test_a_reward_that_cannot_be_imported_stops_a_study_before_any_job(tmp_path, configured):
@@ -311,11 +315,12 @@ def test_instances_of_a_ratio_sample_with_the_same_skipped_layers(smoke_study):
 def test_four_runs_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke_study):
     client, experiment = open_store(f"sqlite:///{smoke_study}/results/mlflow.db", "smoke")
     tracked = client.search_runs([experiment])
-    assert Counter(run.data.tags["stage"] for run in tracked) == {"sft": 1, "train": 4, "evaluate": 6, "study": 1}
+    stages = {"measure_speed": 1, "sft": 1, "train": 4, "evaluate": 6, "study": 1}
+    assert Counter(run.data.tags["stage"] for run in tracked) == stages
     assert all(run.info.status == "FINISHED" for run in tracked)
     by_uid = {run.data.tags["uid"]: run for run in tracked}
     files = list(smoke_study.glob("results/smoke/**/run.json"))
-    assert len(files) == 11
+    assert len(files) == 12
     for path in files:
         record = read_json(path)
         mirrored = by_uid[record["uid"]]
@@ -330,7 +335,7 @@ def test_four_runs_trained_at_once_into_a_fresh_store_and_nothing_was_lost(smoke
     artifacts = smoke_study / f"results/mlartifacts/smoke/{parent.info.run_id}/artifacts"
     assert {folder.name for folder in artifacts.iterdir()} == {"figures", "sources", "tables"}
     children = [run for run in tracked if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 11
+    assert len(children) == 12
     verdicts = Counter(run.data.tags["verdict"] for run in children if run.data.tags["stage"] == "train")
     assert verdicts["baseline"] == 1 and sum(verdicts.values()) == 4
     assert {run.data.tags["stage"] for run in tracked if "verdict" in run.data.tags} == {"train"}
@@ -395,7 +400,7 @@ def test_every_job_left_a_log_and_a_benchmark(smoke_study):
         for path in smoke_study.glob("benchmarks/**/*.tsv")
     }
     assert logs == tables
-    assert len(logs) == 4 + 1 + 4 + 6 + 1
+    assert len(logs) == 4 + 1 + 1 + 4 + 6 + 1
 
 
 def test_logs_are_rows_that_say_how_far_a_job_is(smoke_study):

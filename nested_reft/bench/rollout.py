@@ -127,6 +127,27 @@ def skip_counts(model: PreTrainedModel, skip_ratios: Sequence[float], name: str)
     return {ratio: num_skipped(len(decoder_layers(model)), ratio) for ratio in skip_ratios}
 
 
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int], new_tokens: int
+) -> GenerationConfig:
+    """Return the settings that stock TRL 1.16 passes to `generate`, for completions of exactly `new_tokens` tokens."""
+    return GenerationConfig(
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,  # bans EOS
+        do_sample=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(eos_token_ids),
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        cache_implementation=None,
+        disable_compile=True,
+    )
+
+
 class Rollouts:
     """Roll-outs of one model, by index: the prompts are a function of the index, whichever sampler is used.
 
@@ -151,22 +172,7 @@ class Rollouts:
         self.sampling = SamplingParams(
             settings.new_tokens, fixed_length=True, eos_token_ids=end_token_ids(model, tokenizer)
         )
-        # The settings that stock TRL 1.16 passes to `generate`; `min_new_tokens` bans EOS.
-        self.generation_config = GenerationConfig(
-            max_new_tokens=settings.new_tokens,
-            min_new_tokens=settings.new_tokens,
-            do_sample=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=list(self.sampling.eos_token_ids),
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            min_p=None,
-            repetition_penalty=1.0,
-            cache_implementation=None,
-            disable_compile=True,
-        )
+        self.generation_config = generation_config(tokenizer, self.sampling.eos_token_ids, settings.new_tokens)
 
     @property
     def num_tokens(self) -> int:

@@ -82,6 +82,7 @@ def synthetic_study(study: Study, seeds: int, problems: int) -> Study:
         "mitigation": ["base", "practical", "retrace"],
         "seed": list(range(seeds)),
     }
+    content["analysis"]["speed_rounds"] = 0
     return parse_settings(Study, content)
 
 

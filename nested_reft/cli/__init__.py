@@ -65,6 +65,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "sft", stages.sft, STAGES),
     ("", "train", stages.train, STAGES),
     ("", "evaluate", stages.evaluate, STAGES),
+    ("", "measure-speed", stages.measure_speed, STAGES),
     ("", "analyse", stages.analyse, STAGES),
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),

@@ -224,7 +224,7 @@ def open_record(
 
     Args:
         out: the folder of the product.
-        stage: `sft`, `train` or `evaluate`.
+        stage: `measure_speed`, `sft`, `train` or `evaluate`.
         run: the place in the grid: model, dataset, ...
         settings: all settings of the stage.
         inputs: name -> file or folder that the stage reads.

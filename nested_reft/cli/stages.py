@@ -162,6 +162,37 @@ def evaluate(
                 add_accuracies(out)
 
 
+def measure_speed(
+    settings: Settings,
+    model: ModelPath,
+    data: Annotated[
+        list[Path],
+        typer.Option(exists=True, dir_okay=False, help="File that `prepare dataset` wrote; can be repeated."),
+    ],
+    out: Out,
+    tracking: Tracking = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, as a training has them.")] = None,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes of a training. The share of a batch that one samples is timed.")
+    ] = 1,
+) -> None:
+    """Time the roll-outs of a study at each skip ratio. Nothing else should run on the machine meanwhile."""
+    parsed = read_settings(stage_settings.MeasureSpeedStage, settings)
+    inputs = {"model": model} | {f"data {place}": file for place, file in enumerate(data, start=1)}
+    if made_by_another(parsed, inputs, out):
+        return
+    with leased_device():
+        apply_resource_limits()
+        import torch
+
+        from nested_reft.bench.measure_speed import measure_speed
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with open_record(out, "measure_speed", parsed.run.model_dump(), parsed, inputs, tracking) as record:
+            measure_speed(parsed, inputs["model"], data, num_processes, record)
+
+
 def analyse(
     settings: Annotated[
         str | None, typer.Option(help="The study: JSON, a YAML file, or `-` to read standard input.")

@@ -26,13 +26,16 @@ PRETRAINED = "pretrained/model~{model}"
 SFT = "sft/model~{model}/dataset~{dataset}/seed~{seed}"
 TRAIN = "/".join(["train", *(f"{axis}~{{{axis}}}" for axis in RUN)])
 
+# Below the results: the speed of the roll-outs of a model.
+MEASURE_SPEED = "measure_speed/model~{model}"
+
 # Below the results: the evaluation of a product, where {product} is one of the three paths above.
 EVALUATE = "evaluate/{product}"
 
 # Below the report: the sources, from which everything else is made, then the tables and figures.
 SOURCES = ("results.csv", "problem_scores.parquet", "steps.csv", "config.json", "provenance.json")
 # More sources, which reports of earlier versions lack.
-DETAILS = ("sft_steps.csv", "token_weights.csv", "sampled_answers.csv")
+DETAILS = ("sft_steps.csv", "token_weights.csv", "sampled_answers.csv", "speed_rounds.csv")
 TABLES = (
     "table1",
     "table2",
@@ -44,6 +47,8 @@ TABLES = (
     "deltas",
     "mcnemar",
     "noise",
+    "speed",
+    "speed_slope",
     "efficiency",
     "config",
     "provenance",

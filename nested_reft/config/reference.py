@@ -23,7 +23,7 @@ RERUNS = {
     "sft": "the warm-ups and all jobs that depend on them",
     "training": "the training runs, their evaluations, the analysis",
     "evaluation": "the evaluations, the analysis",
-    "analysis": "the analysis",
+    "analysis": "the analysis, and with `speed_rounds` the measurement of speed",
     "tracking": "the creation of the store; `nested-reft track` fills a new store from the files",
     "jobs": "nothing",
 }

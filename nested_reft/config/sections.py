@@ -761,6 +761,13 @@ class Analysis(Section):
         unit="points",
         gt=0,
     )
+    speed_rounds: int = key(
+        12,
+        "The rounds of the measurement of speed: each samples one batch of completions at every skip ratio, on a "
+        "machine that computes nothing else. 0 leaves the measurement out.",
+        unit="rounds",
+        ge=0,
+    )
 
 
 class Tracking(Section):

@@ -11,6 +11,7 @@ from nested_reft.config.sections import (
     Decontamination,
     Dtype,
     Evaluation,
+    Lora,
     Name,
     Nesting,
     Prompt,
@@ -72,18 +73,53 @@ class EvaluateStage(Section):
     prompt: Prompt
 
 
+# The keys of `training` that the time of a roll-out depends on. The learning rate, for example, is not among them.
+ROLLOUT_KEYS = ("sampler", "dtype", "sampling_dtype", "num_generations", "max_completion_length", "lora")
+
+
+class MeasuredModel(Section):
+    """The model whose roll-outs are timed."""
+
+    model: str
+
+
+class MeasureSpeedStage(Section):
+    """Settings of `measure-speed`: what the time of a roll-out depends on."""
+
+    run: MeasuredModel
+    skip_ratios: list[float]
+    border: int
+    rounds: int
+    sampler: Sampler
+    dtype: Dtype
+    sampling_dtype: Dtype | None
+    prompts: int
+    num_generations: int
+    max_completion_length: int
+    lora: Lora | None
+    prompt: Prompt
+
+
 def settings_of(study: Study, stage: str, axes: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a stage of a study gets as its settings.
 
     Args:
         study: the configuration of the study.
-        stage: `sft`, `train` or `evaluate`.
+        stage: `sft`, `train`, `evaluate` or `measure_speed`.
         axes: the place of the product in the grid; for `evaluate`, the kind of the product (`product`) and its place.
     """
-    sections: dict[str, dict[str, Section]] = {
+    training = study.training
+    sections: dict[str, dict[str, Any]] = {
         "sft": {"sft": study.sft},
-        "train": {"training": study.training, "nesting": study.nesting},
+        "train": {"training": training, "nesting": study.nesting},
         "evaluate": {"evaluation": study.evaluation},
+        "measure_speed": {
+            "skip_ratios": study.grid.skip_ratio,
+            "border": min(study.grid.border),
+            "rounds": study.analysis.speed_rounds,
+            "prompts": training.prompts_per_generation,
+            **{name: getattr(training, name) for name in ROLLOUT_KEYS},
+        },
     }
     run = {axis: str(value) for axis, value in axes.items()}
     return {"run": run, **sections[stage], "prompt": study.prompt}

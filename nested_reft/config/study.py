@@ -189,11 +189,12 @@ class Study(Section):
         """Return the processes and GPUs of a job.
 
         Args:
-            stage: `sft`, `train` or `evaluate`.
+            stage: `measure_speed`, `sft`, `train` or `evaluate`.
             model: the name of the model.
         """
         of = self.jobs.processes(model)
-        if stage == "evaluate" and self.evaluation.sampler == "vllm":  # one process on one GPU
+        in_one = stage == "measure_speed" or (stage == "evaluate" and self.evaluation.sampler == "vllm")
+        if in_one:  # one process on one GPU
             return Processes(gpus=min(1, of.gpus))
         return of
 

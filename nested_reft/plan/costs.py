@@ -6,6 +6,7 @@ keeps its KV buffers between steps. Nothing is imported that computes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nested_reft.config.sections import Evaluation, Optimization, Sft, Training
@@ -396,6 +397,73 @@ def sft_cost(
     return Cost(memory, seconds, flops * layout.processes, tokens, gpus_of(card, layout), shape.parameters, trained)
 
 
+def prefilled_rows(settings: Training, rows: int) -> float:
+    """Return the number of prompts that a roll-out of this many completions reads."""
+    return rows / (1 if settings.sampler == "generate" else settings.num_generations)
+
+
+def rollout_cost(
+    shape: ModelShape, settings: Training, prompt: Lengths, rows: int, num_skipped: int, card: Card
+) -> tuple[float, float]:
+    """Return the seconds and the operations of one roll-out of a training, of this many completions."""
+    dtype, new_tokens = settings.sampling_dtype or settings.dtype, settings.max_completion_length
+    attended = prompt.mean + new_tokens / 2
+    decode = decode_seconds(shape, card, rows, attended, dtype, settings.sampler, num_skipped)
+    flops = shape.forward_flops(prefilled_rows(settings, rows) * prompt.mean, prompt.mean, 0)
+    prefill = card.seconds(flops, 0.0, shape.num_layers * FORWARD_OPS, dtype)
+    layers = shape.num_layers - num_skipped
+    flops += rows * new_tokens * (layers * shape.layer_flops(attended) + shape.lm_head_flops)
+    return prefill + new_tokens * decode, flops
+
+
+def rollout_memory(shape: ModelShape, settings: Training, prompt: Lengths, rows: int) -> dict[str, float]:
+    """Return the activations and the logits of a roll-out, in bytes."""
+    size = BYTES[settings.sampling_dtype or settings.dtype]
+    read = prefilled_rows(settings, rows) * prompt.longest
+    return {
+        "activations": read * (4 * shape.hidden_size + 3 * shape.intermediate_size) * size,
+        "logits": rows * shape.vocab_size * SAMPLING_BYTES / 2,
+    }
+
+
+def measure_speed_cost(
+    shape: ModelShape,
+    settings: Training,
+    rounds: int,
+    prompt: Lengths,
+    num_skipped: Sequence[int],
+    card: Card,
+    layout: Layout = ONE_PROCESS,
+) -> Cost:
+    """Return the cost of a measurement of speed, which is that of one process and has one round to warm up.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `training`.
+        rounds: the number of rounds.
+        prompt: the lengths of prompts.
+        num_skipped: the numbers of layers that the roll-outs of a round skip; 0 is one of them.
+        card: the card.
+        layout: the processes of a training, which share a batch.
+    """
+    rows, dtype = settings.prompts_per_generation * settings.num_generations // layout.processes, settings.dtype
+    costs = [rollout_cost(shape, settings, prompt, rows, k, card) for k in num_skipped]
+    sampling_dtype = settings.sampling_dtype or dtype
+    copy = shape.parameters * BYTES[sampling_dtype] if sampling_dtype != dtype else 0
+    columns = kv_columns(prompt, settings.max_completion_length, card, grows=True)
+    memory = Memory(
+        weights=shape.parameters * BYTES[dtype] + copy,
+        kv_cache=shape.kv_bytes(rows, columns, sampling_dtype),
+        fixed=CUDA_CONTEXT if card.is_gpu else 0.0,
+        **rollout_memory(shape, settings, prompt, rows),
+    )
+    seconds = {"start": start_seconds(shape, dtype, card)}
+    seconds["generate"] = (rounds + 1) * sum(seconds for seconds, _ in costs)
+    flops = (rounds + 1) * sum(flops for _, flops in costs)
+    tokens = (rounds + 1) * len(costs) * rows * (prompt.mean + settings.max_completion_length)
+    return Cost({"generate": memory}, seconds, flops, tokens, gpus_of(card, ONE_PROCESS), shape.parameters, 0)
+
+
 def train_cost(
     shape: ModelShape,
     settings: Training,
@@ -421,24 +489,18 @@ def train_cost(
     sequences = settings.max_steps * settings.prompts_per_step * settings.num_generations / layout.processes
 
     length = prompt.typical + new_tokens
-    attended = prompt.mean + new_tokens / 2
     update, flops = update_seconds(shape, settings, sequences, length, new_tokens, card)
-    decode = decode_seconds(shape, card, rows, attended, dtype, settings.sampler, num_skipped)
-    prefilled = rows / (1 if settings.sampler == "generate" else settings.num_generations)
-    sampling_flops = shape.forward_flops(prefilled * prompt.mean, prompt.mean, 0)
-    prefill = card.seconds(sampling_flops, 0.0, shape.num_layers * FORWARD_OPS, dtype)
+    sampling, sampling_flops = rollout_cost(shape, settings, prompt, rows, num_skipped, card)
     exchange = exchange_seconds(shape, settings, sequences / settings.per_device_train_batch_size, card, layout)
     if layout.sharded:  # the weights are gathered for each sampling
         exchange += samplings * card.exchange_seconds(shape.parameters * BYTES[settings.dtype], layout.processes)
-    layers = shape.num_layers - num_skipped
-    sampling_flops += rows * new_tokens * (layers * shape.layer_flops(attended) + shape.lm_head_flops)
     scoring = rows * GRADE_SECONDS
     if settings.optimizer_steps_per_generation > 1:  # TRL scores the batch that later optimizer steps use again
         forward = shape.forward_flops(rows * length, length, rows * new_tokens)
         scoring += card.seconds(forward, 0.0, shape.num_layers * FORWARD_OPS, dtype)
     seconds = {
         "start": start_seconds(shape, settings.dtype, card),
-        "generate": samplings * (prefill + new_tokens * decode),
+        "generate": samplings * sampling,
         "score": samplings * scoring,
         "update": update,
         "optimizer": settings.max_steps * optimizer_seconds(shape, settings, trained, card, layout.shards),
@@ -463,10 +525,7 @@ def train_cost(
     )
     memory = {phase: parts._replace(weights=parts.weights + copy) for phase, parts in memory.items()}
     memory["generate"] = memory["update"]._replace(
-        gradients=0.0,
-        activations=prefilled * prompt.longest * (4 * shape.hidden_size + 3 * shape.intermediate_size) * BYTES[dtype],
-        logits=rows * shape.vocab_size * SAMPLING_BYTES / 2,
-        kv_cache=kv_cache,
+        gradients=0.0, kv_cache=kv_cache, **rollout_memory(shape, settings, prompt, rows)
     )
     tokens = sequences * layout.processes * (prompt.mean + new_tokens)
     flops = (flops + samplings * sampling_flops) * layout.processes

@@ -16,6 +16,7 @@ from nested_reft.plan.costs import (
     Cost,
     Layout,
     evaluate_cost,
+    measure_speed_cost,
     sft_cost,
     train_cost,
 )
@@ -31,7 +32,7 @@ USABLE_MEMORY = 0.92
 # The numbers of GPUs that a remedy proposes.
 MORE_GPUS = (2, 4, 8)
 # The stages that are planned, in their order, and the section of each.
-SECTIONS = SECTION_OF | {"evaluate": "evaluation"}
+SECTIONS = {"measure_speed": "training"} | SECTION_OF | {"evaluate": "evaluation"}
 
 
 class Row(NamedTuple):
@@ -138,8 +139,11 @@ class Planner:
         return self.study.prompt.template, self.study.models[model].local_path
 
     def layout(self, stage: str, model: str) -> Layout:
-        """Return the processes of a job. An evaluation divides its problems, and no weights."""
-        of = self.study.processes(stage, model)
+        """Return the processes of a job. An evaluation divides its problems, and no weights.
+
+        For a measurement of speed, they are those of a training, of which it times the share of one.
+        """
+        of = self.study.processes("train" if stage == "measure_speed" else stage, model)
         return Layout(of.count, of.distributed == "fsdp" and stage != "evaluate")
 
     def cost(self, path: str) -> Cost | None:
@@ -170,7 +174,13 @@ class Planner:
         settings = settings or getattr(self.study, SECTIONS[stage])
         if shape is None:
             return None
-        if stage == "evaluate":
+        if stage == "measure_speed":
+            texts = joined([self.datasets[model, name] for name in self.study.grid.dataset])
+            prompt = lengths(texts.prompts, settings.prompts_per_generation)
+            counts = [num_skipped(shape.num_layers, ratio) for ratio in (0.0, *self.study.grid.skip_ratio)]
+            rounds = self.study.analysis.speed_rounds
+            cost = measure_speed_cost(shape, settings, rounds, prompt, counts, card, spread)
+        elif stage == "evaluate":
             texts, tokens = self.benchmarks[model], min(COMPLETION_TOKENS, settings.max_new_tokens)
             prompt = lengths(texts.prompts, settings.batch_size)
             cost = evaluate_cost(shape, settings, texts.rows, prompt, tokens, card, spread)

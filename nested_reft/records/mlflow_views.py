@@ -43,6 +43,13 @@ VIEWS = {
     ),
     "Tables and figures": ("tags.stage = 'study'", "attributes.start_time", []),
 }
+# What the record of a stage is called in a description.
+NAMES_OF_STAGES = {
+    "sft": "Warm-up (SFT)",
+    "train": "Training",
+    "evaluate": "Evaluation",
+    "measure_speed": "Measurement of speed",
+}
 # Pixels of the columns. All of a view fit into a window of 1400 pixels.
 WIDTHS = {
     "attributes.`Run Name`": 225,
@@ -155,7 +162,7 @@ def description(record: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
         metrics: the content of metrics.json.
     """
     axes = ", ".join(f"{name} {value}" for name, value in record["run"].items())
-    what = {"sft": "Warm-up (SFT)", "train": "Training", "evaluate": "Evaluation"}[record["stage"]]
+    what = NAMES_OF_STAGES[record["stage"]]
     changed = changed_settings(record["settings"])
     settings = [f"- `{name}`: {value}" for name, value in changed.items()] or ["- none"]
     shown = {name: value for name, value in metrics.items() if "/" not in name or name.endswith("/pass_at_1")}

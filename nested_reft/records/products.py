@@ -63,7 +63,8 @@ def is_finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, 
     read = {name: entry["sha256"] for name, entry in run["inputs"].items()}
     return bool(
         run["settings"] == settings
-        and run["outputs"].keys() & {"model", "records.parquet"}  # Snakemake deletes outputs before it starts a job
+        # Snakemake deletes outputs before it starts a job
+        and run["outputs"].keys() & {"model", "records.parquet", "metrics.jsonl"}
         and read == {name: checksum(path) for name, path in inputs.items()}
         and first_damaged(folder, run["outputs"]) is None
     )

@@ -68,7 +68,7 @@ class StageRecord:
 
         Args:
             out: the folder of the product.
-            stage: `sft`, `train` or `evaluate`.
+            stage: `measure_speed`, `sft`, `train` or `evaluate`.
             run: the product's place in the grid: model, dataset, ...
             settings: all settings of the stage.
             inputs: name -> file or folder that the stage reads; `run.json` gets its checksum.

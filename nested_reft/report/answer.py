@@ -13,6 +13,7 @@ from nested_reft.report.deltas import trained_runs
 from nested_reft.report.interim import WAITING
 from nested_reft.report.off_policy import ACCEPTANCE, kl_column, run_medians
 from nested_reft.report.sources import CELL, INSTANCE, Sources
+from nested_reft.report.speed import is_measured
 from nested_reft.report.statistics import smallest_resolvable
 
 # The probability with which a true change that the answer calls detectable is found to be better or worse.
@@ -203,6 +204,24 @@ def speed_facts(deltas: pd.DataFrame, efficiency: pd.DataFrame, runs: pd.DataFra
     }
 
 
+def measured_facts(efficiency: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Any]:
+    """Return what was measured of the speed of roll-outs on a machine that did nothing else.
+
+    Args:
+        efficiency: a row per instance, with its measured speed-up.
+        slopes: a row per model, or none where no speed was measured for every model.
+    """
+    columns = ["sampling_speed_up", "speed_up_ci_low", "speed_up_ci_high", "bound", "bound_with_lm_head"]
+    by_model = efficiency.drop_duplicates(["model", "skip_ratio"]) if len(slopes) else efficiency.head(0)
+    lowest, highest = (by_model.groupby("skip_ratio")[columns].agg(end).reset_index() for end in ("min", "max"))
+    rows = [
+        {"skip_ratio": low["skip_ratio"], "lowest": low, "highest": high}
+        for low, high in zip(lowest.to_dict("records"), highest.to_dict("records"), strict=True)
+    ]
+    shown = rows if len(rows) <= 3 else [rows[0], rows[-1]]
+    return {"measured": shown, "speed_slopes": slopes.to_dict("records")}
+
+
 def off_policy_facts(steps: pd.DataFrame) -> list[dict[str, float]]:
     """Return the KL per token and the acceptance rate at the lowest and the highest skip ratio.
 
@@ -220,8 +239,10 @@ def off_policy_facts(steps: pd.DataFrame) -> list[dict[str, float]]:
 def answer_facts(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return all facts that the answer states, from the sources and the tables of a report."""
     config = sources.config
+    slopes = tables["speed_slope"] if is_measured(sources) else tables["speed_slope"].head(0)
     return (
         accuracy_facts(tables["deltas"], config["analysis"]["confidence"], len(config["grid"]["seed"]))
         | speed_facts(tables["deltas"], tables["efficiency"], trained_runs(sources))
+        | measured_facts(tables["efficiency"], slopes)
         | {"off_policy": off_policy_facts(sources.steps), "trends": tables["trend"].to_dict("records")}
     )

@@ -20,6 +20,7 @@ from nested_reft.report.noise import noise_table
 from nested_reft.report.paper import config_table, paper_table2
 from nested_reft.report.rounding import stated_table
 from nested_reft.report.sources import Sources, read_sources, write_sources
+from nested_reft.report.speed import is_measured, speed_slope_table, speed_table
 from nested_reft.report.tables import (
     answers_table,
     efficiency_table,
@@ -40,6 +41,8 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
     finished, planned = run_counts(sources)
     judged = without_verdicts if finished < planned else lambda table: table
     deltas = stated_table(judged(delta_table(sources)))
+    confidence = sources.config["analysis"]["confidence"]
+    speed = stated_table(speed_table(sources.details.speed_rounds, confidence)) if is_measured(sources) else None
     accuracy = deltas[deltas["metric"] == "accuracy"]
     tables = {
         "table1": table1(sources.provenance["models"], sources.config["grid"]["skip_ratio"]),
@@ -52,7 +55,9 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
         "deltas": deltas,
         "mcnemar": mcnemar_table(sources),
         "noise": noise_table(sources),
-        "efficiency": efficiency_table(deltas, trained_runs(sources)),
+        "speed": speed_table(sources.details.speed_rounds, confidence),
+        "speed_slope": speed_slope_table(sources.details.speed_rounds, confidence),
+        "efficiency": efficiency_table(deltas, trained_runs(sources), speed),
         "config": config_table(sources.config),
         "provenance": provenance_table(sources.provenance),
     }

@@ -86,6 +86,11 @@ def interval(row: Mapping[Any, Any]) -> str:
     return "no interval" if pd.isna(row["ci_low"]) else f"[{points(row['ci_low'])}, {points(row['ci_high'])}]"
 
 
+def speed_interval(row: Mapping[str, Any]) -> str:
+    """Return the interval of a speed-up, in brackets."""
+    return f"[{row['speed_up_ci_low']:.2f}, {row['speed_up_ci_high']:.2f}]"
+
+
 def instance(row: Mapping[Any, Any], grid: Mapping[str, Any]) -> str:
     """Return the name of an instance of this grid in a sentence."""
     return f"{instance_label(row, grid)} on {row['model']}, {row['dataset']}"
@@ -141,6 +146,7 @@ FILTERS = (
     literal,
     plural,
     interval,
+    speed_interval,
     instance,
     instance_label,
     choice,

@@ -20,6 +20,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Speed": {
         "speed_up": "Sampling speed-up against its bounds",
+        "speed": "Measured speed of sampling",
+        "speed_slope": "Measured speed against the share of layers skipped",
         "time_split": "Where the time of a run goes",
         "accuracy_time": "Accuracy against the time of training",
         "efficiency": "Speed and accuracy of each instance",

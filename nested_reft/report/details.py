@@ -1,12 +1,14 @@
-"""Three more source files of a report: SFT losses, token weights and sampled answers.
+"""Four more source files of a report: SFT losses, token weights, sampled answers and the measured speed.
 
     sft_steps.csv        a row per SFT model and optimizer step: its loss
     token_weights.csv    a row per run and bin: the number of sampled tokens whose weight h(r) is in the bin
     sampled_answers.csv  a row per cell and problem: the completions of three models, shortened
+    speed_rounds.csv     a row per model, round and number of layers skipped: the seconds of a roll-out
 
 Reports of earlier versions lack these files. Figures that need them are then left out.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +16,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nested_reft.config.layout import PRETRAINED, products
+from nested_reft.config.layout import MEASURE_SPEED, PRETRAINED, products
 from nested_reft.config.study import Study
 from nested_reft.mitigation import WEIGHT_BINS
-from nested_reft.records.files import read_rows
+from nested_reft.records.files import check_outputs, checksums, read_rows, read_versioned_json
 from nested_reft.report.statistics import Floats
 
 SFT_STEPS = ["model", "dataset", "seed", "step", "loss"]
+# In the rows of a measurement of speed: the seconds of a roll-out that skips this number of layers.
+MEASURED_SECONDS = re.compile(r"seconds/(\d+)_skipped")
 NUM_ANSWERS = 20  # in one report, spread over its cells
 SHOWN_LENGTH = 200  # characters of a completion
 
 
 class Details(NamedTuple):
-    """The three tables; a table is empty where the study has no such data."""
+    """The four tables; a table is empty where the study has no such data."""
 
     sft_steps: pd.DataFrame
     token_weights: pd.DataFrame
     sampled_answers: pd.DataFrame
+    speed_rounds: pd.DataFrame
 
 
 def sft_steps(study: Study, results: Path) -> Iterator[pd.DataFrame]:
@@ -98,6 +103,34 @@ ANSWERS = ["model", "dataset", "benchmark", "problem_id", "problem", "answer"]
 ANSWERS += [f"{name}{suffix}" for name in ("sft", "baseline", "instance") for suffix in ("", "_correct")]
 
 
+SPEED = ["model", "sampler", "device", "threads", "num_layers", "layer_parameters", "lm_head_parameters"]
+SPEED += ["completion_tokens", "prompt_tokens", "round", "num_skipped", "seconds"]
+
+
+def measured_speed(study: Study, results: Path) -> Iterator[pd.DataFrame]:
+    """Yield the seconds of every roll-out in the measurement of each model's speed."""
+    for model in study.grid.model:
+        folder = results / MEASURE_SPEED.format(model=model)
+        if not study.analysis.speed_rounds or not (folder / "run.json").exists():
+            continue
+        check_outputs(folder, checksums(folder, "metrics.json", "metrics.jsonl"))
+        record, metrics = read_versioned_json(folder / "run.json"), read_versioned_json(folder / "metrics.json")
+        facts = {name: record[name] for name in SPEED if name in record}
+        facts |= {"model": model, "completion_tokens": int(metrics["completion_tokens"])}
+        yield pd.DataFrame(
+            facts
+            | {
+                "prompt_tokens": row["prompt_tokens"],
+                "round": row["step"],
+                "num_skipped": int(match[1]),
+                "seconds": seconds,
+            }
+            for row in read_rows(folder / "metrics.jsonl")
+            for name, seconds in row.items()
+            if (match := MEASURED_SECONDS.fullmatch(name))
+        )
+
+
 def table(frames: Iterable[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     """Return the frames as one table, which has these columns even without any frame."""
     return pd.concat([pd.DataFrame(columns=columns), *frames], ignore_index=True)[columns]
@@ -116,11 +149,12 @@ def collect_details(study: Study, results: Path, runs: Iterable[tuple[Mapping[st
         table(sft_steps(study, results), SFT_STEPS),
         table([token_weights(runs)], [*axes, "weight", "tokens"]),
         table(sampled_answers(study, results), ANSWERS),
+        table(measured_speed(study, results), SPEED),
     )
 
 
 def write_details(details: Details, folder: Path) -> None:
-    """Write the three files."""
+    """Write the four files."""
     for name, rows in details._asdict().items():
         rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 

@@ -36,7 +36,7 @@ LEFT_OUT = {
         "p_equivalent",
     ],
     "trend": ["p_equivalent"],
-    "efficiency": ["num_skipped", "seeds", "bound_with_lm_head"],
+    "efficiency": ["num_skipped", "seeds", "bound_with_lm_head", "speed_source"],
     "stages": ["interval"],
 }
 HEADINGS = {

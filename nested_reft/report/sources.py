@@ -6,7 +6,7 @@
     config.json             the study's configuration
     provenance.json         code, packages and hardware of the runs, and the missing products
 
-The module `details` describes three more.
+The module `details` describes four more.
 
 Every table, figure and caption is a function of these files, so a report can be rebuilt from its folder alone.
 """

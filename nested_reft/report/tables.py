@@ -13,6 +13,7 @@ from nested_reft.nesting import bounds, num_skipped
 from nested_reft.report.clusters import cluster_codes
 from nested_reft.report.deltas import problems_of
 from nested_reft.report.sources import CELL, INSTANCE, Sources, grid_of, instance_label
+from nested_reft.report.speed import ALONE, IN_TRAINING
 from nested_reft.report.statistics import best_by_chance, problem_interval
 
 
@@ -177,12 +178,21 @@ def answers_table(sources: Sources) -> pd.DataFrame:
     return table.assign(**{column: table[column].map({True: "yes", False: "no"}) for column in right})
 
 
-def efficiency_table(deltas: pd.DataFrame, per_run: pd.DataFrame) -> pd.DataFrame:
+def efficiency_table(
+    deltas: pd.DataFrame, per_run: pd.DataFrame, measured: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Return what each instance gains in speed, the largest possible gain, and the accuracy delta that it costs.
 
     `bound` is Property 1, N / (N - k); `bound_with_lm_head` counts the output projection too, which every token
-    needs; `sampling_speed_up` is the measured ratio of generated tokens per second to the baseline's.
+    needs; `sampling_speed_up` is the ratio of sampled tokens per second to those without skipping, as `speed_source`
+    says: measured alone, or else seen during training, as `sampling_speed_up_in_training` always is.
+
+    Args:
+        deltas: the table of deltas.
+        per_run: a row per training run.
+        measured: the table of the measured speed, or None where the speed was not measured for every model.
     """
+    alone = None if measured is None else measured.set_index(["model", "num_skipped"])
     sizes = per_run.groupby("model")[["num_layers", "layer_parameters", "lm_head_parameters"]].first()
     by_metric = {metric: rows.set_index([*CELL, *INSTANCE]) for metric, rows in deltas.groupby("metric")}
     rows = []
@@ -193,8 +203,13 @@ def efficiency_table(deltas: pd.DataFrame, per_run: pd.DataFrame) -> pd.DataFram
             delta: Any = by_metric[metric].loc[key]
             row |= {metric: delta["instance"], f"{metric}_relative_delta": delta["relative_delta"]}
         speed: Any = by_metric["generated_tok_s"].loc[key]
-        row["sampling_speed_up"] = 1 + speed["relative_delta"]
+        row["sampling_speed_up_in_training"] = row["sampling_speed_up"] = 1 + speed["relative_delta"]
         row["speed_up_ci_low"], row["speed_up_ci_high"] = 1 + speed["relative_ci_low"], 1 + speed["relative_ci_high"]
+        row["speed_source"] = IN_TRAINING
+        if alone is not None:
+            found: Any = alone.loc[(accuracy["model"], accuracy["num_skipped"])]
+            row |= {"sampling_speed_up": found["speed_up"], "speed_source": ALONE}
+            row |= {"speed_up_ci_low": found["ci_low"], "speed_up_ci_high": found["ci_high"]}
         row |= {"bound": math.nan, "bound_with_lm_head": math.nan}
         if accuracy["model"] in sizes.index:  # otherwise no run of the model has recorded its sizes
             size: Any = sizes.loc[accuracy["model"]].astype(float)

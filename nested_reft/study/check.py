@@ -22,7 +22,7 @@ from nested_reft.study.disk import SECTION_OF, check_disk
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 
 # The stages that load a model.
-MODEL_STAGES = ("sft", "train", "evaluate")
+MODEL_STAGES = ("measure_speed", "sft", "train", "evaluate")
 # Files with these suffixes are not names on the hub.
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 

@@ -1,6 +1,7 @@
 """One job of a study: its name, its files, and what they say about it.
 
-A job is a warm-up (`sft`), a training (`train`) or an evaluation (`evaluate`). It is named by its path below the
+A job is a measurement of speed (`measure_speed`), a warm-up (`sft`), a training (`train`) or an evaluation
+(`evaluate`). It is named by its path below the
 results, such as `train/model~M/dataset~D/skip_ratio~X/border~B/mitigation~H/seed~S`. Its log and the table of its run
 time have the same path below their own folders.
 """
@@ -17,8 +18,8 @@ from nested_reft.records.job_logs import INTERRUPTED, NO_MESSAGE, last_sentence
 from nested_reft.records.lock import is_locked
 from nested_reft.records.progress import STEPS_OF_A_MEAN, Progress, last_progress
 
-# The stages that a product goes through. The jobs of the other rules take seconds.
-STAGES = ("sft", "train", "evaluate")
+# The stages that a product goes through, and the measurement before them. The jobs of the other rules take seconds.
+STAGES = ("measure_speed", "sft", "train", "evaluate")
 
 State = Literal["done", "running", "failed", "stopped", "waiting"]
 
@@ -61,23 +62,24 @@ class Job(NamedTuple):
 
     @property
     def stage(self) -> str:
-        """`sft`, `train` or `evaluate`."""
+        """One of `STAGES`."""
         return stage_of(self.path)
 
 
 def job_paths(study: Study) -> list[str]:
-    """Return the paths of all jobs of a study: warm-ups and trainings, then evaluations."""
+    """Return the paths of all jobs of a study: measurements of speed, warm-ups and trainings, then evaluations."""
     products = dict(layout.products(study))
     made = [
         path
         for path, axes in products.items()
         if axes["product"] == "train" or (axes["product"] == "sft" and study.warms_up(axes["model"]))
     ]
-    return [*made, *(layout.EVALUATE.format(product=path) for path in products)]
+    measured = [layout.MEASURE_SPEED.format(model=model) for model in study.grid.model if study.analysis.speed_rounds]
+    return [*measured, *made, *(layout.EVALUATE.format(product=path) for path in products)]
 
 
 def stage_of(path: str) -> str:
-    """Return the stage in the path of a job: `sft`, `train` or `evaluate`."""
+    """Return the stage in the path of a job, one of `STAGES`."""
     return path.partition("/")[0]
 
 
@@ -95,7 +97,7 @@ def cell_name(path: str) -> str:
 def run_name(path: str) -> str:
     """Return the name of a job within its cell, such as `15% retrace s0`, `baseline s0`, `sft s0` or `pretrained`."""
     axes = axes_of(path)
-    made = "sft" if "sft/" in path else "pretrained"
+    made = "speed" if stage_of(path) == "measure_speed" else "sft" if "sft/" in path else "pretrained"
     name = instance_label_alone(axes) if "skip_ratio" in axes else made
     return f"{name} s{axes['seed']}" if "seed" in axes else name
 
@@ -109,6 +111,8 @@ def job_name(path: str) -> str:
     if stage not in STAGES:
         return " ".join([stage.replace("_", " "), *axes_of(path).values()])
     name = run_name(path)
+    if stage == "measure_speed":
+        return f"measure speed {cell_name(path)}"
     return f"{stage} {cell_name(path)} {name.removeprefix('sft ') if stage == 'sft' else name}"
 
 
@@ -148,8 +152,12 @@ def read_times(table: Path) -> tuple[float | None, float | None]:
 
 
 def result_of(folders: Folders, path: str) -> str:
-    """Return the result of a finished job in words: how the reward or the loss changed, or the accuracy."""
+    """Return the result of a finished job in words: how the reward or the loss changed, the accuracy, or the speed."""
     folder = folders.results / path
+    if stage_of(path) == "measure_speed":
+        metrics = read_json(folder / "metrics.json")
+        gains = [f"{ratio:.2f}" for name, ratio in metrics.items() if name.startswith("speed_up/")]
+        return f"{', '.join(sorted(gains))} times as fast"
     if path.startswith("evaluate/"):
         return f"accuracy {100 * read_json(folder / 'metrics.json')['eval/overall/pass_at_1']:.1f}%"
     metric = "loss" if path.startswith("sft/") else "reward"

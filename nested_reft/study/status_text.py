@@ -62,7 +62,10 @@ def job_table(status: Status) -> list[str]:
     """Return a row per product and cell: its warm-up or training, and its evaluation."""
     jobs = {job.path: job for job in status.jobs}
     products = [job.path.removeprefix("evaluate/") for job in status.jobs if job.stage == "evaluate"]
-    rows = []
+    rows: list[tuple[str, str, str]] = []
+    for job in status.jobs:
+        if job.stage == "measure_speed":
+            rows.append((f"speed of {cell_name(job.path)}", in_words(status, job), ""))
     for cell, paths in groupby(sorted(products, key=cell_name), key=cell_name):
         rows.append((cell, "", ""))
         for path in paths:

@@ -61,8 +61,9 @@ def seconds_left(jobs: Iterable[Job], now: float) -> float | None:
     jobs = list(jobs)
     means = mean_seconds(jobs, now)
     unfinished = [job for job in jobs if job.state != "done"]
-    if any(job.stage not in means for job in unfinished):
+    if any(job.stage not in means for job in unfinished if job.stage != "measure_speed"):
         return None
+    means.setdefault("measure_speed", 0.0)  # it is short, and unknown until it has run
     work = sum(seconds_left_of(job, means[job.stage], now) for job in unfinished)
     chain = max((chain_seconds(job, means, now) for job in unfinished), default=0.0)
     return max(work / max(jobs_at_once(jobs, now), running(jobs)), chain)

@@ -1,8 +1,8 @@
 """Whether the products of a study are what its stages wrote, with the settings and from the inputs of today.
 
-A product is the folder of a warm-up, a training or an evaluation. Its `run.json` holds the settings of its stage, and
-the checksums of what the stage read and wrote. Prepared data have a manifest with their checksums, and the note about
-a dequantised model has the checksum of its folder.
+A product is the folder of a measurement, a warm-up, a training or an evaluation. Its `run.json` holds the settings of
+its stage, and the checksums of what the stage read and wrote. Prepared data have a manifest with their checksums, and
+the note about a dequantised model has the checksum of its folder.
 """
 
 from collections import Counter
@@ -22,6 +22,7 @@ from nested_reft.study.jobs import STAGES, Folders, axes_of, job_paths, stage_of
 from nested_reft.study.status import started_file
 
 SECTIONS: dict[str, type[Section]] = {
+    "measure_speed": stage_settings.MeasureSpeedStage,
     "sft": stage_settings.SftStage,
     "train": stage_settings.TrainStage,
     "evaluate": stage_settings.EvaluateStage,

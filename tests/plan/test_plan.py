@@ -23,6 +23,8 @@ SEVEN_B = "Qwen2.5-Math-7B-Instruct"
 def test_the_paper_is_planned_without_a_network():
     plan = make_plan(PAPER, cards_of(PAPER, ["h100"]))
     assert [(row.stage, row.jobs) for row in plan.rows] == [
+        ("measure_speed", 1),
+        ("measure_speed", 1),
         ("sft", 3),
         ("sft", 3),
         ("train", 30),
@@ -84,7 +86,8 @@ def test_a_job_on_several_gpus():
     assert len({cost.peak.weights for cost in evaluations}) == 1
     assert [cost.gpus for cost in evaluations] == [1, 4, 4]
     with_vllm = rows_with("jobs.gpus=2", "jobs.distributed=ddp", "evaluation.sampler=vllm")
-    assert {stage: row.largest.gpus for (stage, _), row in with_vllm.items()} == {"sft": 2, "train": 2, "evaluate": 1}
+    expected = {"measure_speed": 1, "sft": 2, "train": 2, "evaluate": 1}
+    assert {stage: row.largest.gpus for (stage, _), row in with_vllm.items()} == expected
 
 
 def test_processes_on_a_cpu_share_the_threads_and_need_memory_each(monkeypatch):

@@ -54,8 +54,9 @@ def mirrored_study(tmp_path_factory: pytest.TempPathFactory):
     config = synthetic.study(seeds=2, models=1, datasets=1)
     synthetic.write(config, folder / "results/synthetic", steps=3)
     build.report(config, folder / "results/synthetic", folder / "reports/synthetic")
-    for evaluation in folder.glob("results/synthetic/evaluate/**/run.json"):
-        evaluation.unlink()  # the made-up ones have no uid, and the store is to hold the trainings
+    others = [f"results/synthetic/{stage}/**/run.json" for stage in ("evaluate", "measure_speed")]
+    for record in (file for pattern in others for file in folder.glob(pattern)):
+        record.unlink()  # the made-up ones have no uid, and the store is to hold the trainings
     uri = f"sqlite:///{folder}/mlflow.db"
     assert rebuild_store(folder / "results", folder / "reports", uri) == (20, 20)
     client, experiment = open_store(uri, "synthetic")

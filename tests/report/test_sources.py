@@ -151,6 +151,10 @@ def test_a_study_of_several_borders_names_the_border_of_each_instance(tmp_path):
     assert "- Borders: 1, 2" in findings and "- 15% border 2 practical on small-28, one-step" in findings
     assert "the study has 19 runs, of which 19 are here" in " ".join(findings.split())
     figures = figures_of_study(sources.config)
+    assert "border" not in style.as_svg(
+        figures["speed_up"](sources, tables)
+    )  # the measured speed is that of any border
+    sources = sources._replace(details=sources.details._replace(speed_rounds=pd.DataFrame()))
     for name in ("heat_map", "off_policy", "speed_up", "reward", "frontier", "figure_one-step"):
         assert "border 2 retrace" in style.as_svg(figures[name](sources, tables)), name
 

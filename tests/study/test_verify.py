@@ -50,7 +50,7 @@ def test_a_finished_study_has_no_fault_and_a_damaged_model_is_named_and_not_read
     verified = run("nested-reft", "verify", "results/smoke", cwd=finished)
     assert verified.returncode == 1
     assert f"damaged     {warm_up}: model is not what" in verified.stdout
-    assert "6 faults in the 11 products of the study 'smoke'." in verified.stdout
+    assert "6 faults in the 12 products of the study 'smoke'." in verified.stdout
 
     record = read_json(finished / "results/smoke" / RETRACE / "run.json")
     settings = yaml.safe_dump(record["settings"])
@@ -118,7 +118,7 @@ def test_products_of_another_commit_are_counted(finished):
     study = started_settings(results)
     listed = list(faults(finished, study, job_paths(study)))
     (fault,) = [one for one in listed if one.sentence.startswith("made by commit 000000000000")]
-    assert (fault.kind, fault.path) == ("stale", "1 of 11 products")
+    assert (fault.kind, fault.path) == ("stale", "1 of 12 products")
 
 
 def test_a_run_json_that_was_cut_off_is_one_fault_among_others(finished):

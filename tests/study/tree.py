@@ -40,7 +40,7 @@ class Tree:
         for parent in (folder, table.parent):
             parent.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text("{}")
-        metrics = {"eval/overall/pass_at_1": 0.9125} | metrics
+        metrics = {"eval/overall/pass_at_1": 0.9125, "speed_up/4_skipped": 1.14} | metrics
         (folder / "metrics.json").write_text(json.dumps(metrics))
         rows = [{"step": step, "loss": 1 / step, "reward": step / 100} for step in range(1, 41)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

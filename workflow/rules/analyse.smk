@@ -21,6 +21,14 @@ rule analyse:
             for path, axes in PRODUCTS.items()
             if axes["product"] == "train"
         ],
+        speeds=(
+            expand(
+                f"{RESULTS}/{layout.MEASURE_SPEED}/metrics.json",
+                model=STUDY.grid.model,
+            )
+            if STUDY.analysis.speed_rounds
+            else []
+        ),
         evaluations=expand(
             f"{RESULTS}/{layout.EVALUATE}/metrics.json", product=PRODUCTS
         ),

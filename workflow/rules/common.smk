@@ -174,6 +174,11 @@ def evaluate_settings(wildcards):
     return canonical(settings_of(STUDY, "evaluate", PRODUCTS[wildcards.product]))
 
 
+def measure_speed_settings(wildcards):
+    """Settings passed to `measure-speed`: the model, and what the time of a roll-out depends on."""
+    return canonical(settings_of(STUDY, "measure_speed", wildcards))
+
+
 def analyse_settings(wildcards):
     """Settings passed to `analyse`: the study without the sections that cannot change a table."""
     return canonical(STUDY.model_dump(exclude={"tracking", "jobs"}))
@@ -188,6 +193,15 @@ def processes_of(wildcards):
 
 # The processes of a job are resources and not `params`, because a job whose `params` change runs again, and a model does
 # not depend on the processes that computed it. Slurm gets only the number of GPUs: the command starts its ranks itself.
+def whole_machine():
+    """Return the CPU cores of a job beside which no other job shall run: all of this machine's.
+
+    On a cluster, a job gets its own cores, and the profile asks for a node of its own.
+    """
+    on_cluster = workflow.remote_exec or not workflow.local_exec
+    return STUDY.jobs.threads if on_cluster else workflow.resource_settings.cores or 1
+
+
 def num_gpus(wildcards):
     """Return the number of GPUs of a job."""
     return processes_of(wildcards).gpus

@@ -29,12 +29,18 @@ from nested_reft.report.figures.common import (
 )
 from nested_reft.report.interim import WAITING
 from nested_reft.report.sources import INSTANCE, Sources, grid_of, instance_label
-from nested_reft.report.style import BASELINE, PALETTE, SMALL, WIDTH
+from nested_reft.report.speed import is_measured
+from nested_reft.report.style import BASELINE, BOUND, PALETTE, SMALL, WIDTH
 
+# The metrics of Figures 1-3. The speeds are those seen during training, unless the speed of sampling was measured.
 METRICS = {
     "accuracy": "accuracy",
     "token_speed_tok_s": "token speed\n[tokens/s]",
     "train_runtime_s": "run time [s]",
+}
+MEASURED_METRICS = METRICS | {
+    "token_speed_tok_s": "speed of sampling,\nmeasured [tokens/s]",
+    "train_runtime_s": "run time in\ntraining [s]",
 }
 FEWER_SEEDS: dict[str, Any] = {"linestyle": (0, (1, 1.5))}  # the interval of a delta with fewer seeds than the study
 MARGIN: dict[str, Any] = {"color": "#000000", "alpha": 0.09, "linewidth": 0}  # the band of changes that do not matter
@@ -248,6 +254,26 @@ def draw_metric(axis: Any, rows: pd.DataFrame, own: pd.DataFrame) -> None:
         axis.set_title("one seed: no interval", fontsize=SMALL, color=BASELINE, loc="right")
 
 
+def draw_measured_speed(axis: Any, rows: pd.DataFrame, ratios: list[float]) -> None:
+    """Draw the measured speed of sampling of one model against the skip ratio, with its intervals and its bound.
+
+    Args:
+        axis: the panel.
+        rows: the rows of the model in the table of the measured speed, in the order of the skip ratios.
+        ratios: the skip ratios of the study.
+    """
+    own, skipping = rows[rows["num_skipped"] == 0].iloc[0], rows[rows["num_skipped"] > 0]
+    baseline, places = own["tokens_per_second"], range(len(ratios))
+    scaled = skipping[["speed_up", "ci_low", "ci_high", "bound"]] * baseline
+    axis.axhline(baseline, color=BASELINE, linestyle="--", linewidth=1.2, label=BASELINE_NAME)
+    axis.plot(places, scaled["bound"], label="bound N / (N - k)", **BOUND)
+    reach = errors(scaled, "speed_up", "ci_low", "ci_high")
+    style = {"color": "black", "marker": "X", "markersize": 5, "linewidth": 1.2, "elinewidth": 0.9, "capsize": 2.5}
+    axis.errorbar(places, scaled["speed_up"], yerr=reach, label="all mitigations, measured alone", **style)
+    axis.set_xticks(places, [percent(ratio) for ratio in ratios])
+    axis.set_xlim(-0.5, len(ratios) - 0.5)
+
+
 def baseline_range(sources: Sources, tables: Tables, model: str, dataset: str, metric: str) -> pd.DataFrame:
     """Return the baseline's own mean, lowest and highest value: an interval over problems, or the range of seeds."""
     if metric == "accuracy":
@@ -275,11 +301,16 @@ def dataset_figure(sources: Sources, tables: Tables, dataset: str) -> Figure:
     """
     deltas = tables["deltas"][tables["deltas"]["dataset"] == dataset]
     models = list(deltas["model"].unique())
+    metrics = MEASURED_METRICS if is_measured(sources) else METRICS
     width = min(WIDTH, 2.4 + 3.1 * len(models))
-    figure, axes = panels(len(METRICS), len(models), 1.75 * len(METRICS) + 0.9, width, sharex="col")
+    figure, axes = panels(len(metrics), len(models), 1.75 * len(metrics) + 0.9, width, sharex="col")
     for column, model in zip(axes.T, models, strict=True):
         model_deltas = deltas[deltas["model"] == model]
-        for axis, metric in zip(column, METRICS, strict=True):
+        for axis, metric in zip(column, metrics, strict=True):
+            if metric == "token_speed_tok_s" and is_measured(sources):
+                speed = tables["speed"][tables["speed"]["model"] == model].sort_values("num_skipped")
+                draw_measured_speed(axis, speed, sorted(model_deltas["skip_ratio"].unique()))
+                continue
             own = baseline_range(sources, tables, model, dataset, metric)
             draw_metric(axis, model_deltas[model_deltas["metric"] == metric], own)
         accuracies_in_percent(column[0])
@@ -287,7 +318,7 @@ def dataset_figure(sources: Sources, tables: Tables, dataset: str) -> Figure:
         names = [instance_label(row, grid_of(model_deltas)) for row in absent.to_dict("records")]
         note = f"\nmissing: {', '.join(names)}" if 0 < len(names) < 4 else ""
         column[0].set_title(f"{model}, {dataset}{note}")
-    for axis, label in zip(axes[:, 0], METRICS.values(), strict=True):
+    for axis, label in zip(axes[:, 0], metrics.values(), strict=True):
         axis.set_ylabel(label)
     name_axes(figure, "skip ratio (share of layers skipped)")
     legend(figure)
