@@ -17,8 +17,8 @@ from nested_reft.model.scoring import completion_logits
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.token_sampling import SamplingParams
 
-# The tokens that the engine samples after each prompt, and the least number of tokens that are compared.
-NEW_TOKENS, COMPARED_TOKENS = 16, 256
+# The tokens that the engine samples after each prompt, and the number of completions that are compared.
+NEW_TOKENS, COMPARED_ROWS = 16, 16
 # The largest mean error, as a multiple of the mean error of plain forwards and, where rounding is smaller, in nats.
 # Of right engines, the multiple is .7 to 1.2, and of one that places the tokens wrongly by one position, 2.4 or more.
 LARGEST_MULTIPLE, LARGEST_IN_FLOAT32 = 1.7, 1e-3
@@ -56,12 +56,14 @@ def unsupported_reason(
     short = SamplingParams(max_new_tokens=NEW_TOKENS, fixed_length=True)
     samples: list[tuple[Sequence[int], list[int], list[float]]] = []  # prompts, completions and their log-probs
     try:
-        prompt_ids = prompt_ids[: engine.ensure_buffers(prompt_ids, longest, batch_size).batch_size]
+        # All rows decode, so that functions are compiled for them, but reading a prompt for each would take most time.
+        rows = engine.ensure_buffers(prompt_ids, longest, batch_size).batch_size
+        prompt_ids = [prompt_ids[row % COMPARED_ROWS] for row in range(rows)]
         engine.sample([prompt[::-1] for prompt in prompt_ids], short, seed=0)
         prompts = cut_to_lengths(prompt_ids)
-        while len(samples) * NEW_TOKENS < COMPARED_TOKENS:
+        while len(samples) < COMPARED_ROWS:
             completions, logps = engine.sample(prompts, short, seed=1 + len(samples), skipped=skipped)
-            samples += list(zip(prompts, completions, logps, strict=True))[: COMPARED_TOKENS // NEW_TOKENS]
+            samples += list(zip(prompts, completions, logps, strict=True))[:COMPARED_ROWS]
     except torch.OutOfMemoryError:  # depends on the device, not on the model
         raise
     except Exception as error:  # a model may differ in any way from the models that run
