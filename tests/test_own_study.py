@@ -25,6 +25,7 @@ SMALL = {
     },
     "grid": {"mitigation": ["retrace"]},
     "evaluation": {"max_new_tokens": 8},
+    "analysis": {"speed_rounds": 2},
 }
 
 
@@ -88,7 +89,7 @@ def test_a_study_of_ones_own_with_lora_goes_from_init_to_the_report(folder):
     assert begin(folder).returncode == 0
     study = yaml.safe_load((folder / "mine.yaml").read_text())
     for section, keys in SMALL.items():
-        study[section] |= keys
+        study.setdefault(section, {}).update(keys)
     (folder / "mine.yaml").write_text(yaml.safe_dump(study))
     for command in (["check"], ["run"], ["status"], ["report"]):
         done = run("nested-reft", *command, "mine.yaml", cwd=folder)

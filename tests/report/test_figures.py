@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -18,7 +19,7 @@ from nested_reft.report.contents import contents
 from nested_reft.report.figures import FIGURES, figures_of_study
 from nested_reft.report.figures.accuracy import forest, heat_map
 from nested_reft.report.figures.off_policy import off_policy, off_policy_steps
-from nested_reft.report.figures.speed import pareto_front
+from nested_reft.report.figures.speed import frontier, pareto_front, speed_up
 from nested_reft.report.figures.training import reward_curves
 from nested_reft.report.layer_harm import layer_harm
 from nested_reft.report.sources import Sources, read_sources
@@ -216,3 +217,28 @@ def test_the_harm_of_a_layer_is_the_reward_of_the_steps_that_skipped_it():
     assert harm["reward"].to_dict() == pytest.approx({4: 0.2, 7: 0.5})
     assert harm["steps"].to_dict() == {4: 2, 7: 2}
     assert harm["baseline"].tolist() == [0.8, 0.8] and harm["all_nested"].iloc[0] == pytest.approx(1.1 / 3)
+
+
+def test_the_frontier_has_intervals_on_both_axes(made_up):
+    sources = read_sources(made_up / "report")
+    tables = make_tables(sources)
+    axis = frontier(sources, tables).axes[0]
+    bars = [
+        segment for lines in axis.collections if isinstance(lines, LineCollection) for segment in lines.get_segments()
+    ]
+    flat = [segment for segment in bars if segment[0][1] == segment[1][1]]
+    upright = [segment for segment in bars if segment[0][0] == segment[1][0]]
+    assert len(flat) == len(upright) == 9
+    assert all(segment[1][0] > segment[0][0] for segment in flat)
+    widths = sorted({round(segment[1][0] - segment[0][0], 6) for segment in flat})
+    reach = tables["speed"].dropna()["ci_high"] - tables["speed"].dropna()["ci_low"]
+    assert widths == pytest.approx(sorted(reach), abs=1e-5)
+
+
+def test_the_figure_of_the_measured_speed_states_the_slope_of_each_model(made_up):
+    sources = read_sources(made_up / "report")
+    tables = make_tables(sources)
+    svg = style.as_svg(speed_up(sources, tables))
+    slope = tables["speed_slope"].iloc[0]
+    assert f"slope {slope['slope']:.2f} [{slope['ci_low']:.2f}, {slope['ci_high']:.2f}]" in svg
+    assert "14.3%" in svg and "bound with the output projection" in svg

@@ -97,8 +97,8 @@ def test_the_pages_of_the_committed_reports_are_complete(rebuilt):
     screen = first_screen(html)
     assert "Noise: the forward and backward passes, which skipping does not change, differ by" in screen
     expected = {
-        "embedded": "Sampling: 1.04, 1.11 and 1.17 times as fast as in the baseline at 5%, 10% and 15% skipped.",
-        "embedded-full": "The bound N / (N - k) for k of N layers skipped is 1.05, 1.12 and 1.18; values above it",
+        "embedded": "The speed grows by 1.15% [1.08, 1.35] for each 1% of the layers skipped.",
+        "embedded-full": "grows by 1.16% [0.94, 1.29] (tiny-28), 1.13% [0.99, 1.27] (wide-20) for each 1%",
     }
     assert expected[committed.name] in screen
     expected = {
