@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nested_reft.nesting import bounds
+from nested_reft.nesting import bounds, num_skipped
 from nested_reft.report.sources import Sources
 from nested_reft.report.statistics import Floats, median_interval
 
@@ -22,9 +22,20 @@ SPEED_SLOPE = [*SETUP, "rounds", "slope", "ci_low", "ci_high", "slope_of_bound",
 
 
 def is_measured(sources: Sources) -> bool:
-    """Return whether the speed of every model of a study was measured. Older reports have no such measurement."""
-    measured = sources.details.speed_rounds
-    return not measured.empty and set(sources.config["grid"]["model"]) <= set(measured["model"])
+    """Return whether the speed of every model was measured at every skip ratio of the study.
+
+    Older reports have no such measurement, and it lacks a ratio that is added to the grid until it runs again.
+    """
+    measured, grid = sources.details.speed_rounds, sources.config["grid"]
+    if measured.empty:
+        return False
+    found = {str(model): rows for model, rows in measured.groupby("model")}
+    return all(
+        model in found
+        and {num_skipped(int(found[model]["num_layers"].iloc[0]), ratio) for ratio in (0.0, *grid["skip_ratio"])}
+        <= set(found[model]["num_skipped"])
+        for model in grid["model"]
+    )
 
 
 def by_round(rows: pd.DataFrame) -> pd.DataFrame:
@@ -58,11 +69,11 @@ def setup_of(rows: pd.DataFrame) -> dict[str, Any]:
     return {name: rows[name].iloc[0] for name in SETUP} | {"rounds": rows["round"].nunique()}
 
 
-def bounds_of(rows: pd.DataFrame, num_skipped: int) -> tuple[float, float]:
+def bounds_of(rows: pd.DataFrame, k: int) -> tuple[float, float]:
     """Return N / (N - k), and the bound with the output projection, for one model."""
     sizes = (int(rows[name].iloc[0]) for name in ("num_layers", "layer_parameters", "lm_head_parameters"))
     num_layers, *parameters = sizes
-    return bounds(num_layers, num_skipped, *parameters)
+    return bounds(num_layers, k, *parameters)
 
 
 def speed_table(measured: pd.DataFrame, confidence: float) -> pd.DataFrame:

@@ -69,11 +69,16 @@ def test_the_report_states_the_measured_speed(made_up):
     assert f"The speed grows by {slope['slope']:.2f}% [" in text
 
 
-def test_a_model_that_was_not_measured_leaves_the_report_to_the_speeds_of_training(made_up):
+def test_a_model_or_a_ratio_that_was_not_measured_leaves_the_report_to_the_speeds_of_training(made_up):
     sources = read_sources(made_up / "report")
     sources.config["grid"]["model"].append("another")
     assert not is_measured(sources)
     sources.config["grid"]["model"].pop()
+    sources.config["grid"]["skip_ratio"].append(0.2)  # a ratio that was added after the measurement
+    assert not is_measured(sources)
+    assert set(build.make_tables(sources)["efficiency"]["speed_source"]) == {"seen during training"}
+    sources.config["grid"]["skip_ratio"].pop()
+    assert is_measured(sources)
     without = sources._replace(details=sources.details._replace(speed_rounds=pd.DataFrame()))
     tables = build.make_tables(without)
     assert set(tables["efficiency"]["speed_source"]) == {"seen during training"}
