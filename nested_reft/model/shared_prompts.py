@@ -12,7 +12,7 @@ because it predicts the first token of each completion, and TRL takes the label 
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from nested_reft.errors import NestingError
 from nested_reft.model.layers import language_model
@@ -74,6 +74,20 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, num_completion_t
     return PackedBatch(ids, position_ids.expand(shape), attends.unsqueeze(1), labels, rows, columns[:, 1:])
 
 
+def untested_reason(config: PreTrainedConfig) -> str:
+    """Return why the packed rows of a decoder are not known to give TRL's log-probabilities, or an empty string.
+
+    Args:
+        config: the configuration of the decoder, as `get_text_config()` returns it.
+    """
+    types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config.model_type not in FAMILIES:
+        return f"the model is of the family {config.model_type}, and the tested families are {', '.join(FAMILIES)}"
+    if types != {"full_attention"} or getattr(config, "sliding_window", None):
+        return "layers of the model attend within a sliding window"
+    return ""
+
+
 def check_shared_prompts(model: torch.nn.Module) -> None:
     """Refuse a model for which the packed rows are not known to give TRL's log-probabilities.
 
@@ -82,13 +96,8 @@ def check_shared_prompts(model: torch.nn.Module) -> None:
     """
     inner: PreTrainedModel = language_model(model)
     config = inner.config.get_text_config()
-    types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    reason = ""
-    if config.model_type not in FAMILIES:
-        reason = f"the model is of the family {config.model_type}, and the tested families are {', '.join(FAMILIES)}"
-    elif types != {"full_attention"} or getattr(config, "sliding_window", None):
-        reason = "layers of the model attend within a sliding window"
-    elif config._attn_implementation != "sdpa":
+    reason = untested_reason(config)
+    if not reason and config._attn_implementation != "sdpa":
         reason = f"its attention is {config._attn_implementation}, and only sdpa takes a mask for each pair of tokens"
     if reason:
         raise NestingError(f"share_prompts cannot be used: {reason}; set share_prompts to False")

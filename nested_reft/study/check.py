@@ -121,6 +121,8 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
             yield f"benchmark {name}", partial(check_benchmark, source)
     if work.has("train") and study.training.reward_funcs:
         yield "rewards", partial(check_rewards, study.training, work.is_local)
+    if work.has("train") and study.training.share_prompts:
+        yield "share_prompts", partial(check_sharing, study)
     if work.has("evaluate"):
         yield "sampler", partial(check_sampler, study.evaluation.sampler)
     for stage, section in SECTION_OF.items():
@@ -307,6 +309,23 @@ def check_adapter(study: Study, section: Literal["sft", "training"]) -> str:
         if (folder := downloaded_folder(study.models[name])) is not None:
             found.append(f"{read_adapter(folder, lora, f'{section}.lora')} of {name}")
     return f"rank {lora.r}, {'; '.join(found) or 'checked when the models are downloaded'}"
+
+
+def check_sharing(study: Study) -> str:
+    """Check that the update can read each prompt once, for each model that is on this machine."""
+    from transformers import AutoConfig
+
+    from nested_reft.model.shared_prompts import untested_reason
+    from nested_reft.model.weights import downloaded_folder
+
+    found = []
+    for name in study.grid.model:
+        if (folder := downloaded_folder(study.models[name])) is not None:
+            config = AutoConfig.from_pretrained(folder).get_text_config()
+            if reason := untested_reason(config):
+                raise UserError(f"training.share_prompts cannot be true for models.{name}: {reason}; set it to false")
+            found.append(f"{config.model_type} of {name}")
+    return ", ".join(found) or "checked when the models are downloaded"
 
 
 def check_optimizer(study: Study, section: Literal["sft", "training"]) -> str:

@@ -63,6 +63,16 @@ def broken_checkpoint(study: dict[str, Any], folder: Path) -> None:
     study["models"]["tiny-28"]["sft_checkpoint"] = str(folder / "mine")
 
 
+def sliding_window(study: dict[str, Any], folder: Path) -> None:
+    shutil.copytree(TINY, folder / "model")
+    config = json.loads((folder / "model/config.json").read_text())
+    types = ["sliding_attention"] * config["num_hidden_layers"]
+    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": types}
+    (folder / "model/config.json").write_text(json.dumps(config | window))
+    study["models"]["tiny-28"]["path"] = str(folder / "model")
+    study["training"]["share_prompts"] = True
+
+
 def folder_of_images(study: dict[str, Any], folder: Path) -> None:
     from PIL import Image
 
@@ -118,6 +128,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "a LoRA target": (
         lambda study, folder: study["training"].update(lora={"target_modules": ["c_attn"]}),
         "training.lora.target_modules has 'c_attn', which names no linear layer of the decoder of Qwen2ForCausalLM",
+    ),
+    "shared prompts with a sliding window": (
+        sliding_window,
+        "training.share_prompts cannot be true for models.tiny-28: layers of the model attend within a sliding window",
     ),
     "bitsandbytes": (
         lambda study, folder: study["sft"].update(optim="paged_adamw_8bit"),
