@@ -75,8 +75,11 @@ def compare(
     a: Compared,
     b: Compared,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
+    margin: Annotated[
+        float, typer.Option(min=0.01, max=100, help="Smallest change of the accuracy that matters, in points.")
+    ] = 1.0,
 ) -> None:
-    """Compare the accuracies of two studies, or of two runs, on the same problems: difference, interval and p."""
+    """Compare the accuracies of two studies, or of two runs, on the same problems: delta, interval and verdict."""
     from nested_reft.report.compare import comparison_text, read_report, read_run
 
     reports = [report_folder(path) for path in (a, b)]
@@ -85,7 +88,7 @@ def compare(
     first, second = (
         read_report(report) if report else read_run(path) for path, report in zip((a, b), reports, strict=True)
     )
-    typer.echo(comparison_text(first, second, confidence))
+    typer.echo(comparison_text(first, second, confidence, margin))
 
 
 def export(

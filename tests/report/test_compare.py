@@ -34,7 +34,7 @@ B = scores([1] * 55 + [0] * 5 + [1] * 20 + [0] * 20)  # loses 5 problems of A an
 
 
 def test_the_difference_is_paired_by_problem():
-    (row,) = compare(A, B, 0.95).to_dict("records")
+    (row,) = compare(A, B, 0.95, 0.01).to_dict("records")
     assert (row["n"], row["accuracy_of_A"], row["accuracy_of_B"]) == (100, 0.6, 0.75)
     assert row["delta"] == pytest.approx(0.15)
     assert row["p"] == pytest.approx(mcnemar_test(20, 5), abs=0.003)
@@ -45,7 +45,7 @@ def test_the_difference_is_paired_by_problem():
 def test_benchmarks_have_equal_weight_in_the_mean():
     a = pd.concat([A, scores([0] * 10, "tiny")])
     b = pd.concat([B, scores([1] * 10, "tiny")])
-    table = compare(a, b, 0.95).set_index("benchmark")
+    table = compare(a, b, 0.95, 0.01).set_index("benchmark")
     assert list(table.index) == ["algebra", "tiny", OVERALL]
     assert table.loc[OVERALL, "delta"] == pytest.approx((0.15 + 1.0) / 2)
     assert table.loc[OVERALL, "n"] == 110
@@ -54,16 +54,32 @@ def test_benchmarks_have_equal_weight_in_the_mean():
 def test_the_seeds_that_both_sides_have_are_paired():
     a = pd.concat([scores([1, 0, 0, 0], seed=0), scores([1, 1, 0, 0], seed=1), scores([1, 1, 1, 1], seed=5)])
     b = pd.concat([scores([1, 1, 1, 0], seed=0), scores([1, 1, 1, 0], seed=1)])
-    (row,) = compare(a, b, 0.95).to_dict("records")
+    (row,) = compare(a, b, 0.95, 0.01).to_dict("records")
     assert (row["seeds"], row["accuracy_of_A"], row["accuracy_of_B"]) == (2, 0.375, 0.75)
 
 
-def test_the_conclusion_is_one_sentence():
-    assert conclusion(compare(A, B, 0.95), 0.95) == (
-        "The accuracy is 60.0% in A and 75.0% in B. The delta of +15.0 points (95% interval [+6.0, +25.0], p = "
-        "0.0042) says that B is better, because p is below 0.05."
-    )
-    assert "is inconclusive, because p is not below 0.05." in conclusion(compare(A, A, 0.95), 0.95)
+C = scores([1] * 4000 + [0] * 4000)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict", "words"),
+    [
+        (A, B, "better", "interval [+6.0, +25.0]) says that B is better, because p = 0.0042 is below 0.05."),
+        (B, A, "worse", "interval [-24.0, -6.0]) says that B is worse, because p = 0.0042 is below 0.05."),
+        (
+            A,
+            A,
+            "inconclusive",
+            "is inconclusive, because neither no change (p = 1) nor a change of 1 points or more (p",
+        ),
+        (C, C, "equivalent", "says that B is equivalent, because a change of 1 points or more has p = "),
+    ],
+)
+def test_the_conclusion_is_one_sentence(a, b, verdict, words):
+    table = compare(a, b, 0.95, 0.01)
+    assert list(table["verdict"]) == [verdict]
+    sentence = conclusion(table, 0.95, 1.0)
+    assert sentence.startswith("The accuracy is ") and words in sentence and sentence.count(". ") == 1
 
 
 def test_only_settings_that_differ_are_listed():
@@ -94,17 +110,33 @@ def test_two_studies_are_compared_product_by_product(made_up, tmp_path):
     settings = read_json(report / "config.json")
     settings["training"]["learning_rate"] = 0.5
     write_json(report / "config.json", settings)
-    text = comparison_text(read_report(made_up / "report"), read_report(report), 0.95)
+    text = comparison_text(read_report(made_up / "report"), read_report(report), 0.95, 1.0)
     assert "  training.learning_rate: 1e-06 | 0.5\n" in text
     lines = [line for line in text.splitlines() if line.startswith("| train ")]
     assert len(lines) == 3 * 10  # datasets x (nine instances and the baseline)
     assert all(("+0.0" in line.split("|")[-5]) != ("retrace" in line and " 15% " in line) for line in lines)
     # with the pretrained model and a warm-up per dataset
-    assert "B is better in 1 and worse in 0 of 34, with p below 0.05" in text
+    assert "B is worse in 0, better in 1, equivalent in 0 of 34, with p below 0.05" in text
+
+
+def test_an_unfinished_study_gives_no_verdict(made_up, tmp_path):
+    report = shutil.copytree(made_up / "report", tmp_path / "half")
+    missing = "seed == 1 and mitigation == 'retrace'"
+    results, scores = pd.read_csv(report / "results.csv"), pd.read_parquet(report / "problem_scores.parquet")
+    results.drop(results.query(missing).index).to_csv(report / "results.csv", index=False)
+    scores.drop(scores.query(missing).index).to_parquet(report / "problem_scores.parquet")
+    *_, row, _, sentence = comparison_text(
+        read_report(made_up / "report"), read_report(report), 0.95, 1.0
+    ).splitlines()
+    assert [cell.strip() for cell in row.strip("|").split("|")][-3:] == ["", "", "waiting"]
+    assert sentence == (
+        f"{report} is not finished (51 of 60 runs are finished), so that the verdicts wait. Compare again when all "
+        "runs are finished."
+    )
 
 
 def test_a_table_shows_accuracies_in_percent_and_deltas_in_points():
-    *_, heading, _, row, _, sentence = comparison_text(Side("a", A, {}), Side("b", B, {}), 0.95).splitlines()
+    *_, heading, _, row, _, sentence = comparison_text(Side("a", A, {}), Side("b", B, {}), 0.95, 1.0).splitlines()
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, row)]
     assert dict(zip(*shown, strict=True)) == {
         "benchmark": "algebra",
@@ -114,6 +146,8 @@ def test_a_table_shows_accuracies_in_percent_and_deltas_in_points():
         "delta, points": "+15.0",
         "interval, points": "[+6.0, +25.0]",
         "p": "0.004",
+        "p, equivalent": "0.998",
+        "verdict": "better",
     }
     assert sentence.startswith("The accuracy is 60.0% in A")
 
