@@ -1,31 +1,20 @@
 """The slope of the accuracy agrees with simpler tests where they exist, and errs as seldom as it says."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from nested_reft.report.statistics import accuracy_deltas, holm, macro_average
-from nested_reft.report.trend import cell_slope, centered_ranks, ordering_test, pooled_trend
+from nested_reft.report.statistics import accuracy_deltas, macro_average
+from nested_reft.report.trend import cell_slope, centered_ranks, ordering_test, pooled_trend, problem_covariance
+from tests.conftest import ROOT
 from tests.report.test_statistics import LEVEL, Simulation
 
-SHARES = np.array([0.0, *np.repeat([1 / 28, 3 / 28, 4 / 28], 3)])  # the grid of the paper: three mitigations
-
-
-def draw_cells(rng, sizes, cells, seeds, seed_sd, slope=0.0) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the scores (instances, seeds, n) of each cell, and the benchmark (n,) of each problem.
-
-    Cells answer the same problems, whose difficulty they share in part. The latent accuracy falls by `slope` x share.
-    """
-    simulation = Simulation(sizes)
-    n, instances = sum(sizes), len(SHARES)
-    difficulty = np.repeat(simulation.means, sizes) + rng.normal(size=n)
-    scores = []
-    for _ in range(cells):
-        latent = difficulty + 0.3 * rng.normal(size=n) + 0.4 * rng.normal(size=(instances, 1, n))
-        latent = latent + seed_sd * (rng.normal(size=(1, seeds, 1)) + rng.normal(size=(instances, seeds, 1)))
-        latent = latent - slope * SHARES[:, None, None]
-        scores.append((latent + 0.7 * rng.normal(size=(instances, seeds, n)) > 0).astype(float))
-    return scores, simulation.benchmarks
+spec = importlib.util.spec_from_file_location("trend_power", ROOT / "examples" / "trend_power.py")
+simulated = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(simulated)
+SHARES, draw_cells = simulated.SHARES, simulated.draw_cells  # the grid of the paper: three mitigations, three ratios
 
 
 def rejections(sizes, cells, seeds, seed_sd, repeats, slope=0.0) -> tuple[float, float]:
@@ -55,14 +44,37 @@ def test_without_an_effect_one_large_study_in_twenty_has_a_trend(cells, seeds, s
 
 
 def test_a_trend_is_found_more_often_than_any_of_nine_deltas():
-    rng, found = np.random.default_rng(1), np.zeros(3)
-    for _ in range(100):
-        (scores,), benchmarks = draw_cells(rng, (60, 60, 60), 1, 3, 0.1, slope=2.0)
-        trend = pooled_trend([cell_slope(scores, SHARES, benchmarks)], benchmarks, LEVEL)
-        smallest = holm([delta.p for delta in accuracy_deltas(scores, benchmarks, LEVEL, resamples=10)]).min()
-        order = ordering_test([macro_average(scores, benchmarks)], SHARES, resamples=400)
-        found += [trend.p < 0.05, order < 0.05, smallest < 0.05]
-    assert found[0] > found[1] > found[2] + 20
+    (slope, order, single), loss = simulated.power(slope=2.0, repeats=100)
+    assert slope > order > single + 0.2 and 0.04 < loss < 0.08
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_a_trend_is_more_powerful_at_equal_size():
+    sizes, _ = simulated.power(slope=0.0, repeats=2000)
+    assert (sizes <= 0.06).all()  # 0.05 and two standard errors of 2,000 repeats
+    (slope, order, single), _ = simulated.power(slope=1.0, repeats=2000)
+    assert slope > order > single + 0.1
+
+
+@pytest.mark.parametrize(
+    ("repeats", "tolerance"),
+    [(300, 0.25), pytest.param(2000, 0.1, marks=[pytest.mark.nightly, pytest.mark.slow])],
+)
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.2)])
+def test_the_covariance_of_the_slopes_is_that_of_repeated_studies(seeds, seed_sd, repeats, tolerance):
+    rng, slopes, covariances, variances = np.random.default_rng(3), [], [], []
+    for _ in range(repeats):
+        scores, benchmarks = draw_cells(rng, (30, 60, 90), 3, seeds, seed_sd, shared_sd=0.8)
+        cells = [cell_slope(cell, SHARES, benchmarks) for cell in scores]
+        slopes.append([cell.slope for cell in cells])
+        covariances.append(problem_covariance(np.stack([cell.of_problems for cell in cells]), benchmarks))
+        variances.append(pooled_trend(cells, benchmarks, LEVEL).standard_error ** 2)
+    between = ~np.eye(3, dtype=bool)
+    seen, estimated = np.cov(np.transpose(slopes)), np.mean(covariances, axis=0)
+    assert estimated[between].mean() == pytest.approx(seen[between].mean(), rel=2 * tolerance)
+    assert seen[between].mean() > 0.1 * seen[~between].mean()  # the cells are not independent
+    assert np.mean(variances) == pytest.approx(np.mean(slopes, axis=1).var(ddof=1), rel=tolerance)
 
 
 def test_the_slope_of_two_instances_is_their_delta():
