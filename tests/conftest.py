@@ -1,5 +1,6 @@
 """Paths, commands, a small model and one complete smoke study for tests of several folders."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -28,6 +29,12 @@ def needs_data(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test with `data`, and skip it where the folder of real data is missing."""
     skip = pytest.mark.skipif(not DATA.is_dir(), reason="NESTED_REFT_DATA is not a folder of real data")
     return pytest.mark.data(skip(test))
+
+
+def needs_vllm(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test with `vllm`, and skip it where vLLM is missing."""
+    missing = importlib.util.find_spec("vllm") is None
+    return pytest.mark.vllm(pytest.mark.skipif(missing, reason="vLLM is missing; see `make test-vllm`")(test))
 
 
 def start(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
