@@ -363,6 +363,26 @@ def weight_copy(rollouts: Rollouts) -> dict[str, Any]:
     return summarize(orders, samples, "float32") | {"copy_over_generate": over_generate}
 
 
+def median_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median duration of a call, after a first one that is not counted."""
+    call()
+    return float(np.median([seconds(call, device) for _ in range(repeats)]))
+
+
+def square_flops(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """Return the floating-point operations per second of a product of square matrices.
+
+    They have 2048 rows, or as many as a tenth of a second allows: a CPU without instructions for bfloat16 is a hundred
+    times as slow in this type.
+    """
+    for rows in (256, 512, 1024, 2048):
+        square = torch.randn(rows, rows, device=device, dtype=dtype)
+        taken = median_seconds(partial(torch.matmul, square, square), device, 1)
+        if taken > 0.1:
+            break
+    return 2 * rows**3 / median_seconds(partial(torch.matmul, square, square), device, repeats)
+
+
 def matrix_products(rollouts: Rollouts, dtype: torch.dtype, repeats: int = 10) -> dict[str, float]:
     """Measure the matrix products of a decode step alone, as torch computes them one after the other.
 
@@ -373,28 +393,23 @@ def matrix_products(rollouts: Rollouts, dtype: torch.dtype, repeats: int = 10) -
 
     Returns:
         `seconds` of all products of a step, the median over the repeats, `flops` per second that they reach, and
-        `square_flops` per second that a product of square matrices of 2048 rows reaches.
+        those that a product of square matrices reaches, `square_flops`.
     """
     size, device = rollouts.settings.prompts * rollouts.settings.generations, rollouts.device
     modules = [*decoder_layers(rollouts.model).modules(), rollouts.model.get_output_embeddings()]
     weights = [module.weight.detach().to(dtype) for module in modules if isinstance(module, torch.nn.Linear)]
     inputs = {weight.shape[1]: torch.randn(size, weight.shape[1], device=device, dtype=dtype) for weight in weights}
-    square = torch.randn(2048, 2048, device=device, dtype=dtype)
 
     def multiply() -> None:
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
-    def median_seconds(call: Callable[[], object]) -> float:
-        call()
-        return float(np.median([seconds(call, device) for _ in range(repeats)]))
-
-    step = median_seconds(multiply)
+    step = median_seconds(multiply, device, repeats)
     flops = 2 * size * sum(weight.numel() for weight in weights)
     return {
         "seconds": step,
         "flops": flops / step,
-        "square_flops": 2 * 2048**3 / median_seconds(lambda: square @ square),
+        "square_flops": square_flops(device, dtype, repeats),
     }
 
 
