@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from tests import synthetic
 from tests.conftest import ROOT
 
 
-def test_the_report_alone_rebuilds_itself_without_torch_in_20_seconds(made_up, tmp_path):
+def test_the_report_alone_rebuilds_itself_without_torch(made_up, tmp_path):
     """The sources are copied, and nothing else; the tables come out the same, byte for byte."""
     report = tmp_path / "copy"
     report.mkdir()
@@ -38,11 +37,8 @@ def test_the_report_alone_rebuilds_itself_without_torch_in_20_seconds(made_up, t
         "app(standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'trl', 'mlflow'} & set(sys.modules)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", program, str(report)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # of the process: the machine may be busy with others
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 20
     names = sorted(path.name for path in (made_up / "report").iterdir())
     assert sorted(path.name for path in report.iterdir()) == names
     for name in names:
