@@ -64,6 +64,8 @@ REGISTRIES: dict[str, dict[str, Any]] = {"formats": FORMATS, "mitigations": MITI
 RUNNABLE = ("python", "bash", "console")
 FAST = [page for page in PAGES if any(one.language in RUNNABLE and one.when == "fast" for one in blocks(page))]
 SLOW = [page for page in PAGES if any(one.when == "slow" for one in blocks(page))]
+# The commands of the tutorial take minutes; `tests/test_own_study.py` goes the same way with a smaller study.
+NIGHTLY = [ROOT / "docs/tutorial.md"]
 
 
 @pytest.fixture()
@@ -128,7 +130,9 @@ def test_the_commands_of_a_page_run(page, clone, registries):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", SLOW, ids=name_of)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.nightly] * (page in NIGHTLY)) for page in SLOW], ids=name_of
+)
 def test_the_long_commands_of_a_page_run(page, clone, registries):
     run_page(page, ("fast", "slow"))
 
