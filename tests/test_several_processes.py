@@ -27,7 +27,9 @@ from nested_reft.stages.checkpoints import check_processes_of
 from tests.conftest import ROOT, TINY
 from tests.stages.test_train import untimed
 
-RUN = Run(model="small", dataset="mixed", skip_ratio=0.5, border=1, mitigation="base", seed=0)
+# The weight min(1, ratio) is continuous. `base` drops a token whose ratio passes a border of the clip: with it,
+# rounding decides the gradient of a token whose ratio is at the border, which happens on some CPUs.
+RUN = Run(model="small", dataset="mixed", skip_ratio=0.5, border=1, mitigation="retrace", seed=0)
 EVALUATION = Evaluation(max_new_tokens=12, batch_size=4, dtype="float32", num_samples=2, temperature=1.0)
 OPTIMIZATION = {
     "per_device_train_batch_size": 4,
@@ -140,7 +142,7 @@ def check_completions(one: Path, two: Path) -> None:
     pd.testing.assert_frame_equal(first, second)
     for folder in (one, two):
         settings = replaying.settings_of(folder, {})
-        rows = list(replaying.replay(folder, ["base"], settings.nesting, settings.training))
+        rows = list(replaying.replay(folder, ["retrace"], settings.nesting, settings.training))
         assert replaying.largest_difference(rows, read_rows(folder / "metrics.jsonl")) == 0
 
 
