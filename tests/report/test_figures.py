@@ -18,8 +18,9 @@ from nested_reft.report.collect import collect
 from nested_reft.report.contents import contents
 from nested_reft.report.figures import FIGURES, figures_of_study
 from nested_reft.report.figures.accuracy import forest, heat_map
+from nested_reft.report.figures.common import mark_missing, name_axes, panels
 from nested_reft.report.figures.off_policy import off_policy, off_policy_steps
-from nested_reft.report.figures.speed import frontier, pareto_front, speed_up
+from nested_reft.report.figures.speed import frontier, marker_sizes, pareto_front, speed_up
 from nested_reft.report.figures.training import reward_curves
 from nested_reft.report.layer_harm import layer_harm
 from nested_reft.report.sources import Sources, read_sources
@@ -155,6 +156,31 @@ def test_the_heat_map_frames_what_is_decided(studies, verdicts, said, lines):
     assert axis.get_title().endswith(said)
     frames = [patch.get_linestyle() for patch in axis.patches]
     assert len(frames) == lines and frames.count(":") == verdicts.count("equivalent")
+
+
+@pytest.mark.parametrize(("deltas", "said"), [(0, "Nothing can be compared yet."), (1, "It is inconclusive.")])
+def test_the_heat_map_of_one_delta_is_pale_where_it_is_noise(studies, deltas, said):
+    table = make_tables(studies["one instance"])["deltas"].query("metric == 'accuracy'")[:1].copy()
+    table.loc[:, ["absolute_delta", "ci_low", "ci_high"]] = (-0.02, -0.08, 0.04) if deltas else np.nan
+    table["verdict"] = "inconclusive" if deltas else "missing"
+    (axis,) = heat_map(studies["one instance"], {"deltas": table}).axes
+    assert axis.get_title().endswith(said)
+    assert axis.images[0].get_clim() == pytest.approx((-6, 6) if deltas else (-1, 1))
+
+
+def test_the_lowest_panel_of_each_column_names_its_axis():
+    figure, axes = panels(2, 3, 4, sharex=True)
+    axes[1, 1].set_visible(False)
+    mark_missing(axes[1, 2])
+    name_axes(figure, "skip ratio")
+    figure.canvas.draw()
+    named = [[bool(axis.get_xlabel() and axis.get_xticklabels()[0].get_visible()) for axis in row] for row in axes]
+    assert named == [[False, True, True], [True, False, False]]
+
+
+def test_the_markers_of_a_single_skip_ratio_are_of_middle_size():
+    assert marker_sizes(pd.DataFrame({"skip_ratio": [0.0, 0.15]})) == {0.15: 7.0}
+    assert marker_sizes(pd.DataFrame({"skip_ratio": [0.0, 0.05, 0.15]})) == {0.05: 3.5, 0.15: 10.5}
 
 
 def test_all_panels_of_the_forest_have_the_same_rows_and_its_legend_names_what_is_drawn(embedded, tables):

@@ -171,8 +171,9 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
     deltas = tables["deltas"][tables["deltas"]["metric"] == "accuracy"]
     cells = cells_of(deltas)
     instances = list(deltas[INSTANCE].drop_duplicates().itertuples(index=False, name=None))
-    largest = 100 * deltas["absolute_delta"].abs().max()
-    limit = max(1.0, 0.0 if np.isnan(largest) else largest)
+    # The strongest color is that of a delta as large as the intervals reach, so that noise is pale.
+    sizes = [deltas["absolute_delta"].abs().max(), (deltas["ci_high"] - deltas["ci_low"]).max() / 2]
+    limit = max([1.0, *(100 * size for size in sizes if not np.isnan(size))])
     several = len(instances) > 9  # too many for intervals, and for names that are written from left to right
     with_interval = not several
     labels = [instance_label(dict(zip(INSTANCE, values, strict=True)), grid_of(deltas)) for values in instances]
@@ -204,7 +205,11 @@ def heat_map(sources: Sources, tables: Tables) -> Figure:
     framed, dotted = counts.get("better", 0) + counts.get("worse", 0), counts.get("equivalent", 0)
     frames = [f"Framed: better or worse ({framed} of {tested})."] if framed else []
     frames += [f"Dotted: equivalent ({dotted} of {tested})."] if dotted else []
-    others = "Interim: the verdicts wait for the last run." if WAITING in counts else f"All {tested} are inconclusive."
+    others = {0: "Nothing can be compared yet.", 1: "It is inconclusive."}.get(
+        tested, f"All {tested} are inconclusive."
+    )
+    if WAITING in counts:
+        others = "Interim: the verdicts wait for the last run."
     axis.set_title(
         f"Accuracy delta in percentage points{', and its interval' if with_interval else ''}. "
         "Purple: higher than the baseline. Orange: lower.\n"
@@ -266,7 +271,7 @@ def draw_measured_speed(axis: Any, rows: pd.DataFrame, ratios: list[float]) -> N
     baseline, places = own["tokens_per_second"], range(len(ratios))
     scaled = skipping[["speed_up", "ci_low", "ci_high", "bound"]] * baseline
     axis.axhline(baseline, color=BASELINE, linestyle="--", linewidth=1.2, label=BASELINE_NAME)
-    axis.plot(places, scaled["bound"], label="bound N / (N - k)", **BOUND)
+    axis.plot(places, scaled["bound"], label="bound N / (N - k)", marker="_", markersize=12, **BOUND)
     reach = errors(scaled, "speed_up", "ci_low", "ci_high")
     style = {"color": "black", "marker": "X", "markersize": 5, "linewidth": 1.2, "elinewidth": 0.9, "capsize": 2.5}
     axis.errorbar(places, scaled["speed_up"], yerr=reach, label="all mitigations, measured alone", **style)

@@ -129,11 +129,15 @@ def cell_panels(table: pd.DataFrame, height: float, **shared: Any) -> tuple[Figu
 
 
 def name_axes(figure: Figure, x: str, y: str = "") -> None:
-    """Name what all panels share: the x axis below each column, the y axis once at the left."""
-    for axis in figure.axes:
-        specification = axis.get_subplotspec()
-        if specification and specification.is_last_row():
-            axis.set_xlabel(x)
+    """Name what all panels share: the x axis below the lowest panel of each column, the y axis once at the left."""
+    columns: dict[int, Any] = {}
+    for axis in figure.axes:  # from the upper panels to the lower ones
+        place = axis.get_subplotspec()
+        if place and axis.get_visible() and axis.axison:  # and not an empty or a missing panel
+            columns[place.colspan.start] = axis
+    for axis in columns.values():
+        axis.set_xlabel(x)
+        axis.tick_params(labelbottom=True)
     figure.supylabel(y, fontsize=9)
 
 

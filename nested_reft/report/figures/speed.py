@@ -34,7 +34,9 @@ HIDDEN_SHARE = 0.02  # a phase with less of the time than this is too thin to be
 def marker_sizes(table: pd.DataFrame) -> dict[float, float]:
     """Return skip ratio -> the size of a marker, in points, for figures that show a ratio by its size."""
     ratios = sorted(ratio for ratio in table["skip_ratio"].unique() if ratio > 0)
-    return {ratio: 3.5 + 7 * index / max(1, len(ratios) - 1) for index, ratio in enumerate(ratios)}
+    if len(ratios) == 1:
+        return {ratios[0]: 7.0}
+    return {ratio: 3.5 + 7 * index / (len(ratios) - 1) for index, ratio in enumerate(ratios)}
 
 
 def ratio_samples(sizes: dict[float, float]) -> list:
