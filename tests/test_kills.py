@@ -178,7 +178,7 @@ def test_a_study_killed_several_times_ends_as_if_nothing_had_happened(number, sm
     attempts = [read_json(path)["attempts"] for path in tmp_path.glob("results/smoke/*/**/run.json")]
     assert max(attempts) > 1
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "Nothing to be done" in again.stdout + again.stderr
+    assert "Nothing to be done" in again.stdout + again.stderr, again.stdout + again.stderr
 
 
 # A reward whose answers are compared in the child processes of the grader, of which one can be killed.

@@ -4,6 +4,7 @@ The card is written when the model is finished and once more, with accuracies, w
 a folder leave README.md out, so that the second time changes the input of no other stage.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,9 +128,12 @@ def write_model_card(product: Path, evaluation: Path | None = None) -> None:
     accuracies = accuracies_of(read_versioned_json(evaluation / "metrics.json")) if evaluation else {}
     text = model_card(record, str(product / "model"), base_model_name(base), warmed_up, license_of(base), accuracies)
     # The temporary file is outside the folder, because another stage may compute the folder's checksum meanwhile.
-    temporary = product / "README.md.part"
+    temporary, model = product / "README.md.part", product / "model"
     temporary.write_text(text)
-    temporary.replace(product / "model" / "README.md")
+    before = model.stat()
+    temporary.replace(model / "README.md")
+    # Snakemake compares the time of the folder with those of later products, unless it has seen the job end.
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def add_accuracies(evaluation: Path) -> None:
