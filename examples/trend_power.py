@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
 
 from nested_reft.report.statistics import accuracy_deltas, holm, macro_average
 from nested_reft.report.trend import cell_slope, ordering_test, pooled_trend
@@ -19,9 +20,12 @@ Floats = npt.NDArray[np.float64]
 
 SHARES = np.array([0.0, *np.repeat([1 / 28, 3 / 28, 4 / 28], 3)])  # the baseline, and three mitigations at each ratio
 SIZES, SEEDS, SEED_SD = (60, 60, 60), 3, 0.1
+# The standard deviations of the latent accuracy: what the cells share of a problem's difficulty, what they do not
+# share, what an instance changes about a problem, and the sampling of an answer.
+SHARED_SD, CELL_SD, INSTANCE_SD, SAMPLE_SD = 1.0, 0.3, 0.4, 0.7
 LEVEL = 0.95
 TESTS = {"slope of the trend": "o", "order of the accuracies": "s", "best of nine, Holm": "x"}  # name -> marker
-LOSSES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # latent accuracy per share of the layers
+SLOPES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # latent accuracy per share of the layers
 
 
 def draw_cells(
@@ -48,33 +52,37 @@ def draw_cells(
         shared_sd: the standard deviation of what an instance changes about a problem in all cells alike.
     """
     n, instances = sum(sizes), len(SHARES)
-    difficulty = np.repeat(np.linspace(-1.0, 1.0, len(sizes)), sizes) + rng.normal(size=n)
+    difficulty = np.repeat(np.linspace(-1.0, 1.0, len(sizes)), sizes) + SHARED_SD * rng.normal(size=n)
     shared = shared_sd * rng.normal(size=(instances, 1, n)) if shared_sd else 0.0
     scores = []
     for _ in range(cells):
-        latent = difficulty + 0.3 * rng.normal(size=n) + shared + 0.4 * rng.normal(size=(instances, 1, n))
+        latent = difficulty + CELL_SD * rng.normal(size=n) + shared
+        latent = latent + INSTANCE_SD * rng.normal(size=(instances, 1, n))
         latent = latent + seed_sd * (rng.normal(size=(1, seeds, 1)) + rng.normal(size=(instances, seeds, 1)))
         latent = latent - slope * SHARES[:, None, None]
-        scores.append((latent + 0.7 * rng.normal(size=(instances, seeds, n)) > 0).astype(float))
+        scores.append((latent + SAMPLE_SD * rng.normal(size=(instances, seeds, n)) > 0).astype(float))
     return scores, np.repeat([f"b{index}" for index in range(len(sizes))], sizes)
 
 
-def power(slope: float, repeats: int, seed: int = 1) -> tuple[Floats, float]:
-    """Return how often each of TESTS is significant, (3,), and the mean loss of accuracy at the largest share.
+def true_loss(slope: float) -> float:
+    """Return how much accuracy is lost at the largest share, on average over all problems and seeds."""
+    spread = np.sqrt(SHARED_SD**2 + CELL_SD**2 + INSTANCE_SD**2 + SAMPLE_SD**2 + 2 * SEED_SD**2)
+    means = np.linspace(-1.0, 1.0, len(SIZES))
+    return float((ndtr(means / spread) - ndtr((means - slope * SHARES.max()) / spread)).mean())
 
-    The three instances at the largest share are the last ones.
-    """
-    rng, found, lost = np.random.default_rng(seed), np.zeros(len(TESTS)), 0.0
+
+def power(slope: float, repeats: int, seed: int = 1) -> Floats:
+    """Return how often each of TESTS is significant, (3,)."""
+    rng, found = np.random.default_rng(seed), np.zeros(len(TESTS))
     for _ in range(repeats):
         (scores,), benchmarks = draw_cells(rng, SIZES, 1, SEEDS, SEED_SD, slope)
         cell = cell_slope(scores, SHARES, benchmarks)
         assert cell is not None
         trend = pooled_trend([cell], benchmarks, LEVEL)
-        averages = macro_average(scores, benchmarks)
+        order = ordering_test([macro_average(scores, benchmarks)], SHARES, resamples=400)
         smallest = holm([delta.p for delta in accuracy_deltas(scores, benchmarks, LEVEL, resamples=10)]).min()
-        found += [trend.p < 0.05, ordering_test([averages], SHARES, resamples=400) < 0.05, smallest < 0.05]
-        lost += float(averages[0].mean() - averages[-3:].mean())
-    return found / repeats, lost / repeats
+        found += [trend.p < 0.05, order < 0.05, smallest < 0.05]
+    return found / repeats
 
 
 def draw(path: Path, repeats: int) -> None:
@@ -84,8 +92,7 @@ def draw(path: Path, repeats: int) -> None:
     from nested_reft.report.figures.common import percent
     from nested_reft.report.style import STYLE
 
-    shares, losses = zip(*(power(slope, repeats) for slope in LOSSES), strict=True)
-    points = [100 * loss for loss in losses]
+    shares, points = [power(slope, repeats) for slope in SLOPES], [100 * true_loss(slope) for slope in SLOPES]
     for loss, row in zip(points, shares, strict=True):
         print(
             f"loss of {loss:.1f} points:",
@@ -97,7 +104,7 @@ def draw(path: Path, repeats: int) -> None:
             error = np.sqrt(found * (1 - found) / repeats)
             axis.errorbar(points, found, 1.96 * error, label=name, marker=marker, markersize=5, linewidth=1.2)
         axis.axhline(0.05, color="0.6", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(f"true loss at {percent(SHARES.max())} of the layers skipped, points")
+        axis.set_xlabel(f"true loss at {SHARES.max():.1%} of the layers skipped, points")
         axis.set_ylabel("studies that find it")
         axis.set_yticks(ticks := [0.0, 0.25, 0.5, 0.75, 1.0], [percent(tick) for tick in ticks])
         axis.legend()
