@@ -112,7 +112,7 @@ class NestedRollouts(_TRLTrainer):
         model = language_model(self.model)
         refuse_filters(self.generation_config, model.generation_config)
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting or Nesting()
-        self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler or "generate")
+        self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler or "generate", sleeps=True)
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
         self.valid_layers = skippable_layers(model, border)
         draw_skipped_layers(self.valid_layers, self.num_skipped, seed=0, step=0)  # fails now, not at the first step

@@ -118,6 +118,28 @@ def real_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mirror
 
 
+@pytest.fixture(scope="session")
+def wide_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a random Qwen2 model of six layers, whose heads of size 32 vLLM supports on a CPU.
+
+    Its tokenizer is that of tiny-28.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from tests.model.families import build
+
+    folder = tmp_path_factory.mktemp("models") / "wide-heads"
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = build("qwen2", **sizes, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True)
+    model.generation_config.eos_token_id = [2, 0]
+    assert model.dtype == torch.float32
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture()
 def small_model():
     """Return a fresh random Qwen2 model of six narrow layers, in evaluation mode, whose weights are seeded."""

@@ -54,7 +54,7 @@ Mitigation = Annotated[str, KeyOf(MITIGATIONS)]
 TEMPLATE_SCHEMA = {"anyOf": [{"enum": list(TEMPLATES)}, {"type": "string"}]}
 Template = Annotated[str, AfterValidator(read_template), WithJsonSchema(TEMPLATE_SCHEMA)]
 Dtype = Literal["float32", "bfloat16"]
-Sampler = Literal["generate", "engine", "engine-compiled"]
+Sampler = Literal["generate", "engine", "engine-compiled", "vllm"]
 
 
 def key(default: Any, description: str, source: str = "chosen", unit: str = "", **constraints: Any) -> Any:
@@ -541,9 +541,10 @@ class Training(Optimization):
         "engine",
         "The sampler of roll-outs: `generate` is the method of transformers, as in stock TRL; `engine` is the "
         "roll-out engine of this package; `engine-compiled` is the engine with compiled layers, which costs some "
-        "seconds of compilation per job and uses CUDA graphs on a GPU (not yet measured there). All samplers draw "
-        "from the same distribution, but draw different completions. A model that a sampler does not support is "
-        "sampled with a simpler one, and the log gives the reason.",
+        "seconds of compilation per job and uses CUDA graphs on a GPU (not yet measured there); `vllm` is vLLM, where "
+        "it is installed (`pip install .[vllm]`; not yet tested on a GPU). All samplers draw from the same "
+        "distribution, but draw different completions. A model that an engine does not support is sampled with a "
+        "simpler sampler, and the log gives the reason. A model that vLLM does not support is refused.",
     )
     sampling_dtype: Dtype | None = key(
         None,
@@ -675,6 +676,17 @@ class Training(Optimization):
         return self
 
     @model_validator(mode="after")
+    def vllm_reports_log_mu(self) -> "Training":
+        """Refuse a temperature at which vLLM does not report the log-probabilities of the behavior policy."""
+        if self.sampler == "vllm" and self.fixed_length and self.temperature != 1:
+            raise ValueError(
+                f"has temperature {self.temperature} with fixed_length and sampler vllm, which reports "
+                "log-probabilities at this temperature only after its ban on the EOS tokens; set temperature to 1, "
+                "fixed_length to false, or sampler to engine"
+            )
+        return self
+
+    @model_validator(mode="after")
     def rewards_have_weights(self) -> "Training":
         """Refuse weights that do not belong to one reward function each."""
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs or []):
@@ -729,11 +741,7 @@ class Evaluation(Section):
     )
     max_new_tokens: int = key(3000, "The largest length of a completion.", "restored", unit="tokens", gt=0)
     batch_size: int = key(32, "Completions that are generated at once.", unit="completions", gt=0)
-    sampler: Literal[Sampler, "vllm"] = key(
-        "engine",
-        "The sampler of completions: a sampler of `training`, or vLLM where it is installed (`pip install .[vllm]`; "
-        "not yet tested on a GPU).",
-    )
+    sampler: Sampler = key("engine", "The sampler of completions, as in `training`.")
     dtype: Dtype = key("bfloat16", "The data type of the weights.")
     seed: Seed = key(0, "The seed of sampling. Greedy decoding does not use it.")
 

@@ -266,7 +266,7 @@ def decode_seconds(
         rows: B, the sequences that are decoded at once.
         attended: the tokens that a token attends to, on average.
         dtype: the type of the weights and of the KV cache.
-        sampler: the name of the sampler.
+        sampler: the name of the sampler. vLLM counts as the engine until it is measured.
         num_skipped: k, the layers that are skipped.
     """
     layers, size = shape.num_layers - num_skipped, BYTES[dtype]
@@ -511,8 +511,10 @@ def train_cost(
 
     columns = kv_columns(prompt, new_tokens, card, grows=True)
     kv_cache = shape.kv_bytes(rows, columns, dtype)
-    # Where weights are sharded, a process samples from a whole copy, which it keeps.
-    copy = shape.parameters * BYTES[dtype] if dtype != settings.dtype or layout.sharded else 0
+    # Where weights are sharded, a process samples from a whole copy, which it keeps. vLLM has a copy of its own.
+    has_copy = dtype != settings.dtype or layout.sharded
+    num_copies = 1 + layout.sharded if settings.sampler == "vllm" else int(has_copy)
+    copy = num_copies * shape.parameters * BYTES[dtype]
     keeps = settings.sampler != "generate"
     memory = update_memory(
         shape,
@@ -557,8 +559,7 @@ def evaluate_cost(
     attended = prompt.mean + completion / 2
     # All rows are busy until no completion waits; then the last ones end.
     steps = completions * completion / rows + settings.max_new_tokens - completion
-    sampler = "engine" if settings.sampler == "vllm" else settings.sampler
-    decode = decode_seconds(shape, card, rows, attended, settings.dtype, sampler)
+    decode = decode_seconds(shape, card, rows, attended, settings.dtype, settings.sampler)
     prefill_flops = shape.forward_flops(completions * prompt.mean, prompt.mean, 0)
     flops = prefill_flops + completions * completion * (
         shape.num_layers * shape.layer_flops(attended) + shape.lm_head_flops

@@ -106,7 +106,7 @@ def savings(planner: Planner, rows: list[Row]) -> Iterator[str]:
     changes = []
     if settings.sampler != "generate" and settings.sampling_dtype is None and settings.dtype == "float32":
         changes.append(("sampling_dtype: bfloat16", {"sampling_dtype": "bfloat16"}))
-    if settings.sampler != "engine-compiled":
+    if settings.sampler not in ("engine-compiled", "vllm"):  # the plan does not know how fast vLLM is
         changes.append(("sampler: engine-compiled", {"sampler": "engine-compiled"}))
     trainings = [row for row in rows if row.stage == "train" and row.costs and row.card.is_gpu]
     for name, values in changes:

@@ -71,17 +71,36 @@ def unsupported_reason(
         return f"{name} does not run in the engine ({type(error).__name__}: {message})"
     if not has_weights_of(engine.model, engine.source):
         return f"{name} has other weights in the engine than in the model"
-    checked_prompts, checked_completions, sampled = zip(*samples, strict=True)
-    with nested(engine.model, skipped):
-        plain = completion_logps(engine.model, checked_prompts, checked_completions)
-        with in_float32(engine.model):
-            exact = completion_logps(engine.model, checked_prompts, checked_completions)
-    difference, rounding = ((logps - exact).abs().mean().item() for logps in (torch.tensor(sampled).flatten(), plain))
+    return wrong_logps_reason(engine.model, skipped, *zip(*samples, strict=True))
+
+
+def wrong_logps_reason(
+    model: PreTrainedModel,
+    skipped: Sequence[int],
+    prompt_ids: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    logps: Sequence[Sequence[float]],
+) -> str | None:
+    """Return in which way the log-probs of completions differ from those of full forwards, or None if they do not.
+
+    Args:
+        model: the model that the engine samples from, in the type of the engine's weights.
+        skipped: the layers that were skipped.
+        prompt_ids: B prompts.
+        completions: their completions, all of one length.
+        logps: the log-probs of the completions' tokens by the engine, in nats.
+    """
+    with nested(model, skipped):
+        plain = completion_logps(model, prompt_ids, completions)
+        with in_float32(model):
+            exact = completion_logps(model, prompt_ids, completions)
+    sampled = torch.tensor(logps).flatten()
+    difference, rounding = ((tested - exact).abs().mean().item() for tested in (sampled, plain))
     if difference <= max(LARGEST_MULTIPLE * rounding, LARGEST_IN_FLOAT32):  # false for NaN
         return None
     return (
-        f"{name} gets other log-probabilities in the engine than in a full forward: they differ by {difference:.2g} "
-        f"nats on average, and by {rounding:.2g} from rounding alone"
+        f"{type(model).__name__} gets other log-probabilities in the engine than in a full forward: they differ by "
+        f"{difference:.2g} nats on average, and by {rounding:.2g} from rounding alone"
     )
 
 

@@ -32,6 +32,11 @@ def philox_uniforms(seed: int, step: int, row: int, size: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, row])).random(size)
 
 
+def row_seed(seed: int, step: int, row: int) -> int:
+    """Return a seed from 0 to 2^63 - 1 for a generator of another library, which is a function of the arguments."""
+    return int(np.random.Philox(key=[seed, step], counter=[0, 0, 0, row]).random_raw() >> 1)
+
+
 def sample_tokens(
     logits: torch.Tensor, uniforms: torch.Tensor, sampling: SamplingParams
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,6 +40,7 @@ from nested_reft.records.completions import CompletionLog
 from nested_reft.records.files import discard, read_rows, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
+from nested_reft.rollout.vllm import check_installed
 from nested_reft.stages.completions import to_table
 from nested_reft.stages.loop import allow_fsdp_on_cpu, check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
@@ -98,7 +99,7 @@ def build_trainer(
         "border": run.border,
         "mitigation": run.mitigation,
         "nesting": nesting,
-        "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None)),
+        "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None), sleeps=True),
         "keep_completions": settings.log_completions,
         "share_prompts": settings.share_prompts,
     }
@@ -179,11 +180,14 @@ def train(
 
     Raises:
         UserError: if the data hold too few problems, if the model cannot be nested as configured, if the device does
-            not support `training.bf16` or `training.optim`, if a target of `training.lora` is wrong, if the batch
-            cannot be divided among the ranks, if ranks differ, or if a reward function fails or judges no completion.
+            not support `training.bf16` or `training.optim`, if `training.sampler` is not installed, if a target of
+            `training.lora` is wrong, if the batch cannot be divided among the ranks, if ranks differ, or if a reward
+            function fails or judges no completion.
     """
     check_bf16(settings, "training")
     check_optim(settings, "training", torch.cuda.is_available(), distributed)
+    if settings.sampler == "vllm":
+        check_installed("training.sampler")
     # TRL passes all columns but the prompt to the reward functions.
     rows = [
         {"prompt": format_prompt(row["problem"], prompt.template)}

@@ -4,7 +4,6 @@ Each check returns what it found in a few words, or raises a UserError with one 
 models by the functions that the stages use, so that both agree.
 """
 
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from nested_reft.config import layout
 from nested_reft.config.local_path import local_path
 from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training, dequantised_folder, local_folder
 from nested_reft.config.study import Study
-from nested_reft.errors import UserError
+from nested_reft.errors import NestingError, UserError
 from nested_reft.model.devices import num_gpus, shown, too_few_gpus, visible_devices
 from nested_reft.study.disk import SECTION_OF, check_disk
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
@@ -123,8 +122,10 @@ def planned_checks(study: Study, directory: Path, work: Work) -> Iterator[tuple[
         yield "rewards", partial(check_rewards, study.training, work.is_local)
     if work.has("train") and study.training.share_prompts:
         yield "share_prompts", partial(check_sharing, study)
+    if work.has("train") and study.training.sampler == "vllm":  # another sampler takes the place of an unfit one
+        yield "training.sampler", partial(check_sampler, study, "training")
     if work.has("evaluate"):
-        yield "sampler", partial(check_sampler, study.evaluation.sampler)
+        yield "sampler", partial(check_sampler, study, "evaluation")
     for stage, section in SECTION_OF.items():
         if work.has(stage) and getattr(study, section).lora:
             yield f"{section}.lora", partial(check_adapter, study, section)
@@ -289,13 +290,24 @@ def check_rewards(training: Training, is_local: bool) -> str:
     return ", ".join(names)
 
 
-def check_sampler(sampler: str) -> str:
-    """Check that vLLM is installed if it samples the evaluations."""
-    if sampler == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "evaluation.sampler is 'vllm', which is not installed; `pip install .[vllm]`, or choose another sampler"
-        )
-    return f"{sampler} for evaluations"
+def check_sampler(study: Study, section: Literal["training", "evaluation"]) -> str:
+    """Check that vLLM is installed if it samples, and that it can sample from each nested model on this machine."""
+    sampler: str = getattr(study, section).sampler
+    if sampler == "vllm":
+        from transformers import AutoConfig
+
+        from nested_reft.model.renumber import smaller_config
+        from nested_reft.model.weights import downloaded_folder
+        from nested_reft.rollout.vllm import check_installed
+
+        check_installed(f"{section}.sampler")
+        for name in study.grid.model if section == "training" else []:
+            if (folder := downloaded_folder(study.models[name])) is not None:
+                try:
+                    smaller_config(AutoConfig.from_pretrained(folder), 1)
+                except NestingError as error:
+                    raise UserError(f"training.sampler cannot be vllm for models.{name}: {error}") from None
+    return f"{sampler} for {section}s"
 
 
 def check_adapter(study: Study, section: Literal["sft", "training"]) -> str:

@@ -79,8 +79,13 @@ MISTAKES = {
     "binary template": ("prompt.template", str(TINY / "model.safetensors"), "which is not text in UTF-8"),
     "unknown sampler": (
         "training.sampler",
-        "vllm",
-        "`training.sampler` is 'vllm', but it should be 'generate', 'engine'",
+        "sglang",
+        "`training.sampler` is 'sglang', but it should be 'generate', 'engine'",
+    ),
+    "vLLM at a temperature with a ban": (
+        "training",
+        {"sampler": "vllm", "temperature": 0.7, "fixed_length": True},
+        "has temperature 0.7 with fixed_length and sampler vllm, which reports log-probabilities at this temperature",
     ),
     "batch does not divide": ("training.per_device_train_batch_size", 7, "7 does not divide"),
     "name of no folder": ("study", "a/b", "`study` is 'a/b', but a name consists of the letters A-Z and a-z, digits"),

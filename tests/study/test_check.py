@@ -125,6 +125,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
         lambda study, folder: study["evaluation"].update(sampler="vllm"),
         "evaluation.sampler is 'vllm', which is not installed; `pip install .[vllm]`",
     ),
+    "vLLM in trainings": (
+        lambda study, folder: study["training"].update(sampler="vllm"),
+        "training.sampler is 'vllm', which is not installed; `pip install .[vllm]`",
+    ),
     "a LoRA target": (
         lambda study, folder: study["training"].update(lora={"target_modules": ["c_attn"]}),
         "training.lora.target_modules has 'c_attn', which names no linear layer of the decoder of Qwen2ForCausalLM",
