@@ -155,6 +155,21 @@ def eval_table(results: Mapping[str, Any]) -> str:
     return f"{compared(results['evaluation'])}\n\n{rates}"
 
 
+def vllm_table(results: Mapping[str, Any]) -> str:
+    """Return the results of `bench vllm` as text."""
+    pushes = markdown(
+        [
+            {
+                "roll-out": name,
+                "ms of its push, median (quartiles)": milliseconds(results["pushes"][name]),
+                "share of the roll-out": with_interval(share),
+            }
+            for name, share in results["share_of_push"].items()
+        ]
+    )
+    return f"{compared(results['rollouts'])}\n\n{pushes}"
+
+
 def bars(estimates: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """Return how far the intervals reach below and above their medians."""
     return [

@@ -76,6 +76,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "rollout", bench.bench_rollout, INSPECTION),
     ("bench", "train", bench.bench_train, INSPECTION),
     ("bench", "eval", bench.bench_eval, INSPECTION),
+    ("bench", "vllm", bench.bench_vllm, INSPECTION),
     ("bench", "grade", bench.bench_grade, INSPECTION),
     ("bench", "scale", bench.bench_scale, INSPECTION),
     ("bench", "plan", bench.bench_plan, INSPECTION),

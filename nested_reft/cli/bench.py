@@ -152,6 +152,31 @@ def bench_eval(
     print_and_save(results, display.eval_table(results), json_path)
 
 
+def bench_vllm(
+    model: Measured,
+    prompts: Prompts = 4,
+    generations: Generations = 8,
+    prompt_length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 32,
+    new_tokens: NewTokens = 64,
+    skip_ratios: SkipRatios = "0.15",
+    threads: Threads = None,
+    dtype: Dtype = "float32",
+    rounds: Rounds = 20,
+    sampler: Engine = "engine-compiled",
+    json_path: Json = None,
+) -> None:
+    """Measure roll-outs by vLLM, where it is installed: against the other samplers, and the push of the weights."""
+    ratios = read_ratios(skip_ratios)
+    set_bench_threads(threads)
+    from nested_reft.bench import display, rollout, vllm
+
+    settings = rollout.RolloutBenchSettings(
+        model, ratios, prompts, generations, prompt_length, new_tokens, dtype, sampler, rounds
+    )
+    results = vllm.measure_vllm(settings)
+    print_and_save(results, display.vllm_table(results), json_path)
+
+
 def bench_grade(
     benchmarks: Annotated[
         Path | None,
