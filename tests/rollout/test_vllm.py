@@ -146,7 +146,7 @@ def test_samples_have_the_distribution_of_the_nested_model(sampling):
     observed, wanted = counts_and_expected(completions, logits.softmax(dim=-1))
     assert len(wanted) > 10
     assert stats.chisquare(observed, wanted).pvalue > 1e-3
-    tilted = wanted * np.linspace(0.8, 1.2, len(wanted))
+    tilted = wanted * np.linspace(0.6, 1.4, len(wanted))
     assert stats.chisquare(observed, tilted * wanted.sum() / tilted.sum()).pvalue < 1e-3, "the test can fail"
 
 
@@ -344,13 +344,12 @@ def test_a_push_is_cheap_and_keeps_no_memory(engine):
             started = time.perf_counter()
             engine.complete(prompts, sampling, 0, step, range(32))
             rollouts.append(time.perf_counter() - started)
-        gc.collect()
-        memory.append(psutil.Process().memory_info().rss / 2**20)
-    print(
-        f"push {1e3 * median(pushes):.1f} ms, roll-out {1e3 * median(rollouts):.0f} ms, {memory[50]:.0f} MiB after 50"
-    )
-    print(f"pushes and {memory[-1]:.0f} MiB after 200")
-    assert memory[-1] - memory[50] < 5
+        if step in (50, 199):
+            gc.collect()  # slow with the objects of vLLM
+            memory.append(psutil.Process().memory_info().rss / 2**20)
+    print(f"push {1e3 * median(pushes):.1f} ms, roll-out {1e3 * median(rollouts):.0f} ms")
+    print(f"{memory[0]:.0f} MiB after 51 pushes, {memory[1]:.0f} MiB after 200")
+    assert memory[1] - memory[0] < 5
 
 
 @needs_vllm
