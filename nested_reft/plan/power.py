@@ -19,7 +19,7 @@ from nested_reft.config.study import instances
 from nested_reft.errors import UserError
 from nested_reft.report.noise import DELTA, study_noise
 from nested_reft.report.sources import Sources, read_sources
-from nested_reft.report.statistics import ROUNDING, Floats
+from nested_reft.report.statistics import ROUNDING, Floats, change_per_sample
 
 POWER = 0.8  # the probability with which a delta is to be found
 MORE_SEEDS = (2, 3, 5, 10, 20)  # numbers of seeds to compare with
@@ -118,12 +118,15 @@ def power(delta: npt.ArrayLike, error: Error, design: Design) -> Floats:
 def equivalence_power(delta: float, error: Error, design: Design) -> float:
     """Return the probability with which a true delta is called equivalent, after Holm's correction.
 
-    The report's test counts at least the variance of the rarest change that reaches the margin, as in `equivalence_p`.
+    The p of the report is at least that of the rarest change that reaches the margin, as in `equivalence_p`.
     """
-    rarest = math.sqrt(design.margin / (design.samples * len(design.sizes) * min(design.sizes)))
     level = (1 - design.confidence) / design.instances
-    critical = special.stdtrit(error.freedom, 1 - level) * np.maximum(estimated_errors(error), rarest)
-    reach = (design.margin - critical) / error.size
+    per_sample = change_per_sample(design.sizes, design.samples)
+    rarest = design.margin / per_sample  # samples that change
+    if special.gammaincc(1, rarest) >= level:  # not even a delta of zero is equivalent
+        return 0.0
+    critical = special.stdtrit(error.freedom, 1 - level) * estimated_errors(error)
+    reach = np.minimum(design.margin - critical, per_sample * special.pdtrik(level, rarest)) / error.size
     shift = delta / error.size
     found = special.ndtr(reach - shift) - special.ndtr(-reach - shift)
     return float(np.where(reach > 0, found, 0.0).mean())

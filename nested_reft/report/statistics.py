@@ -416,9 +416,9 @@ def equivalence_p(delta: Delta, margin: float, sizes: npt.ArrayLike, samples: in
     """Return the p of the hypothesis that a delta of the accuracy is at least as large as the margin, up or down.
 
     It is the larger p of two one-sided tests (Schuirmann, 1987), at minus and at plus the margin. A delta of this size
-    means that some problems have another score. A study that happens to hold none of them shows no variance, and would
-    be sure of an equality. The variance therefore counts for at least as much as the rarest such change has: one in
-    single samples of the smallest benchmark.
+    means that some problems have another score. A study that happens to hold few of them shows little variance, and
+    would be too sure of an equality. The p is therefore at least that of the rarest such change, one in single samples
+    of the smallest benchmark: the probability of seeing as few of them as the delta amounts to, a Poisson variable.
 
     Args:
         delta: the delta.
@@ -426,10 +426,15 @@ def equivalence_p(delta: Delta, margin: float, sizes: npt.ArrayLike, samples: in
         sizes: the number of problems of each benchmark, or of clusters of problems.
         samples: completions per problem.
     """
-    sizes = np.asarray(sizes, dtype=float)
-    smallest_variance = margin / (samples * len(sizes) * sizes.min())
-    error = np.sqrt(max(delta.standard_error**2, smallest_variance))
-    return float(special.stdtr(delta.freedom, (abs(delta.absolute) - margin) / error))
+    size, per_sample = abs(delta.absolute), change_per_sample(sizes, samples)
+    p = special.stdtr(delta.freedom, (size - margin) / max(delta.standard_error, ROUNDING))
+    return float(np.maximum(p, special.gammaincc(size / per_sample + 1, margin / per_sample)))
+
+
+def change_per_sample(sizes: npt.ArrayLike, samples: int) -> float:
+    """Return how much a single sample of the smallest benchmark changes the macro average."""
+    numbers = np.asarray(sizes)
+    return float(1 / (samples * len(numbers) * numbers.min()))
 
 
 def best_by_chance(standard_errors: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:

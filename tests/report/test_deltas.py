@@ -118,13 +118,13 @@ def test_a_verdict_follows_from_the_two_tests(delta, p, p_equivalent, lower_is_b
 
 
 def test_equivalence_counts_the_problems_of_the_cell_and_their_samples():
-    """The floor of the variance: 0.01 / (2 samples x 2 benchmarks x 4 problems); two normal tests at the margin."""
+    """A sample is 1 / (2 samples x 2 benchmarks x 4 problems): the margin is 0.16 of them, and none was seen."""
     sizes = {"x": 4, "y": 16}
     rows = [(name, index, 2) for name, size in sizes.items() for index in range(size)]
     scores = pd.DataFrame(rows * 3, columns=["benchmark", "problem_id", "samples"])  # three runs
     same = Delta(seeds=1, absolute=0.0, standard_error=0.0, freedom=np.inf)
     (p, nothing) = equivalence_ps([same, Delta()], scores, 0.01)
-    assert p == pytest.approx(stats.norm.cdf(-0.01 / np.sqrt(0.01 / 16))) and np.isnan(nothing)
+    assert p == pytest.approx(stats.poisson.pmf(0, 0.16)) and np.isnan(nothing)
     assert np.isnan(equivalence_ps([Delta()], scores.head(0), 0.01)).all()
 
 

@@ -464,7 +464,18 @@ def test_equivalence_is_the_paired_tost_of_statsmodels(shift):
     error = differences.std(ddof=1) / np.sqrt(400)
     delta = Delta(seeds=1, absolute=differences.mean(), standard_error=error, freedom=399)
     p, _, _ = ttost_paired(differences, np.zeros(400), -0.01, 0.01)
-    assert equivalence_p(delta, 0.01, [400], samples=8) == pytest.approx(p)
+    found = equivalence_p(delta, 0.01, [400], samples=8)
+    assert found == pytest.approx(p) if abs(delta.absolute) < 0.01 else min(found, p) > 0.99
+
+
+def test_few_losses_are_no_equivalence_unless_a_loss_of_the_margin_would_show_more():
+    """With 280 problems a loss of 1 point shows no wrong answer in 6 % of the studies, with 300 in less than 5 %."""
+    same = Delta(seeds=1, absolute=0.0, standard_error=0.0, freedom=np.inf)
+    assert equivalence_p(same, 0.01, [280], samples=1) == pytest.approx(stats.poisson.cdf(0, 2.8))
+    assert stats.poisson.cdf(0, 2.8) > 0.05 and stats.poisson.cdf(4, 9) > 0.05
+    assert equivalence_p(same, 0.01, [300], samples=1) < 0.05
+    four = same._replace(absolute=-4 / 900, standard_error=2 / 900)
+    assert equivalence_p(four, 0.01, [300] * 3, samples=1) == pytest.approx(stats.poisson.cdf(4, 9))
 
 
 def false_equivalences(sizes, losing, seeds=1, samples=1, margin=0.01, repeats=REPEATS) -> float:
@@ -493,7 +504,7 @@ def false_equivalences(sizes, losing, seeds=1, samples=1, margin=0.01, repeats=R
 )
 @pytest.mark.parametrize(("seeds", "samples"), [(1, 1), (1, 8), (3, 1)])
 def test_an_instance_that_loses_the_margin_is_seldom_called_equivalent(sizes, losing, seeds, samples):
-    assert false_equivalences(sizes, losing, seeds, samples, repeats=300) <= 0.075
+    assert false_equivalences(sizes, losing, seeds, samples, repeats=300) <= 0.065
 
 
 @pytest.mark.nightly
@@ -503,7 +514,7 @@ def test_an_instance_that_loses_the_margin_is_seldom_called_equivalent(sizes, lo
 )
 @pytest.mark.parametrize("samples", [1, 8])
 def test_an_instance_that_loses_the_margin_is_called_equivalent_once_in_twenty(sizes, losing, samples):
-    assert false_equivalences(sizes, losing, samples=samples) <= 0.06  # 0.05 and two standard errors
+    assert false_equivalences(sizes, losing, samples=samples) <= 0.05
 
 
 def test_an_equality_of_few_problems_is_no_equivalence():
