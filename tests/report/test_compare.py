@@ -146,7 +146,7 @@ def test_a_table_shows_accuracies_in_percent_and_deltas_in_points():
         "delta, points": "+15.0",
         "interval, points": "[+6.0, +25.0]",
         "p": "0.004",
-        "p, equivalent": "0.998",
+        "p, equivalent": "1.000",
         "verdict": "better",
     }
     assert sentence.startswith("The accuracy is 60.0% in A")
