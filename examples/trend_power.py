@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from nested_reft.report.statistics import accuracy_deltas, holm, macro_average
+from nested_reft.report.statistics import Floats, accuracy_deltas, holm, macro_average
 from nested_reft.report.trend import cell_slope, ordering_test, pooled_trend
-
-Floats = npt.NDArray[np.float64]
 
 SHARES = np.array([0.0, *np.repeat([1 / 28, 3 / 28, 4 / 28], 3)])  # the baseline, and three mitigations at each ratio
 SIZES, SEEDS, SEED_SD = (60, 60, 60), 3, 0.1

@@ -25,6 +25,7 @@ Measured = Annotated[
 ]
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts sampled at once.")]
 Generations = Annotated[int, typer.Option(min=2, help="Completions per prompt.")]
+PromptLength = Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")]
 NewTokens = Annotated[int, typer.Option(min=2, help="Tokens per completion.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by default as many as torch chooses.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds, in each of which every variant runs once.")]
@@ -60,7 +61,7 @@ def bench_rollout(
     model: Measured,
     prompts: Prompts = 4,
     generations: Generations = 8,
-    prompt_length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 32,
+    prompt_length: PromptLength = 32,
     new_tokens: NewTokens = 64,
     skip_ratios: SkipRatios = "0.05,0.10,0.15",
     threads: Threads = None,
@@ -156,7 +157,7 @@ def bench_vllm(
     model: Measured,
     prompts: Prompts = 4,
     generations: Generations = 8,
-    prompt_length: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 32,
+    prompt_length: PromptLength = 32,
     new_tokens: NewTokens = 64,
     skip_ratios: SkipRatios = "0.15",
     threads: Threads = None,

@@ -218,7 +218,7 @@ def different_settings(a: Side, b: Side) -> list[str]:
 def comparison_text(a: Side, b: Side, confidence: float, margin: float) -> str:
     """Return the comparison as a sentence, the settings that differ, and a table in Markdown.
 
-    As long as a study is not finished, there is no p, and the verdicts wait for its last run.
+    If one of two studies is not finished, the table has no p-values, and each verdict is `waiting`.
 
     Args:
         a: side A.

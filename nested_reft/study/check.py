@@ -290,6 +290,15 @@ def check_rewards(training: Training, is_local: bool) -> str:
     return ", ".join(names)
 
 
+def models_here(study: Study) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the folder of each model of the study that is on this machine."""
+    from nested_reft.model.weights import downloaded_folder
+
+    for name in study.grid.model:
+        if (folder := downloaded_folder(study.models[name])) is not None:
+            yield name, folder
+
+
 def check_sampler(study: Study, section: Literal["training", "evaluation"]) -> str:
     """Check that vLLM is installed if it samples, and that it can sample from each nested model on this machine."""
     sampler: str = getattr(study, section).sampler
@@ -297,29 +306,23 @@ def check_sampler(study: Study, section: Literal["training", "evaluation"]) -> s
         from transformers import AutoConfig
 
         from nested_reft.model.renumber import smaller_config
-        from nested_reft.model.weights import downloaded_folder
         from nested_reft.rollout.vllm import check_installed
 
         check_installed(f"{section}.sampler")
-        for name in study.grid.model if section == "training" else []:
-            if (folder := downloaded_folder(study.models[name])) is not None:
-                try:
-                    smaller_config(AutoConfig.from_pretrained(folder), 1)
-                except NestingError as error:
-                    raise UserError(f"training.sampler cannot be vllm for models.{name}: {error}") from None
+        for name, folder in models_here(study) if section == "training" else ():
+            try:
+                smaller_config(AutoConfig.from_pretrained(folder), 1)
+            except NestingError as error:
+                raise UserError(f"training.sampler cannot be vllm for models.{name}: {error}") from None
     return f"{sampler} for {section}s"
 
 
 def check_adapter(study: Study, section: Literal["sft", "training"]) -> str:
     """Check that each target of an adapter names modules of each model that is on this machine."""
     from nested_reft.model.lora import read_adapter
-    from nested_reft.model.weights import downloaded_folder
 
     lora = getattr(study, section).lora
-    found = []
-    for name in study.grid.model:
-        if (folder := downloaded_folder(study.models[name])) is not None:
-            found.append(f"{read_adapter(folder, lora, f'{section}.lora')} of {name}")
+    found = [f"{read_adapter(folder, lora, f'{section}.lora')} of {name}" for name, folder in models_here(study)]
     return f"rank {lora.r}, {'; '.join(found) or 'checked when the models are downloaded'}"
 
 
@@ -328,15 +331,13 @@ def check_sharing(study: Study) -> str:
     from transformers import AutoConfig
 
     from nested_reft.model.shared_prompts import untested_reason
-    from nested_reft.model.weights import downloaded_folder
 
     found = []
-    for name in study.grid.model:
-        if (folder := downloaded_folder(study.models[name])) is not None:
-            config = AutoConfig.from_pretrained(folder).get_text_config()
-            if reason := untested_reason(config):
-                raise UserError(f"training.share_prompts cannot be true for models.{name}: {reason}; set it to false")
-            found.append(f"{config.model_type} of {name}")
+    for name, folder in models_here(study):
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        if reason := untested_reason(config):
+            raise UserError(f"training.share_prompts cannot be true for models.{name}: {reason}; set it to false")
+        found.append(f"{config.model_type} of {name}")
     return ", ".join(found) or "checked when the models are downloaded"
 
 
