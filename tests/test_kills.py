@@ -6,6 +6,7 @@ tests/test_kills.py` kills a larger study as often as the variable says, and pri
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -168,8 +169,33 @@ def command_of(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("nested-reft")), "run", *arguments, "--cores", "2"]
 
 
+def check_nothing_to_be_done(command: Sequence[str], directory: Path) -> None:
+    """Check that the command of a study finds it complete."""
+    again = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    assert "Nothing to be done" in again.stdout + again.stderr, again.stdout + again.stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [3, pytest.param(5, marks=pytest.mark.nightly)])
+def test_a_part_of_a_study_is_made_again_under_kills(smoke_study, tmp_path):
+    """A training of the finished study is made again, with its evaluation, that of another training and the report."""
+    study = tmp_path / "study"
+    shutil.copytree(smoke_study, study, symlinks=True)
+    *_, kept, training = sorted(path.parent for path in study.glob("results/smoke/train/**/run.json"))
+    shutil.rmtree(training)
+    for product in (kept, training):
+        shutil.rmtree(study / "results/smoke/evaluate" / product.relative_to(study / "results/smoke"))
+    shutil.rmtree(study / "reports")  # else nothing would need the training
+    command = command_of(str(ROOT / "config/smoke.yaml"), SMOKE_GRID)
+    kinds = ("saving", "workflow", "evaluation")
+    kills = disturb(command, study, kinds, random.Random(0))
+    assert [kill.kind for kill in kills] == list(kinds)
+    check_same(smoke_study, study, "smoke")
+    check_nothing_to_be_done(command, study)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [3, 5])
 def test_a_study_killed_several_times_ends_as_if_nothing_had_happened(number, smoke_study, tmp_path):
     command = command_of(str(ROOT / "config/smoke.yaml"), SMOKE_GRID)
     kills = disturb(command, tmp_path, KINDS[:number], random.Random(0))
@@ -177,8 +203,7 @@ def test_a_study_killed_several_times_ends_as_if_nothing_had_happened(number, sm
     check_same(smoke_study, tmp_path, "smoke")
     attempts = [read_json(path)["attempts"] for path in tmp_path.glob("results/smoke/*/**/run.json")]
     assert max(attempts) > 1
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "Nothing to be done" in again.stdout + again.stderr, again.stdout + again.stderr
+    check_nothing_to_be_done(command, tmp_path)
 
 
 # A reward whose answers are compared in the child processes of the grader, of which one can be killed.

@@ -375,6 +375,7 @@ def test_real_data_of_a_mirror_go_through_the_whole_study(real_mirror, tmp_path)
     study["benchmarks"] = {name: source | {"size": 2} for name, source in suite.items()}
     study["grid"] |= {"dataset": ["SVAMP"], "mitigation": ["retrace"]}
     study["training"]["max_steps"] = 3
+    study["analysis"]["speed_rounds"] = 0
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(study))
     finished = snakemake(tmp_path, "--configfile", str(tmp_path / "real.yaml"))
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -8,6 +8,7 @@ p is multiplied by the number of instances of a cell: the results hold for a sin
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from scipy import special
 
 from nested_reft.config.study import instances
 from nested_reft.errors import UserError
+from nested_reft.report.clusters import Estimates, satterthwaite
 from nested_reft.report.noise import DELTA, study_noise
 from nested_reft.report.sources import Sources, read_sources
 from nested_reft.report.statistics import ROUNDING, Floats, change_per_sample
@@ -27,7 +29,7 @@ MOST_SEEDS = 1000  # the search for a number of seeds ends here
 # The steps of the search for an allocation.
 SAMPLES = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the problems of each benchmark
-ERRORS = 512  # points of the integral over the estimated standard error
+STUDIES = 1024  # draws of what a study estimates, a power of two
 
 
 class Pilot(NamedTuple):
@@ -70,10 +72,13 @@ class Design(NamedTuple):
 
 
 class Error(NamedTuple):
-    """The standard error of a delta, NaN if unknown, and the degrees of freedom with which a study estimates it."""
+    """The standard error of a delta, NaN if unknown, and the estimates from which a study knows its square.
+
+    The first of the estimates is that of the seeds, and the others are those of the problems.
+    """
 
     size: float
-    freedom: float
+    parts: Estimates
 
 
 def standard_error(pilot: Pilot, design: Design) -> Error:
@@ -81,38 +86,62 @@ def standard_error(pilot: Pilot, design: Design) -> Error:
 
     More samples than the pilot's lower it only if the variance of sampling is known.
     """
-    sizes = np.array(design.sizes, dtype=float)
+    sizes, more_seeds = np.array(design.sizes, dtype=float), design.seeds - 1
     of_mean = 1 / sizes / len(sizes) ** 2  # (benchmarks,), of a variance per problem in the macro average
-    problem = float((np.maximum(0.0, pilot.problem) * of_mean).sum())
     # What is unknown is a part of another variance.
     interaction, sampling = (np.nan_to_num(values, nan=0.0) for values in (pilot.interaction, pilot.sampling))
-    residual = float(((np.maximum(0.0, interaction) + sampling / design.samples) * of_mean).sum())
-    if design.seeds == 1:
-        return Error(max(math.sqrt(problem + residual), ROUNDING), math.inf)
-    of_seeds = float(np.maximum(0.0, pilot.seed) + residual) / design.seeds  # `max` would turn NaN into 0
-    freedoms = design.instances * (design.seeds - 1), sizes.sum() - len(sizes)
-    variance = of_seeds + problem
-    parts = of_seeds**2 / freedoms[0] + problem**2 / freedoms[1]
-    freedom = variance**2 / parts if parts > 0 else math.inf
-    return Error(max(math.sqrt(variance), ROUNDING), float(freedom))
+    residuals = (np.maximum(0.0, interaction) + sampling / design.samples) * of_mean / design.seeds
+    problems = np.maximum(0.0, pilot.problem) * of_mean
+    if not more_seeds:
+        variance = float((problems + residuals).sum())
+        return Error(max(math.sqrt(variance), ROUNDING), Estimates(np.array([variance]), np.array([np.inf])))
+    of_seeds = float(np.maximum(0.0, pilot.seed) / design.seeds + residuals.sum())  # `max` would turn NaN into 0
+    # The report estimates the variance of the problems by a difference, as in `problem_variance`.
+    variances = np.concatenate([[of_seeds], problems + residuals, -residuals])
+    freedoms = np.concatenate([[design.instances * more_seeds], sizes - 1, more_seeds * (sizes - 1)])
+    return Error(max(math.sqrt(of_seeds + problems.sum()), ROUNDING), Estimates(variances, freedoms))
 
 
-def estimated_errors(error: Error) -> Floats:
-    """Return standard errors (ERRORS,) that studies estimate, each equally likely."""
-    if math.isinf(error.freedom):
-        return np.full(1, error.size)
-    tails = (np.arange(ERRORS) + 0.5) / ERRORS
-    errors: Floats = error.size * np.sqrt(special.chdtri(error.freedom, tails) / error.freedom)
-    return errors
+@cache
+def evenly_spread(dimensions: int) -> Floats:
+    """Return points (STUDIES, dimensions) of the unit cube that are spread more evenly than random ones."""
+    from scipy.stats import qmc  # takes half a second to import
+
+    points: Floats = qmc.Sobol(dimensions, rng=0).random(STUDIES)
+    return points
+
+
+def estimated_errors(error: Error) -> tuple[Floats, Floats]:
+    """Return standard errors that studies estimate (STUDIES,), and the degrees of freedom that they count with.
+
+    Each estimate of a variance is drawn from its chi-square distribution.
+    """
+    variances, freedoms = error.parts
+    if np.isinf(freedoms).all():
+        return np.array([error.size]), np.array([np.inf])
+    drawn = variances * special.chdtri(freedoms, evenly_spread(len(freedoms))) / freedoms
+    variance = drawn[:, 0] + np.maximum(0.0, drawn[:, 1:].sum(axis=1))
+    return np.sqrt(variance), satterthwaite(variance, Estimates(drawn, freedoms))
+
+
+def critical_shifts(error: Error, design: Design) -> Floats:
+    """Return from which delta on, in true standard errors, studies (STUDIES,) find it, after Holm's correction."""
+    errors, freedoms = estimated_errors(error)
+    level = (1 - design.confidence) / design.instances
+    shifts: Floats = special.stdtrit(freedoms, 1 - level / 2) * errors / error.size
+    return shifts
+
+
+def share_found(shift: Floats, critical: Floats) -> Floats:
+    """Return the share of studies that find a delta of `shift` (...) true standard errors."""
+    shift = shift[..., None]
+    found: Floats = (special.ndtr(shift - critical) + special.ndtr(-shift - critical)).mean(axis=-1)
+    return found
 
 
 def power(delta: npt.ArrayLike, error: Error, design: Design) -> Floats:
     """Return the probability with which a true delta (...) is found to differ from zero, after Holm's correction."""
-    shift = np.abs(np.asarray(delta, dtype=float))[..., None] / error.size
-    level = (1 - design.confidence) / design.instances
-    critical = special.stdtrit(error.freedom, 1 - level / 2) * estimated_errors(error) / error.size
-    found: Floats = (special.ndtr(shift - critical) + special.ndtr(-shift - critical)).mean(axis=-1)
-    return found
+    return share_found(np.abs(np.asarray(delta, dtype=float)) / error.size, critical_shifts(error, design))
 
 
 def equivalence_power(delta: float, error: Error, design: Design) -> float:
@@ -125,7 +154,8 @@ def equivalence_power(delta: float, error: Error, design: Design) -> float:
     rarest = design.margin / per_sample  # samples that change
     if special.gammaincc(1, rarest) >= level:  # not even a delta of zero is equivalent
         return 0.0
-    critical = special.stdtrit(error.freedom, 1 - level) * estimated_errors(error)
+    errors, freedoms = estimated_errors(error)
+    critical = special.stdtrit(freedoms, 1 - level) * errors
     reach = np.minimum(design.margin - critical, per_sample * special.pdtrik(level, rarest)) / error.size
     shift = delta / error.size
     found = special.ndtr(reach - shift) - special.ndtr(-reach - shift)
@@ -140,12 +170,13 @@ def smallest_delta(pilot: Pilot, design: Design, wanted: float = POWER) -> float
     error = standard_error(pilot, design)
     if math.isnan(error.size):
         return math.nan
+    critical = critical_shifts(error, design)
     low, high = 0.0, 1.0
-    while power(high * error.size, error, design) < wanted:
+    while share_found(np.array(high), critical) < wanted:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if power(middle * error.size, error, design) < wanted else (low, middle)
+        low, high = (middle, high) if share_found(np.array(middle), critical) < wanted else (low, middle)
     return high * error.size
 
 

@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from nested_reft.report.clusters import Codes, clustered_variance, covariance_of_means
+from nested_reft.report.clusters import (
+    Codes,
+    Estimates,
+    add,
+    covariance_of_means,
+    problem_variance,
+    satterthwaite,
+    variance_between_problems,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,12 +145,13 @@ def problem_interval(
 ) -> tuple[float, float]:
     """Return the interval of the macro average of scores (n,), over the sampling of problems alone.
 
-    It is the percentile interval of a bootstrap; for problems in clusters (n,), Student's with `clustered_variance`.
+    It is the percentile interval of a bootstrap; for problems in clusters (n,), Student's.
     """
     if clusters is not None:
         mean = float(macro_average(scores, benchmarks))
-        variance, freedom = clustered_variance(scores[None], benchmarks, clusters)
-        half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * variance**0.5
+        found = variance_between_problems(scores, benchmarks, clusters)
+        variance = float(found.variances.sum())
+        half = float(special.stdtrit(satterthwaite(variance, found), 0.5 + confidence / 2)) * variance**0.5
         return max(0.0, mean - half), min(1.0, mean + half)
     drawn = bootstrap_macro_averages(scores[:, None], benchmarks, resamples)[:, 0]
     low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
@@ -236,31 +245,6 @@ def residual_variance(differences: Floats) -> float:
     return float((residual**2).sum() / ((seeds - 1) * (n - 1)))
 
 
-def problem_variance(differences: Floats, benchmarks: npt.NDArray[np.str_]) -> float:
-    """Return the part of the variance of a delta's macro average that more seeds would not remove.
-
-    All seeds answer the same problems. In the two-way layout difference = seed + problem + residual, this is the
-    variance component of the problems. It excludes the residual, which `seed_variance` contains already.
-
-    Args:
-        differences: the paired differences, (seeds, n).
-        benchmarks: the benchmark of each problem, (n,).
-    """
-    num_seeds, names = len(differences), np.unique(benchmarks)
-    total = 0.0
-    for name in names:
-        in_benchmark = differences[:, benchmarks == name]
-        n = in_benchmark.shape[1]
-        if n < 2:
-            continue
-        per_problem = in_benchmark.mean(axis=0, keepdims=True)
-        variance = per_problem.var(ddof=1)
-        if num_seeds > 1:  # with one seed the residual cannot be separated, and remains
-            variance -= residual_variance(in_benchmark) / num_seeds
-        total += variance / n / len(names) ** 2
-    return max(0.0, float(total))
-
-
 class Delta(NamedTuple):
     """A metric of an instance against its baseline's, on the same seeds and, for accuracy, the same problems."""
 
@@ -284,8 +268,7 @@ def over_seeds(
     instance: float,
     seeds: int,
     spread: SeedVariance,
-    problem_variances: tuple[float, float],
-    problem_freedom: float,
+    problems: tuple[Estimates, Estimates],
     confidence: float,
 ) -> Delta:
     """Return a delta with Student's intervals and Satterthwaite's degrees of freedom.
@@ -295,22 +278,21 @@ def over_seeds(
         instance: the instance's metric, averaged over seeds.
         seeds: number of seeds that both have.
         spread: the seed variance of the cell.
-        problem_variances: the variances that problems add to the absolute and to the relative delta.
-        problem_freedom: the degrees of freedom of those variances.
+        problems: the variances that problems add to the absolute and to the relative delta.
         confidence: level of the intervals.
     """
     absolute, scale = instance - baseline, baseline or float("nan")  # a baseline of zero has no relative delta
     ratio = instance / scale
 
-    def half_width(seeds_part: float, problems_part: float) -> tuple[float, float, float]:
-        variance = seeds_part + problems_part
-        parts = seeds_part**2 / spread.degrees_of_freedom + problems_part**2 / max(1, problem_freedom)
-        freedom = variance**2 / parts if parts > 0 else spread.degrees_of_freedom
+    def half_width(seeds_part: float, problem_part: Estimates) -> tuple[float, float, float]:
+        variance = seeds_part + max(0.0, problem_part.variances.sum())
+        of_seeds = Estimates(np.array([seeds_part]), np.array([float(spread.degrees_of_freedom)]))
+        freedom = float(satterthwaite(variance, add(of_seeds, problem_part)))
         return special.stdtrit(freedom, 0.5 + confidence / 2) * np.sqrt(variance), np.sqrt(variance), freedom
 
-    half, error, freedom = half_width(2 * spread.variance / seeds, problem_variances[0])
+    half, error, freedom = half_width(2 * spread.variance / seeds, problems[0])
     # the derivative of instance / baseline: an error of the baseline counts `ratio` times
-    relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, problem_variances[1])
+    relative_half, _, _ = half_width(spread.variance * (1 + ratio**2) / scale**2 / seeds, problems[1])
     p = 2 * special.stdtr(freedom, -abs(absolute) / error) if error > ROUNDING else float(abs(absolute) <= ROUNDING)
     relative = ratio - 1
     return Delta(
@@ -329,7 +311,7 @@ def metric_deltas(values: Floats, confidence: float) -> list[Delta]:
         values: (1 + instances, seeds), the baseline first; NaN marks a missing run.
         confidence: level of the intervals.
     """
-    spread = seed_variance(values)
+    spread, no_problems = seed_variance(values), Estimates(np.zeros(0), np.zeros(0))
     deltas = []
     for row in values[1:]:
         paired = ~np.isnan(row) & ~np.isnan(values[0])
@@ -338,7 +320,9 @@ def metric_deltas(values: Floats, confidence: float) -> list[Delta]:
             continue
         baseline, instance = float(values[0, paired].mean()), float(row[paired].mean())
         if spread.degrees_of_freedom:
-            deltas.append(over_seeds(baseline, instance, int(paired.sum()), spread, (0.0, 0.0), 1, confidence))
+            deltas.append(
+                over_seeds(baseline, instance, int(paired.sum()), spread, (no_problems, no_problems), confidence)
+            )
         else:
             absolute = instance - baseline
             relative = absolute / baseline if baseline else float("nan")
@@ -361,8 +345,8 @@ def accuracy_deltas(
     Several seeds: Student's interval, whose variance is the sum of the cell's pooled `seed_variance` and of this
     delta's `problem_variance`. A bootstrap over three seeds would cover the true delta too rarely.
 
-    Problems in clusters: Student's interval with `clustered_variance`, also with one seed, because a bootstrap of few
-    clusters would cover the true delta too rarely.
+    Problems in clusters: Student's interval also with one seed, because a bootstrap of few clusters would cover the
+    true delta too rarely.
 
     Args:
         scores: per problem, (1 + instances, seeds, n), the baseline first; NaN marks a missing run.
@@ -373,7 +357,6 @@ def accuracy_deltas(
     """
     averages = macro_average(scores, benchmarks)  # (1 + instances, seeds)
     spread = seed_variance(averages)
-    freedom = len(benchmarks) - len(np.unique(benchmarks))
     for row, average in zip(scores[1:], averages[1:], strict=True):
         paired = ~np.isnan(average) & ~np.isnan(averages[0])
         seeds = int(paired.sum())
@@ -385,17 +368,14 @@ def accuracy_deltas(
         scale = baseline or float("nan")
         # per problem, the first-order change of the relative delta
         linear = (row[paired] - instance / scale * scores[0, paired]) / scale
-        if clusters is not None:
-            variance, own_freedom = clustered_variance(differences, benchmarks, clusters)
-            relative_variance, _ = clustered_variance(linear, benchmarks, clusters)
+        if spread.degrees_of_freedom or clusters is not None:
+            problems = (
+                problem_variance(differences, benchmarks, clusters),
+                problem_variance(linear, benchmarks, clusters),
+            )
             own_spread = spread if spread.degrees_of_freedom else SeedVariance(0.0, 1)
-            variances = variance, relative_variance
-            delta = over_seeds(baseline, instance, seeds, own_spread, variances, own_freedom, confidence)
+            delta = over_seeds(baseline, instance, seeds, own_spread, problems, confidence)
             yield delta._replace(covers_seeds=spread.degrees_of_freedom > 0)
-            continue
-        if spread.degrees_of_freedom:
-            variances = problem_variance(differences, benchmarks), problem_variance(linear, benchmarks)
-            yield over_seeds(baseline, instance, seeds, spread, variances, freedom, confidence)
             continue
         both = np.stack([row[paired][0], scores[0, paired][0]], axis=1)  # (n, 2)
         drawn = bootstrap_macro_averages(both, benchmarks, resamples)

@@ -13,8 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from nested_reft.report.clusters import Codes, clustered_covariance, clustered_variance
-from nested_reft.report.statistics import RESAMPLES, ROUNDING, Floats, macro_average, problem_variance, seed_variance
+from nested_reft.report.clusters import (
+    Codes,
+    Estimates,
+    add,
+    satterthwaite,
+    variance_between_problems,
+    variance_of_residuals,
+)
+from nested_reft.report.statistics import RESAMPLES, ROUNDING, Floats, macro_average, seed_variance
 
 Names = npt.NDArray[np.str_]
 
@@ -33,13 +40,12 @@ class Trend(NamedTuple):
 
 
 class CellSlope(NamedTuple):
-    """The slope of one cell, and what its variance consists of."""
+    """The slope of one cell, and what seeds add to its variance."""
 
-    slope: float
-    of_problems: Floats  # (n,), the slope of each problem, averaged over seeds; `slope` is their macro average
+    slope: float  # the macro average of `slopes`, averaged over seeds
+    slopes: Floats  # (seeds, n), the slope of each problem
     seed_part: float  # the variance that seeds add
     seed_freedom: int  # its degrees of freedom; 0 with a single seed
-    problem_part: float  # the variance that problems add
 
 
 def slope_weights(shares: Floats) -> Floats:
@@ -49,14 +55,13 @@ def slope_weights(shares: Floats) -> Floats:
     return weights
 
 
-def cell_slope(scores: Floats, shares: Floats, benchmarks: Names, clusters: Codes | None = None) -> CellSlope | None:
+def cell_slope(scores: Floats, shares: Floats, benchmarks: Names) -> CellSlope | None:
     """Return the slope of one cell, the mean of the least-squares slopes of its seeds, or None without two shares.
 
     Args:
         scores: (instances, seeds, n), the baseline among the instances; NaN marks a missing run.
         shares: the share of the layers that each instance skips, (instances,).
         benchmarks: the benchmark of each problem, (n,).
-        clusters: the cluster of each problem, (n,), or None if each problem is one of its own.
     """
     averages = macro_average(scores, benchmarks)  # (instances, seeds)
     spread = seed_variance(averages)
@@ -70,16 +75,12 @@ def cell_slope(scores: Floats, shares: Floats, benchmarks: Names, clusters: Code
     if not of_seeds:
         return None
     slopes = np.stack(of_seeds)  # (seeds, n)
-    of_problems = slopes.mean(axis=0)
     seed_part = spread.variance * np.sum(squares) / len(squares) ** 2 if spread.degrees_of_freedom else 0.0
     return CellSlope(
-        float(macro_average(of_problems, benchmarks)),
-        of_problems,
+        float(macro_average(slopes.mean(axis=0), benchmarks)),
+        slopes,
         float(seed_part),
         spread.degrees_of_freedom if len(squares) > 1 else 0,
-        problem_variance(slopes, benchmarks)
-        if clusters is None
-        else clustered_variance(slopes, benchmarks, clusters)[0],
     )
 
 
@@ -88,10 +89,11 @@ def pooled_trend(
 ) -> Trend:
     """Return the mean slope of several cells.
 
-    The cells share their problems, so that their slopes are correlated: the covariance of two cells is that of the
-    slopes of each problem in both. The mean is the generalized least-squares estimate if all cells have the same
-    variance and the same covariance with each other. Weights by estimated variances would favor cells whose variance
-    is underestimated: with six cells and 180 problems, such a test had a size of 6 % instead of 5 %.
+    The cells share their problems, so that their slopes are correlated. The mean slope of each problem contains that
+    correlation, whatever it is, and its variance between problems is that of the pooled slope. The mean is the
+    generalized least-squares estimate if all cells have the same variance and the same covariance with each other.
+    Weights by estimated variances would favor cells whose variance is underestimated: with six cells and 180 problems,
+    such a test had a size of 6 % instead of 5 %.
 
     Args:
         cells: the slopes of the cells, on the same problems.
@@ -101,38 +103,25 @@ def pooled_trend(
     """
     if not cells:
         return Trend()
-    of_problems = np.stack([cell.of_problems for cell in cells])
-    problem_freedom = float(len(benchmarks) - len(np.unique(benchmarks)))
-    if clusters is None:
-        problems = problem_covariance(of_problems, benchmarks)
-    else:
-        problems = clustered_covariance(of_problems, benchmarks, clusters)
-        problem_freedom = clustered_variance(of_problems.mean(axis=0, keepdims=True), benchmarks, clusters)[1]
-    np.fill_diagonal(problems, [cell.problem_part for cell in cells])
     slope = float(np.mean([cell.slope for cell in cells]))
-    # Student's interval, with Satterthwaite's degrees of freedom of a sum of variances.
-    parts = np.array([*(cell.seed_part for cell in cells), max(0.0, problems.sum())]) / len(cells) ** 2
-    freedoms = np.array([*(max(1, cell.seed_freedom) for cell in cells), problem_freedom])
-    error = float(np.sqrt(parts.sum()))
+    share = 1 / len(cells) ** 2  # of the variance of a cell in that of the mean
+    of_seeds = Estimates(
+        share * np.array([cell.seed_part for cell in cells]),
+        np.array([max(1.0, cell.seed_freedom) for cell in cells]),
+    )
+    between = variance_between_problems(
+        np.mean([cell.slopes.mean(axis=0) for cell in cells], axis=0), benchmarks, clusters
+    )
+    residuals = add(*(variance_of_residuals(cell.slopes, benchmarks, clusters) for cell in cells))
+    of_problems = add(between, residuals._replace(variances=-share * residuals.variances))
+    error = float(np.sqrt(of_seeds.variances.sum() + max(0.0, of_problems.variances.sum())))
     if error <= ROUNDING:
         return Trend(len(cells), slope, slope, slope, 0.0, float("inf"), float(abs(slope) <= ROUNDING))
-    freedom = parts.sum() ** 2 / (parts**2 / freedoms).sum()
+    freedom = float(satterthwaite(error**2, add(of_seeds, of_problems)))
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * error
     p = float(2 * special.stdtr(freedom, -abs(slope) / error))
     covers_seeds = all(cell.seed_freedom > 0 for cell in cells)
-    return Trend(len(cells), slope, slope - half, slope + half, error, float(freedom), p, covers_seeds)
-
-
-def problem_covariance(values: Floats, benchmarks: Names) -> Floats:
-    """Return the covariance (m, m) of m macro averages of values (m, n) over the choice of problems."""
-    names = np.unique(benchmarks)
-    total = np.zeros((len(values), len(values)))
-    for name in names:
-        in_benchmark = values[:, benchmarks == name]
-        if in_benchmark.shape[1] > 1:
-            total += np.atleast_2d(np.cov(in_benchmark)) / in_benchmark.shape[1]
-    covariance: Floats = total / len(names) ** 2
-    return covariance
+    return Trend(len(cells), slope, slope - half, slope + half, error, freedom, p, covers_seeds)
 
 
 def ordering_test(accuracies: Sequence[Floats], shares: Floats, resamples: int = RESAMPLES, seed: int = 0) -> float:

@@ -65,7 +65,7 @@ def trend_row(cells: list[CellScores], margin: float, confidence: float) -> dict
         margin: the smallest change of the accuracy that matters, a share.
         confidence: the level of the intervals.
     """
-    found = [(cell, cell_slope(cell.scores, cell.shares, cell.benchmarks, cell.clusters)) for cell in cells]
+    found = [(cell, cell_slope(cell.scores, cell.shares, cell.benchmarks)) for cell in cells]
     sloped = [(cell, slope) for cell, slope in found if slope is not None]
     if not sloped:
         return {"cells": 0, "seeds": 0, "covers": "missing", "p": np.nan, "p_equivalent": np.nan, "delta": np.nan}

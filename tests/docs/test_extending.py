@@ -66,6 +66,7 @@ def test_a_model_on_it_is_trained_with_a_reward_without_a_warm_up_and_the_study_
     reward.write_text(code_of("reward", "python")[0])
     study["training"] |= yaml.safe_load(code_of("reward", "yaml")[0])["training"]
     study["sft"]["num_train_epochs"] = 0
+    study["analysis"]["speed_rounds"] = 0
     Path(extended).write_text(yaml.safe_dump(study))
     done = snakemake(tmp_path, "--configfile", extended)
     assert done.returncode == 0, done.stdout + done.stderr

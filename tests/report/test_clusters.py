@@ -9,12 +9,18 @@ import statsmodels.api as sm
 from nested_reft.embedded.problems import generate
 from nested_reft.report.build import make_tables
 from nested_reft.report.captions import report_facts, text
-from nested_reft.report.clusters import cluster_codes, clustered_covariance, clustered_variance, covariance_of_means
+from nested_reft.report.clusters import (
+    cluster_codes,
+    covariance_of_means,
+    problem_variance,
+    satterthwaite,
+    variance_between_problems,
+)
 from nested_reft.report.collect import all_problem_scores
 from nested_reft.report.deltas import delta_table
 from nested_reft.report.sources import read_sources, write_sources
-from nested_reft.report.statistics import accuracy_deltas, accuracy_interval, problem_interval, problem_variance
-from nested_reft.report.trend import cell_slope, pooled_trend, problem_covariance
+from nested_reft.report.statistics import accuracy_deltas, accuracy_interval, problem_interval, residual_variance
+from nested_reft.report.trend import cell_slope, pooled_trend
 from nested_reft.report.trend_table import scores_of_cells
 from tests.conftest import ROOT
 from tests.report.test_statistics import LEVEL, Simulation, holds
@@ -24,11 +30,12 @@ def test_a_variance_by_cluster_sums_by_hand():
     """Mean 0.5; the sums around it are 0.5 + 0.5 = 1, -0.5 - 0.5 = -1 and 0; 3 / 2 * (1 + 1 + 0) / 6^2 = 1 / 12."""
     values, codes = np.array([[1.0, 1.0, 0.0, 0.0, 1.0, 0.0]]), np.array([7, 7, 3, 3, 5, 5])
     assert covariance_of_means(values, codes)[0, 0] == pytest.approx(1 / 12)
-    variance, freedom = clustered_variance(values, np.repeat("a", 6), codes)
-    assert (variance, freedom) == (pytest.approx(1 / 12), pytest.approx(2))
+    found = variance_between_problems(values[0], np.repeat("a", 6), codes)
+    assert (found.variances, found.freedoms) == (pytest.approx([1 / 12]), [2])
     # a second benchmark of one problem adds nothing, and halves the weight of the first
-    more = np.append(values, [[1.0]], axis=1), np.array([*"aaaaaa", "b"]), np.append(codes, 9)
-    assert clustered_variance(*more)[0] == pytest.approx(1 / 48)
+    more = variance_between_problems(np.append(values, 1.0), np.array([*"aaaaaa", "b"]), np.append(codes, 9))
+    assert more.variances == pytest.approx([1 / 48, 0]) and more.freedoms.tolist() == [2, 1]
+    assert satterthwaite(1 / 48, more) == pytest.approx(2)
 
 
 def test_the_variance_is_that_of_statsmodels():
@@ -44,22 +51,21 @@ def test_clusters_of_one_problem_are_problems(seeds):
     simulation = Simulation((30, 50), instances=2, seeds=seeds, seed_sd=0.2)
     scores, alone = simulation.draw(rng), np.arange(80)
     differences = scores[1] - scores[0]
-    variance, freedom = clustered_variance(differences, simulation.benchmarks, alone)
-    assert variance == pytest.approx(problem_variance(differences, simulation.benchmarks)) and 29 < freedom <= 78
-    averages = scores.mean(axis=1)
-    assert clustered_covariance(averages, simulation.benchmarks, alone) == pytest.approx(
-        problem_covariance(averages, simulation.benchmarks)
-    )
-    shares = np.array([0.0, 0.1, 0.2])
-    slopes = [cell_slope(scores, shares, simulation.benchmarks, codes) for codes in (None, alone)]
-    assert slopes[0].problem_part == pytest.approx(slopes[1].problem_part)
+    variances, freedoms = problem_variance(differences, simulation.benchmarks, alone)
+    assert problem_variance(differences, simulation.benchmarks).variances == pytest.approx(variances)
+    by_hand = [own.mean(axis=0).var(ddof=1) / own.shape[1] / 4 for own in (differences[:, :30], differences[:, 30:])]
+    if seeds > 1:
+        by_hand += [
+            -residual_variance(own) / seeds / own.shape[1] / 4 for own in (differences[:, :30], differences[:, 30:])
+        ]
+    assert variances == pytest.approx(by_hand)
+    assert freedoms.tolist() == [29, 49, 58, 98][: 2 * min(seeds, 2)]
 
 
 def test_a_single_cluster_counts_as_its_problems():
-    values = np.random.default_rng(0).normal(size=(1, 12))
-    assert clustered_variance(values, np.repeat("a", 12), np.zeros(12, int))[0] == pytest.approx(
-        values.var(ddof=1) / 12
-    )
+    values = np.random.default_rng(0).normal(size=12)
+    (variance,), (freedom,) = variance_between_problems(values, np.repeat("a", 12), np.zeros(12, int))
+    assert (variance, freedom) == (pytest.approx(values.var(ddof=1) / 12), 11)
 
 
 def test_a_problem_without_a_cluster_is_one_of_its_own():
@@ -115,7 +121,7 @@ def test_the_trend_of_clusters_has_a_wider_interval_and_is_wrong_as_seldom():
     for _ in range(400):
         scores, benchmarks, clusters = draw_clustered(rng, (100, 150), 10, 1)
         for place, codes in enumerate((clusters, None)):
-            slope = cell_slope(scores[:2], shares, benchmarks, codes)
+            slope = cell_slope(scores[:2], shares, benchmarks)
             found[place] += pooled_trend([slope], benchmarks, LEVEL, codes).p < 0.05
     assert 0.02 < found[0] / 400 < 0.08 and found[1] / 400 > 0.2
 
@@ -188,7 +194,7 @@ def test_the_verdicts_of_the_embedded_studies_are_the_same_with_their_clusters(s
     assert (found[0]["verdict"] == found[1]["verdict"]).all() and (found[0]["verdict"] == "worse").sum() == worse
     widths = [(deltas["ci_high"] - deltas["ci_low"]).mean() for deltas in found]
     assert widths[1] / widths[0] == pytest.approx({"embedded": 1.015, "embedded-full": 1.0}[study], abs=0.002)
-    assert widths[2] / widths[0] == pytest.approx({"embedded": 1.27, "embedded-full": 1.01}[study], abs=0.01)
+    assert widths[2] / widths[0] == pytest.approx({"embedded": 1.27, "embedded-full": 1.04}[study], abs=0.01)
     assert not (found[2]["verdict"] == "worse").any()
 
 

@@ -9,6 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
+from nested_reft.report.clusters import problem_variance
 from nested_reft.report.statistics import (
     Delta,
     accuracy_deltas,
@@ -24,7 +25,6 @@ from nested_reft.report.statistics import (
     metric_deltas,
     pass_at_k,
     problem_interval,
-    problem_variance,
     seed_variance,
     sign_flip_test,
     smallest_resolvable,
@@ -364,13 +364,14 @@ def test_seed_variance_by_hand():
 
 
 def test_problem_variance_by_hand():
-    benchmarks = np.array(["a", "a", "b", "b"])
-    one_seed = np.array([[1.0, 0.0, 0.0, 0.0]])
-    assert problem_variance(one_seed, benchmarks) == pytest.approx(0.5 / 2 / 4)
+    benchmarks, one_seed = np.array(["a", "a", "b", "b"]), np.array([[1.0, 0.0, 0.0, 0.0]])
+    assert problem_variance(one_seed, benchmarks).variances == pytest.approx([0.5 / 2 / 4, 0])
     # both seeds agree: nothing is residual
-    assert problem_variance(np.repeat(one_seed, 2, axis=0), benchmarks) == pytest.approx(0.5 / 2 / 4)
-    # seeds disagree wholly: nothing but residual
-    assert problem_variance(np.array([[1.0, 0.0], [0.0, 1.0]]), benchmarks[:2]) == 0.0
+    agreeing = problem_variance(np.repeat(one_seed, 2, axis=0), benchmarks)
+    assert agreeing.variances == pytest.approx([0.5 / 2 / 4, 0, 0, 0]) and agreeing.freedoms.tolist() == [1, 1, 1, 1]
+    # seeds disagree wholly: nothing but residual, whose mean square of 1 counts a quarter in a mean over four scores
+    disagreeing = problem_variance(np.array([[1.0, 0.0], [0.0, 1.0]]), benchmarks[:2])
+    assert disagreeing.variances == pytest.approx([0, -0.25])
 
 
 def test_a_delta_of_one_seed_by_hand():

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from nested_reft.report.statistics import accuracy_deltas, macro_average
-from nested_reft.report.trend import cell_slope, centered_ranks, ordering_test, pooled_trend, problem_covariance
+from nested_reft.report.trend import cell_slope, centered_ranks, ordering_test, pooled_trend
 from tests.conftest import ROOT
 from tests.report.test_statistics import LEVEL, Simulation
 
@@ -72,18 +72,24 @@ def test_a_trend_is_more_powerful_at_equal_size():
 )
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.2)])
 def test_the_covariance_of_the_slopes_is_that_of_repeated_studies(seeds, seed_sd, repeats, tolerance):
-    rng, slopes, covariances, variances = np.random.default_rng(3), [], [], []
+    rng, slopes, variances = np.random.default_rng(3), [], []
     for _ in range(repeats):
         scores, benchmarks = draw_cells(rng, (30, 60, 90), 3, seeds, seed_sd, shared_sd=0.8)
         cells = [cell_slope(cell, SHARES, benchmarks) for cell in scores]
         slopes.append([cell.slope for cell in cells])
-        covariances.append(problem_covariance(np.stack([cell.of_problems for cell in cells]), benchmarks))
-        variances.append(pooled_trend(cells, benchmarks, LEVEL).standard_error ** 2)
-    between = ~np.eye(3, dtype=bool)
-    seen, estimated = np.cov(np.transpose(slopes)), np.mean(covariances, axis=0)
-    assert estimated[between].mean() == pytest.approx(seen[between].mean(), rel=2 * tolerance)
-    assert seen[between].mean() > 0.1 * seen[~between].mean()  # the cells are not independent
-    assert np.mean(variances) == pytest.approx(np.mean(slopes, axis=1).var(ddof=1), rel=tolerance)
+        # the variances of the single cells, and that of their mean, which contains their covariances
+        found = [
+            pooled_trend(group, benchmarks, LEVEL).standard_error ** 2
+            for group in ([cells[0]], [cells[1]], [cells[2]], cells)
+        ]
+        variances.append([np.mean(found[:3]), found[3]])
+    seen = np.cov(np.transpose(slopes))
+    alone, together = np.mean(variances, axis=0)
+    assert alone == pytest.approx(np.diag(seen).mean(), rel=tolerance)
+    assert together == pytest.approx(seen.mean(), rel=tolerance)
+    between = seen[~np.eye(3, dtype=bool)].mean()
+    assert (9 * together - 3 * alone) / 6 == pytest.approx(between, rel=2 * tolerance)
+    assert between > 0.1 * alone  # the cells are not independent
 
 
 def test_the_slope_of_two_instances_is_their_delta():
