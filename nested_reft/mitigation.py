@@ -4,10 +4,10 @@ With the importance ratio r_t = pi(a_t) / mu(a_t), the policy gradient on sample
 
     sum_t h(r_t) A grad log pi(a_t)
 
-and each mitigation is a choice of h. `base`, `practical` and `retrace` are the paper's; `is` and `tis` are
-reference methods. Here pi is the policy at the time of sampling. Where a batch is reused after an optimizer
-step, the loss has a second ratio, rho = pi_now / pi, which it clips; h multiplies the gradient outside of that
-clip. Only `base` has a single ratio, pi_now / mu = rho r, and clips it: mu is passed to TRL as the old policy.
+and each mitigation is a choice of h. `base`, `practical` and `retrace` are the paper's; the others are corrections
+of the field. Here pi is the policy at the time of sampling. Where a batch is reused after an optimizer step, the
+loss has a second ratio, rho = pi_now / pi, which it clips; h multiplies the gradient outside of that clip. Only
+`base` has a single ratio, pi_now / mu = rho r, and clips it: mu is passed to TRL as the old policy.
 
 The functions use methods of tensors only, so that the config can read the names below without importing torch.
 """
@@ -15,7 +15,7 @@ The functions use methods of tensors only, so that the config can read the names
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +23,27 @@ if TYPE_CHECKING:
 # Clamp at exp(20): an infinite weight times a zero gradient would be NaN.
 LARGEST_LOG_RATIO = 20.0
 
-# The centers of the bins in which the weights of tokens are counted, 2^-4 to 2^4 in steps of 2^(1/4). A bin reaches
-# from one center halfway to the next on a logarithmic scale; the first and the last hold all weights beyond them.
-BINS_PER_OCTAVE, OCTAVES = 4, 4
-WEIGHT_BINS = [
-    2 ** (step / BINS_PER_OCTAVE) for step in range(-BINS_PER_OCTAVE * OCTAVES, BINS_PER_OCTAVE * OCTAVES + 1)
-]
+# ---- the importance ratio -----------------------------------------------------------------------
+
+# The names of the config key `nesting.ratio_level`. Each function takes log r_t (B, T), which is 0 for padding, and
+# the mask (B, T), and returns the log of the ratio r of each token, (B, T) or (B, 1).
+RATIO_LEVELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    # r_t, as in PPO and GRPO.
+    "token": lambda log_ratio, mask: log_ratio,
+    # The product of r_s over s <= t: CTPO (Zhang et al., 2026).
+    "prefix": lambda log_ratio, mask: log_ratio.cumsum(dim=1),
+    # The smallest r_s over s <= t: a stand-in for the prefix's product, after MinPRO (Lei et al., 2026).
+    "prefix_min": lambda log_ratio, mask: log_ratio.cummin(dim=1).values,
+    # The product of r_s over the whole sequence: the importance weight of Theorem 1.
+    "sequence": lambda log_ratio, mask: log_ratio.sum(dim=1, keepdim=True),
+    # The geometric mean of r_s over the sequence, which does not grow with its length: GSPO (Zheng et al., 2025).
+    "geometric": lambda log_ratio, mask: log_ratio.sum(dim=1, keepdim=True) / num_tokens(mask),
+}
+
+
+def num_tokens(mask: Tensor) -> Tensor:
+    """Return the number of tokens of each sequence (B, 1), and 1 for a sequence without a token."""
+    return mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def importance_ratio(per_token_logps: Tensor, sampling_per_token_logps: Tensor, mask: Tensor, level: str) -> Tensor:
@@ -38,49 +53,125 @@ def importance_ratio(per_token_logps: Tensor, sampling_per_token_logps: Tensor, 
         per_token_logps: log pi(a_t), (B, T).
         sampling_per_token_logps: log mu(a_t), (B, T).
         mask: 1 for a token and 0 for padding, (B, T).
-        level: `token` for r_t, or `sequence` for the product of r_t over the sequence, repeated for each of its
-            tokens. Only the product makes the gradient of a whole sequence unbiased (Theorem 1).
+        level: a name of `RATIO_LEVELS`. A ratio of the whole sequence is repeated for each of its tokens. Only the
+            product over the sequence makes the gradient of a reward of the whole sequence unbiased (Theorem 1).
     """
     log_ratio = (per_token_logps.detach() - sampling_per_token_logps) * mask
-    if level == "sequence":
-        log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
-    return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+    of_level = RATIO_LEVELS[level](log_ratio, mask).expand_as(log_ratio)
+    return of_level.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+
+
+class SampledTokens(NamedTuple):
+    """What a mitigation may read about the sampled tokens of a micro-batch, without gradient."""
+
+    per_token_logps: Tensor  # log pi(a_t), at the time of sampling, (B, T)
+    sampling_per_token_logps: Tensor  # log mu(a_t), (B, T)
+    mask: Tensor  # 1 for a token and 0 for padding, (B, T)
+    advantages: Tensor  # A, (B, 1) or (B, T)
+
+    def ratio(self, level: str) -> Tensor:
+        """Return the ratio r (B, T) at a level."""
+        return importance_ratio(self.per_token_logps, self.sampling_per_token_logps, self.mask, level)
+
+
+# ---- the mitigations ----------------------------------------------------------------------------
 
 
 class Parameters(Protocol):
     """The parameters that a mitigation may read; the config section `nesting` holds them."""
 
+    ratio_level: str
     retrace_lambda: float
     truncation_cap: float
+    icepop_min: float
+    icepop_max: float
+    sequence_mask_cap: float
+    geometric_mask_bound: float
+    opsm_threshold: float
 
 
-def practical(ratio: Tensor, parameters: Parameters) -> Tensor:
+# In each formula, r is the ratio at the level of `nesting.ratio_level`. A mitigation that is defined by the ratio of
+# a token or of a sequence, whatever the level, asks the tokens for it.
+
+
+def practical(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
     """h(r) = 1: the samples of mu are treated as samples of pi."""
     return ratio.new_ones(ratio.shape)
 
 
-def retrace(ratio: Tensor, parameters: Parameters) -> Tensor:
-    """h(r) = lambda min(1, r): the trace coefficient of Munos et al. (2016)."""
+def retrace(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r) = lambda min(1, r): the trace coefficient of Retrace (Munos et al., 2016), of one step as in the paper."""
     return parameters.retrace_lambda * ratio.clamp(max=1.0)
 
 
-def importance_sampling(ratio: Tensor, parameters: Parameters) -> Tensor:
+def importance_sampling(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
     """h(r) = r: the plain importance weight."""
     return ratio
 
 
-def truncated_importance_sampling(ratio: Tensor, parameters: Parameters) -> Tensor:
-    """h(r) = min(C, r): the importance weight up to a cap."""
+def truncated_importance_sampling(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r) = min(C, r): the importance weight up to a cap (Ionides, 2008).
+
+    As `token_truncate` and `sequence_truncate` of TRL 1.16, for the ratio levels `token` and `sequence`.
+    """
     return ratio.clamp(max=parameters.truncation_cap)
 
 
+def icepop(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r) = r if alpha <= r <= beta, else 0: IcePop (Ling Team, 2025), as `token_mask` of TRL 1.16."""
+    return ratio * ((ratio >= parameters.icepop_min) & (ratio <= parameters.icepop_max))
+
+
+def sequence_mask(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r) = r if the product of r_s over the sequence is at most C, else 0 for all its tokens (Liu et al., 2025).
+
+    With the ratio level `sequence` as `sequence_mask`, the default of TRL 1.16.
+    """
+    return ratio * (tokens.ratio("sequence") <= parameters.sequence_mask_cap)
+
+
+def geometric_mask(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r) = r if 1/C <= the geometric mean of r_s over the sequence <= C, else 0 for all of its tokens.
+
+    The rejection at the level `geometric` of verl (Liu et al., 2025): its bound does not depend on the length.
+    """
+    mean, bound = tokens.ratio("geometric"), parameters.geometric_mask_bound
+    return ratio * ((mean >= 1 / bound) & (mean <= bound))
+
+
+def trace(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r) = the product of lambda min(1, r_s) over s <= t: the trace of Retrace(lambda) (Munos et al., 2016)."""
+    return (parameters.retrace_lambda * tokens.ratio("token").clamp(max=1.0)).cumprod(dim=1)
+
+
+def topr(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r, A) = 1 if A >= 0, else min(1, r of the sequence): tapered off-policy REINFORCE (Le Roux et al., 2025)."""
+    return tokens.ratio("sequence").clamp(max=1.0).masked_fill(tokens.advantages >= 0, 1.0)
+
+
+def opsm(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """h(r, A) = 0 if A < 0 and the mean of log mu - log pi over the sequence is above delta, else 1.
+
+    Off-policy sequence masking (DeepSeek-V3.2, 2025), as `get_off_policy_mask` of TRL 1.16.
+    """
+    divergence = (tokens.sampling_per_token_logps - tokens.per_token_logps) * tokens.mask
+    mean = divergence.sum(dim=1, keepdim=True) / num_tokens(tokens.mask)
+    return ratio.new_ones(ratio.shape) * ((tokens.advantages >= 0) | (mean <= parameters.opsm_threshold))
+
+
 # The names of the config key `grid.mitigation`. To add a mitigation, add its function here.
-MITIGATIONS: dict[str, Callable[[Tensor, Parameters], Tensor]] = {
+MITIGATIONS: dict[str, Callable[[Tensor, SampledTokens, Parameters], Tensor]] = {
     "base": importance_sampling,  # inside GRPO's clip: the trainer puts mu in the place of the old policy
     "practical": practical,
     "retrace": retrace,
     "is": importance_sampling,  # outside of the clip
     "tis": truncated_importance_sampling,
+    "icepop": icepop,
+    "sequence_mask": sequence_mask,
+    "geometric_mask": geometric_mask,
+    "trace": trace,
+    "topr": topr,
+    "opsm": opsm,
 }
 
 
@@ -90,73 +181,18 @@ def check_mitigation(mitigation: str) -> None:
         raise ValueError(f"mitigation {mitigation!r} is not known; choose one of {', '.join(MITIGATIONS)}")
 
 
-def token_weights(mitigation: str, ratio: Tensor, parameters: Parameters) -> Tensor:
-    """Return the weights h(r) (B, T) of the mitigation of that name; raise a ValueError if there is none."""
+def token_weights(mitigation: str, tokens: SampledTokens, parameters: Parameters) -> Tensor:
+    """Return the weights h (B, T) of the mitigation of that name; raise a ValueError if there is none."""
     check_mitigation(mitigation)
-    return MITIGATIONS[mitigation](ratio, parameters)
+    return MITIGATIONS[mitigation](tokens.ratio(parameters.ratio_level), tokens, parameters)
 
 
 def scale_gradient(per_token_logps: Tensor, weight: Tensor) -> Tensor:
     """Return log pi (B, T), bit-identical, with its gradient multiplied by `weight` (B, T).
 
     The gradient of any loss of the result, per token as in GRPO or per sequence as in RLOO, is weighted token by
-    token, outside of the loss's own ratio and clip. If h(r) replaced the ratio inside of the loss, a token would have
+    token, outside of the loss's own ratio and clip. If h replaced the ratio inside of the loss, a token would have
     no gradient where the clip is active, nor, with `retrace`, where r > 1.
     """
     constant = per_token_logps.detach()
     return constant + weight * (per_token_logps - constant)
-
-
-def weight_counts(weights: Tensor) -> list[int]:
-    """Return how many of the token weights (tokens,) are in each of the bins around `WEIGHT_BINS`."""
-    limit = BINS_PER_OCTAVE * OCTAVES
-    steps = (weights.double().log2() * BINS_PER_OCTAVE).round().clamp(-limit, limit)
-    counts: list[int] = (steps.long() + limit).bincount(minlength=len(WEIGHT_BINS)).tolist()
-    return counts
-
-
-def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dict[str, float]:
-    """Return how far the behavior policy is from the target policy, on the tokens of one step.
-
-    Args:
-        log_ratio: log r_t = log pi(a_t) - log mu(a_t) of each token, not clamped, (tokens,).
-        ratio: the ratio that the mitigation was applied to, of the token or of its sequence, (tokens,).
-        weights: h(r), the ratio after mitigation and before any clip of the loss, (tokens,).
-
-    Returns:
-        Metrics under TRL's and verl's names. `kl` is the k1 estimate and `k3_kl` the k3 estimate of KL(mu || pi) in
-        nats per token; `ess` is the effective share of the samples, (sum r)^2 / (n sum r^2), and the one of
-        `importance_sampling_ratio` has h(r) in the place of r; `acceptance_rate` is the mean of min(1, r), which is
-        1 - TV(mu, pi) and the acceptance rate of speculative sampling.
-    """
-    log_ratio, ratio, weights = (values.double().cpu() for values in (log_ratio, ratio, weights))
-    raw_ratio = log_ratio.exp()
-    metrics = {}
-    for name, values in (("raw_importance_sampling_ratio", raw_ratio), ("importance_sampling_ratio", weights)):
-        metrics[f"sampling/{name}/min"] = values.min().item()
-        metrics[f"sampling/{name}/mean"] = mean(values)
-        metrics[f"sampling/{name}/max"] = values.max().item()
-    modified = (weights / ratio - 1).abs() > 1e-3
-    metrics["sampling/frac_modified_importance_sampling_ratio"] = mean(modified.double())
-    metrics["sampling/kl"] = -mean(log_ratio)
-    metrics["sampling/k3_kl"] = mean(raw_ratio - 1 - log_ratio)
-    metrics["sampling/ess"] = effective_share(raw_ratio)
-    metrics["sampling/importance_sampling_ratio/ess"] = effective_share(weights)
-    metrics["sampling/acceptance_rate"] = mean(raw_ratio.clamp(max=1.0))
-    return metrics
-
-
-def total(values: Tensor) -> float:
-    """Return the sum of values on the CPU. Unlike torch's, it does not depend on the number of threads."""
-    return float(values.numpy().sum())
-
-
-def mean(values: Tensor) -> float:
-    """Return the mean of values (n,) on the CPU."""
-    return total(values) / len(values)
-
-
-def effective_share(weights: Tensor) -> float:
-    """Return (sum w)^2 / (n sum w^2) of weights (n,) on the CPU: their effective sample size, as a share of n."""
-    first, second = total(weights), total(weights**2)
-    return first * first / (len(weights) * second) if second else 0.0

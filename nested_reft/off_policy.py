@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from nested_reft.config.sections import Nesting, Training
-from nested_reft.mitigation import importance_ratio, off_policy_metrics, token_weights, weight_counts
+from nested_reft.mitigation import SampledTokens, token_weights
+from nested_reft.off_policy_metrics import off_policy_metrics, weight_counts
 
 MicroBatch = Mapping[str, torch.Tensor]
 
@@ -23,7 +24,7 @@ MicroBatch = Mapping[str, torch.Tensor]
 def ratio_and_weights(
     batch: MicroBatch, mitigation: str, parameters: Nesting, is_nested: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ratio r and the token weights h(r) of a micro-batch, both (B, T) and without gradient.
+    """Return the ratio r and the token weights h of a micro-batch, both (B, T) and without gradient.
 
     Args:
         batch: the micro-batch, which may be on any device.
@@ -32,13 +33,14 @@ def ratio_and_weights(
         is_nested: whether layers were skipped while sampling. Otherwise mu is pi up to rounding, and no token is
             weighted.
     """
-    ratio = importance_ratio(
+    tokens = SampledTokens(
         batch["old_per_token_logps"],
         batch["sampling_per_token_logps"],
         batch["completion_mask"],
-        parameters.ratio_level,
+        batch["advantages"].unsqueeze(1),
     )
-    return ratio, token_weights(mitigation, ratio, parameters) if is_nested else torch.ones_like(ratio)
+    ratio = tokens.ratio(parameters.ratio_level)
+    return ratio, token_weights(mitigation, tokens, parameters) if is_nested else torch.ones_like(ratio)
 
 
 def metrics_of_step(

@@ -12,7 +12,7 @@ TRL calls the hooks in this order; the right column has the attributes that a ho
     |  |                                       splits
     |  _compute_loss                           copy the inputs of the micro-batch  -> _loss_inputs
     |  |  _get_per_token_logps_and_entropies   the training forward, log pi_now
-    |  |  |  _mitigate                         apply h(r) to log pi_now, or put log mu into _loss_inputs (`base`);
+    |  |  |  _mitigate                         apply h to log pi_now, or put log mu into _loss_inputs (`base`);
     |  |  |                                    keep the micro-batch                  -> _micro_batches
     |  |  (TRL reads the copied inputs and computes the loss)
     |  step_metrics                            after the last micro-batch of an optimizer step
@@ -52,14 +52,13 @@ from nested_reft.rollout.generate import refuse_filters
 from nested_reft.rollout.sampler import Sampler
 
 # The tensors of a micro-batch that the off-policy metrics need, and those that a record of the completions adds.
-METRIC_TENSORS = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask")
+METRIC_TENSORS = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask", "advantages")
 COMPLETION_TENSORS = (
     *METRIC_TENSORS,
     "per_token_logps",
     "prompt_ids",
     "prompt_mask",
     "completion_ids",
-    "advantages",
     "rewards",
 )
 
@@ -73,7 +72,7 @@ class NestedRollouts(_TRLTrainer):
         *args: TRL's arguments.
         skip_ratio: x, the share of the model's layers that are skipped while sampling.
         border: b: only the layers i with b <= i < N-b are skipped.
-        mitigation: a name of `nested_reft.mitigation.MITIGATIONS`: `base`, `practical`, `retrace`, `is` or `tis`.
+        mitigation: a name of `nested_reft.mitigation.MITIGATIONS`, such as `retrace`.
         nesting: the level of the ratio, and the parameters of the mitigations.
         sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
             faster.

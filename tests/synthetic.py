@@ -8,7 +8,7 @@ import pandas as pd
 from nested_reft.config.layout import MEASURE_SPEED, TRAIN, products
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.study import Study, expand_grid
-from nested_reft.mitigation import WEIGHT_BINS
+from nested_reft.off_policy_metrics import WEIGHT_BINS
 from nested_reft.records.files import write_json, write_rows, write_versioned_json
 from nested_reft.report.sources import PHASES
 from nested_reft.stages.evaluate import evaluation_metrics, write_records

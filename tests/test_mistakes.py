@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a replay of nothing": (["replay", "folder"], "folder is not the folder of a training; give a folder such as"),
     "a replay with no such mitigation": (
         ["replay", "folder", "--mitigation", "tis,clip"],
-        "--mitigation has 'clip'; choose from base, practical, retrace, is, tis, or all",
+        "--mitigation has 'clip'; choose from base, practical, retrace, is, tis, icepop, ",
     ),
     "a replay without a record": (
         ["replay", "unrecorded"],

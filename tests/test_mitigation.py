@@ -9,15 +9,22 @@ import torch
 from nested_reft.config.sections import Nesting
 from nested_reft.mitigation import (
     MITIGATIONS,
-    WEIGHT_BINS,
+    RATIO_LEVELS,
+    SampledTokens,
     importance_ratio,
-    off_policy_metrics,
     scale_gradient,
     token_weights,
-    weight_counts,
 )
+from nested_reft.off_policy_metrics import WEIGHT_BINS, off_policy_metrics, weight_counts
 
-RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
+RATIOS = [0.1, 0.5, 1.0, 2.0, 10.0]  # the product is 1, and so is the geometric mean
+
+
+def sampled(ratios, advantage=1.0, mask=None):
+    """Return the tokens of one sequence, which ends with padding where the mask is 0."""
+    behavior = torch.full((1, len(ratios)), -2.0)
+    mask = torch.ones(1, len(ratios)) if mask is None else torch.tensor([mask])
+    return SampledTokens(behavior + torch.tensor([ratios]).log(), behavior, mask, torch.tensor([[advantage]]))
 
 
 @pytest.mark.parametrize(
@@ -28,27 +35,90 @@ RATIO = torch.tensor([[0.1, 0.5, 1.0, 2.0, 10.0]])
         ("retrace", [0.05, 0.25, 0.5, 0.5, 0.5]),
         ("is", [0.1, 0.5, 1.0, 2.0, 10.0]),
         ("tis", [0.1, 0.5, 1.0, 2.0, 3.0]),
+        ("icepop", [0.0, 0.5, 1.0, 2.0, 0.0]),
+        ("sequence_mask", [0.1, 0.5, 1.0, 2.0, 10.0]),
+        ("geometric_mask", [0.1, 0.5, 1.0, 2.0, 10.0]),
+        ("trace", [0.05, 0.0125, 0.00625, 0.003125, 0.0015625]),
+        ("topr", [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("opsm", [1.0, 1.0, 1.0, 1.0, 1.0]),
     ],
 )
 def test_each_reads_as_its_formula(mitigation, expected):
-    found = token_weights(mitigation, RATIO, Nesting(retrace_lambda=0.5, truncation_cap=3.0))
-    assert found[0].tolist() == pytest.approx(expected)
+    parameters = Nesting(retrace_lambda=0.5, truncation_cap=3.0, icepop_min=0.4, icepop_max=4.0)
+    assert token_weights(mitigation, sampled(RATIOS), parameters)[0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "ratios", "advantage", "expected"),
+    [
+        # the product is 8 and the geometric mean 2, or 1/8 and 1/2
+        ("sequence_mask", [4.0, 2.0, 1.0], 1.0, {7.9: 0.0, 8.1: 1.0}),
+        ("sequence_mask", [0.25, 0.5, 1.0], 1.0, {7.9: 1.0}),  # one-sided
+        ("geometric_mask", [4.0, 2.0, 1.0], 1.0, {1.9: 0.0, 2.1: 1.0}),
+        ("geometric_mask", [0.25, 0.5, 1.0], 1.0, {1.9: 0.0, 2.1: 1.0}),
+        # the mean of log mu - log pi is log 2
+        ("opsm", [0.25, 0.5, 1.0], -1.0, {0.69: 0.0, 0.7: 1.0}),
+        ("opsm", [0.25, 0.5, 1.0], 1.0, {0.69: 1.0}),
+        ("opsm", [0.25, 0.5, 1.0], 0.0, {0.69: 1.0}),
+        ("opsm", [4.0, 2.0, 1.0], -1.0, {0.69: 1.0}),
+    ],
+)
+def test_a_sequence_is_kept_up_to_its_bound_whatever_the_level(mitigation, ratios, advantage, expected):
+    """Padding with any ratio changes nothing."""
+    name = {"sequence_mask": "sequence_mask_cap", "geometric_mask": "geometric_mask_bound", "opsm": "opsm_threshold"}
+    tokens = sampled([*ratios, 9.0], advantage, [1, 1, 1, 0])
+    for bound, kept in expected.items():
+        for level in RATIO_LEVELS:
+            found = token_weights(mitigation, tokens, Nesting(**{name[mitigation]: bound}, ratio_level=level))
+            whole = torch.ones(1, 4) if mitigation == "opsm" else tokens.ratio(level)
+            assert torch.equal(found, kept * whole), (bound, level)
+
+
+def test_topr_tapers_only_what_was_worse_than_expected():
+    for ratios, advantage, weight in (([4.0, 0.1], 1.0, 1.0), ([4.0, 0.1], -1.0, 0.4), ([4.0, 0.5], -1.0, 1.0)):
+        found = token_weights("topr", sampled(ratios, advantage), Nesting())
+        assert found[0].tolist() == pytest.approx([weight] * 2)
+    by_token = sampled([4.0, 0.1])._replace(advantages=torch.tensor([[1.0, -1.0]]))
+    assert token_weights("topr", by_token, Nesting())[0].tolist() == pytest.approx([1.0, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("token", [0.5, 4.0, 0.25, 3.0]),
+        ("prefix", [0.5, 2.0, 0.5, 1.5]),
+        ("prefix_min", [0.5, 0.5, 0.25, 0.25]),
+        ("sequence", [1.5, 1.5, 1.5, 1.5]),
+        ("geometric", [1.5**0.25] * 4),
+    ],
+)
+def test_the_levels_of_the_ratio(level, expected):
+    """As formulas, and without the padding that follows."""
+    ratios = [0.5, 4.0, 0.25, 3.0]
+    assert sampled(ratios).ratio(level)[0].tolist() == pytest.approx(expected)
+    padded = sampled([*ratios, 7.0, 0.01], mask=[1, 1, 1, 1, 0, 0])
+    assert padded.ratio(level)[0, :4].tolist() == pytest.approx(expected)
+    assert sampled(ratios, mask=[0, 0, 0, 0]).ratio(level)[0].tolist() == [1.0] * 4  # a masked completion
+    assert set(RATIO_LEVELS) == {"token", "prefix", "prefix_min", "sequence", "geometric"}
 
 
 def test_an_unknown_one_is_refused():
     with pytest.raises(ValueError, match="'retrase' is not known; choose one of base, practical, retrace, is, tis"):
-        token_weights("retrase", RATIO, Nesting())
+        token_weights("retrase", sampled(RATIOS), Nesting())
 
 
 def test_a_mitigation_is_added_by_one_entry(monkeypatch):
-    monkeypatch.setitem(MITIGATIONS, "square_root", lambda ratio, parameters: ratio.sqrt())
-    assert token_weights("square_root", torch.tensor([4.0, 0.25]), Nesting()).tolist() == [2.0, 0.5]
+    monkeypatch.setitem(MITIGATIONS, "square_root", lambda ratio, tokens, parameters: ratio.sqrt())
+    found = token_weights("square_root", sampled([4.0, 0.25]), Nesting())
+    assert found[0].tolist() == pytest.approx([2.0, 0.5])
     with pytest.raises(ValueError, match=r"choose one of .*, square_root"):
-        token_weights("retrase", RATIO, Nesting())
+        token_weights("retrase", sampled(RATIOS), Nesting())
 
 
 def test_the_names_of_mitigations_are_read_without_torch():
-    script = "import sys; from nested_reft.mitigation import MITIGATIONS; sys.exit('torch' in sys.modules)"
+    script = (
+        "import sys; import nested_reft.mitigation, nested_reft.off_policy_metrics; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 

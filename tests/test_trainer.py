@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from nested_reft.config.sections import Nesting
 from nested_reft.errors import NestingError
 from nested_reft.grading.rewards import correctness
+from nested_reft.mitigation import MITIGATIONS, SampledTokens, token_weights
 from nested_reft.model.layers import decoder_layers, nested
 from nested_reft.model.loading import load_model
 from nested_reft.nesting import draw_skipped_layers, valid_layers
@@ -31,7 +32,6 @@ from nested_reft.trainer import (
 )
 from tests.conftest import TINY
 
-MITIGATIONS = ["base", "practical", "retrace", "is", "tis"]
 STOCK = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}
 NESTED = {"grpo": NestedGRPOTrainer, "rloo": NestedRLOOTrainer}
 PROMPTS = ["What is 3 + 4?", "Tom has 2 apples and buys 5 more.", "5", "Is 17 prime? Say why.", "2 * 8 ="]
@@ -100,14 +100,24 @@ def equal(one, other):
 # ---- nothing else changed -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", STOCK)
-def test_without_a_skipped_layer_every_mitigation_is_stock_trl_bit_for_bit(algorithm, small_model, tmp_path):
-    start = copy.deepcopy(small_model.state_dict())
-    stock = trained(make(STOCK[algorithm], copy.deepcopy(small_model), tmp_path, algorithm))
+@pytest.mark.parametrize(
+    ("algorithm", "mitigations", "steps"),
+    [
+        ("grpo", list(MITIGATIONS)[:5], 5),
+        ("rloo", list(MITIGATIONS)[:5], 5),
+        ("grpo", list(MITIGATIONS)[5:], 1),
+        pytest.param("rloo", list(MITIGATIONS)[5:], 5, marks=[pytest.mark.slow, pytest.mark.nightly]),
+    ],
+)
+def test_without_a_skipped_layer_every_mitigation_is_stock_trl_bit_for_bit(
+    algorithm, mitigations, steps, small_model, tmp_path
+):
+    start, arguments = copy.deepcopy(small_model.state_dict()), {"max_steps": steps}
+    stock = trained(make(STOCK[algorithm], copy.deepcopy(small_model), tmp_path, algorithm, arguments))
     assert not any(torch.equal(stock[name], start[name]) for name in start)
-    for mitigation in MITIGATIONS:
+    for mitigation in mitigations:
         model = copy.deepcopy(small_model)
-        assert equal(trained(ours(model, tmp_path, algorithm, 0.0, mitigation)), stock), mitigation
+        assert equal(trained(ours(model, tmp_path, algorithm, 0.0, mitigation, arguments)), stock), mitigation
 
 
 REUSE = {"num_iterations": 2, "steps_per_generation": 4}  # a generation batch is four optimizer steps
@@ -373,7 +383,32 @@ GRADIENTS = {
     ("is", -1.0): RATIOS,
     ("tis", 1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],  # min(2, r)
     ("tis", -1.0): [0.1, 0.5, 0.9, 1.1, 2.0, 2.0],
+    ("icepop", 1.0): [0.0, 0.5, 0.9, 1.1, 2.0, 0.0],  # r between 0.4 and 5
+    ("icepop", -1.0): [0.0, 0.5, 0.9, 1.1, 2.0, 0.0],
+    # The product of the six ratios is 0.99 and their geometric mean 0.998, so these keep the sequence.
+    ("sequence_mask", 1.0): RATIOS,
+    ("sequence_mask", -1.0): RATIOS,
+    ("geometric_mask", 1.0): RATIOS,
+    ("geometric_mask", -1.0): RATIOS,
+    ("trace", 1.0): [0.1, 0.05, 0.045, 0.045, 0.045, 0.045],  # the product of min(1, r) so far
+    ("trace", -1.0): [0.1, 0.05, 0.045, 0.045, 0.045, 0.045],
+    ("topr", 1.0): [1.0] * 6,
+    ("topr", -1.0): [0.99] * 6,  # min(1, the product)
+    ("opsm", 1.0): [1.0] * 6,
+    ("opsm", -1.0): [1.0] * 6,
 }
+PARAMETERS = {"icepop_min": 0.4}  # not 0.5, where rounding would decide
+
+# As above, for a sequence that is far off-policy.
+FAR_GRADIENTS = [
+    ("sequence_mask", 1.0, [2.0, 2.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 6),  # the product is 4, above 3
+    ("geometric_mask", 1.0, [2.0, 1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 6),  # the geometric mean is 1.12, above 1.1
+    ("geometric_mask", 1.0, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 6),
+    ("topr", -1.0, [0.5, 0.5, 1.0, 1.0, 1.0, 1.0], [0.25] * 6),
+    ("topr", -1.0, [2.0, 2.0, 1.0, 1.0, 1.0, 1.0], [1.0] * 6),
+    ("opsm", 1.0, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0], [1.0] * 6),
+    ("opsm", -1.0, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 6),  # log 2 / 6 is 0.116, above 0.1
+]
 
 
 def gradient(some_trainer, monkeypatch, advantage, old_ratios=RATIOS, drift=0.0):
@@ -411,7 +446,7 @@ def gradient(some_trainer, monkeypatch, advantage, old_ratios=RATIOS, drift=0.0)
 def test_gradient_table_through_the_loss_of_grpo(loss_type, small_model, tmp_path, monkeypatch):
     """Rows of the table in docs/concepts/algorithm.md; dr_grpo divides by the longest completion, six tokens here."""
     for (mitigation, advantage), expected in GRADIENTS.items():
-        some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, {"loss_type": loss_type})
+        some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, {"loss_type": loss_type}, **PARAMETERS)
         found = gradient(some_trainer, monkeypatch, advantage)
         assert found == pytest.approx(expected, abs=1e-4), (mitigation, advantage)
 
@@ -419,7 +454,8 @@ def test_gradient_table_through_the_loss_of_grpo(loss_type, small_model, tmp_pat
 def test_gradient_table_through_the_loss_of_rloo(small_model, tmp_path, monkeypatch):
     for (mitigation, advantage), expected in GRADIENTS.items():
         if mitigation != "base":
-            found = gradient(ours(small_model, tmp_path, "rloo", 0.5, mitigation), monkeypatch, advantage)
+            some_trainer = ours(small_model, tmp_path, "rloo", 0.5, mitigation, **PARAMETERS)
+            found = gradient(some_trainer, monkeypatch, advantage)
             assert found == pytest.approx(expected, abs=1e-4), (mitigation, advantage)
     # RLOO's ratio is the sequence's: all six tokens share it, and its clip
     some_trainer = ours(small_model, tmp_path, "rloo", 0.5, "base")
@@ -433,6 +469,58 @@ def test_gradient_table_through_the_loss_of_rloo(small_model, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("algorithm", STOCK)
+def test_gradient_table_of_sequences_that_are_far_off_policy(algorithm, small_model, tmp_path, monkeypatch):
+    for mitigation, advantage, ratios, expected in FAR_GRADIENTS:
+        some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation)
+        found = gradient(some_trainer, monkeypatch, advantage, ratios)
+        assert found == pytest.approx(expected, abs=1e-4), (mitigation, advantage, ratios)
+
+
+class NestedVLLM(GRPOTrainer):
+    """Stock TRL that takes tokens and log-probs of the nested model for those of vLLM, and so corrects for them."""
+
+    def _generate_single_turn(self, prompt_ids, *args):
+        with nested(self.model, [3]), torch.no_grad():
+            return sample_by_generate(self.model, prompt_ids, self.generation_config, self.eos_token_ids)
+
+
+TRL_MODES = {
+    "token_truncate": ("tis", "token"),
+    "sequence_truncate": ("tis", "sequence"),
+    "token_mask": ("icepop", "token"),
+    "sequence_mask": ("sequence_mask", "sequence"),
+}
+
+
+def test_weights_are_the_tensors_of_trl_where_it_has_them(small_model, tmp_path):
+    """Its four corrections of vLLM's samples, and its off-policy mask, on samples of the nested model."""
+    arguments = {"per_device_train_batch_size": 16, "num_generations": 8, "gradient_accumulation_steps": 1}
+    stock = make(NestedVLLM, small_model, tmp_path, arguments=arguments)
+    stock.use_vllm, stock.vllm_generation = True, SimpleNamespace(sync_weights=lambda: None)
+    stock.vllm_importance_sampling_clip_max = 1.05
+    stock.model.train()
+    parameters = {"truncation_cap": 1.05, "icepop_min": 0.9, "icepop_max": 1.05, "sequence_mask_cap": 1.05}
+    prompts = [{"prompt": prompt} for prompt in PROMPTS[:2] for _ in range(8)]
+    for mode, (mitigation, level) in TRL_MODES.items():
+        stock.vllm_importance_sampling_mode = mode
+        stock.vllm_importance_sampling_clip_min = 0.9 if mitigation == "icepop" else None
+        batch = stock._generate_and_score_completions(prompts)
+        tokens = SampledTokens(
+            *(batch[name] for name in ("old_per_token_logps", "sampling_per_token_logps", "completion_mask")),
+            batch["advantages"].unsqueeze(1),
+        )
+        weights = token_weights(mitigation, tokens, Nesting(**parameters, ratio_level=level))
+        expected = batch["importance_sampling_ratio"]  # (B, T), or (B, 1)
+        assert torch.equal(weights, expected.expand_as(weights)), mode
+        assert 0 < (weights != tokens.ratio(level)).sum() < weights.numel(), mode  # the correction has an effect
+    threshold = 0.02
+    names = tokens.advantages, tokens.per_token_logps, tokens.sampling_per_token_logps, tokens.mask
+    expected = GRPOTrainer.get_off_policy_mask(*names, off_policy_threshold=threshold)  # (B, 1)
+    weights = token_weights("opsm", tokens, Nesting(opsm_threshold=threshold))
+    assert torch.equal(weights, expected.expand_as(weights)) and 0 < expected.sum() < 16
+
+
+@pytest.mark.parametrize("algorithm", STOCK)
 def test_in_a_later_pass_the_weight_stays_outside_of_the_clip(algorithm, small_model, tmp_path, monkeypatch):
     """The decoupled form: h(pi_old / mu) times the gradient of the clipped pi_now / pi_old."""
     steps = 6 if algorithm == "rloo" else 1  # RLOO's ratio multiplies the drift of six tokens
@@ -440,7 +528,7 @@ def test_in_a_later_pass_the_weight_stays_outside_of_the_clip(algorithm, small_m
         for (mitigation, advantage), aligned in GRADIENTS.items():
             if mitigation == "base":
                 continue
-            some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation)
+            some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation, **PARAMETERS)
             found = gradient(some_trainer, monkeypatch, advantage, drift=drift / steps)
             clipped = advantage > 0 and rho > 1 + EPSILON
             expected = [0.0 if clipped else rho * weight for weight in aligned]

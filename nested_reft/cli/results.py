@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -109,18 +109,22 @@ def replay(
         Path, typer.Argument(exists=True, file_okay=False, help="Folder of a training with training.log_completions.")
     ],
     mitigation: Annotated[str, typer.Option(help="Mitigations, separated by commas, or `all`.")] = "all",
-    retrace_lambda: Annotated[
-        float | None, typer.Option(help="Factor lambda of `retrace`. By default that of the run.")
-    ] = None,
-    truncation_cap: Annotated[float | None, typer.Option(help="Cap C of `tis`. By default that of the run.")] = None,
-    ratio_level: Annotated[
-        Literal["token", "sequence"] | None, typer.Option(help="Level of the ratio r. By default that of the run.")
-    ] = None,
+    retrace_lambda: Annotated[float | None, typer.Option(help="Factor lambda of `retrace` and `trace`.")] = None,
+    truncation_cap: Annotated[float | None, typer.Option(help="Cap C of `tis`.")] = None,
+    icepop_min: Annotated[float | None, typer.Option(help="Lower bound alpha of `icepop`.")] = None,
+    icepop_max: Annotated[float | None, typer.Option(help="Upper bound beta of `icepop`.")] = None,
+    sequence_mask_cap: Annotated[float | None, typer.Option(help="Cap C of `sequence_mask`.")] = None,
+    geometric_mask_bound: Annotated[float | None, typer.Option(help="Bound C of `geometric_mask`.")] = None,
+    opsm_threshold: Annotated[float | None, typer.Option(help="Threshold delta of `opsm`.")] = None,
+    ratio_level: Annotated[str | None, typer.Option(help="Level of the ratio r, such as `sequence`.")] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write the tables and the figure to.")] = Path(
         "replay"
     ),
 ) -> None:
-    """Compute what a training would have logged under other mitigations, from its completions and without a model."""
+    """Compute what a training would have logged under other mitigations, from its completions and without a model.
+
+    The parameters of the mitigations, from --retrace-lambda to --ratio-level, are by default those of the run.
+    """
     from nested_reft.mitigation import MITIGATIONS
 
     names = list(MITIGATIONS) if mitigation == "all" else mitigation.split(",")
@@ -130,7 +134,16 @@ def replay(
     apply_resource_limits()
     from nested_reft.stages import replay as replaying
 
-    parameters = {"retrace_lambda": retrace_lambda, "truncation_cap": truncation_cap, "ratio_level": ratio_level}
+    parameters = {
+        "retrace_lambda": retrace_lambda,
+        "truncation_cap": truncation_cap,
+        "icepop_min": icepop_min,
+        "icepop_max": icepop_max,
+        "sequence_mask_cap": sequence_mask_cap,
+        "geometric_mask_bound": geometric_mask_bound,
+        "opsm_threshold": opsm_threshold,
+        "ratio_level": ratio_level,
+    }
     settings = replaying.settings_of(run, parameters)
     rows = list(replaying.replay(run, names, settings.nesting, settings.training))
     replaying.write_replay(rows, out)

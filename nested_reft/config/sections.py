@@ -28,7 +28,7 @@ from nested_reft.config.local_path import local_path
 from nested_reft.config.mirror import HUB_NAME, broken_link, is_fetched_revision, mirrored, read_manifest
 from nested_reft.config.templates import TEMPLATES, read_template
 from nested_reft.embedded.problems import DATASETS
-from nested_reft.mitigation import MITIGATIONS
+from nested_reft.mitigation import MITIGATIONS, RATIO_LEVELS
 
 PACKAGE = Path(__file__).parent.parent
 # In the folder of a model that was made from a GGUF file: the file, and the checksums of what was made from it.
@@ -51,6 +51,7 @@ Seed = Annotated[int, Field(ge=0)]
 SkipRatio = Annotated[float, Field(gt=0, lt=1)]
 Border = Annotated[int, Field(ge=1)]
 Mitigation = Annotated[str, KeyOf(MITIGATIONS)]
+RatioLevel = Annotated[str, KeyOf(RATIO_LEVELS)]
 TEMPLATE_SCHEMA = {"anyOf": [{"enum": list(TEMPLATES)}, {"type": "string"}]}
 Template = Annotated[str, AfterValidator(read_template), WithJsonSchema(TEMPLATE_SCHEMA)]
 Dtype = Literal["float32", "bfloat16"]
@@ -364,8 +365,8 @@ class Grid(Section):
     mitigation: list[Mitigation] = key(
         ["base", "practical", "retrace"],
         "The token weights that correct for the difference between the behavior policy and the target policy. The "
-        "paper has `base`, `practical` and `retrace`. The package adds `is`, the importance ratio itself, and `tis`, "
-        "the importance ratio truncated at `nesting.truncation_cap`.",
+        "paper has `base`, `practical` and `retrace`; the others are corrections of the field. "
+        "docs/concepts/algorithm.md has the formula of each.",
         "paper",
         min_length=1,
     )
@@ -403,15 +404,39 @@ class Nesting(Section):
 
     retrace_lambda: float = key(
         1.0,
-        "The factor lambda of `retrace`. Adam is invariant to a constant factor of the gradient, so lambda matters "
-        "only through gradient clipping and epsilon.",
+        "The factor lambda of `retrace` and `trace`. Adam is invariant to a constant factor of the gradient, so in "
+        "`retrace` lambda matters only through gradient clipping and epsilon. In `trace` each token before a token "
+        "adds a factor lambda.",
         gt=0,
     )
     truncation_cap: float = key(2.0, "The cap C of `tis`: the largest weight of a token.", gt=0)
-    ratio_level: Literal["token", "sequence"] = key(
+    icepop_min: float = key(0.5, "The lower bound alpha of `icepop`: the smallest ratio that is kept.", ge=0, le=1)
+    icepop_max: float = key(5.0, "The upper bound beta of `icepop`: the largest ratio that is kept.", ge=1)
+    sequence_mask_cap: float = key(
+        3.0,
+        "The cap C of `sequence_mask`: a sequence is kept up to this product of the ratios of its tokens.",
+        "TRL",
+        ge=1,
+    )
+    geometric_mask_bound: float = key(
+        1.1,
+        "The bound C of `geometric_mask`: a sequence is kept if the geometric mean of the ratios of its tokens is "
+        "from 1/C to C.",
+        gt=1,
+    )
+    opsm_threshold: float = key(
+        0.1,
+        "The threshold delta of `opsm`: a sequence with a negative advantage is kept up to this mean of log mu - log "
+        "pi over its tokens.",
+        unit="nats per token",
+        gt=0,
+    )
+    ratio_level: RatioLevel = key(
         "token",
-        "The level of the ratio r in `retrace`, `is` and `tis`: `token` takes the ratio of each token, and `sequence` "
-        "takes the product of the ratios over the sequence.",
+        "The level of the ratio r in `retrace`, `is`, `tis`, `icepop`, `sequence_mask` and `geometric_mask`: `token` "
+        "is the ratio of each token, `prefix` the product of the ratios up to the token, `prefix_min` the smallest "
+        "ratio up to the token, `sequence` the product over the sequence, and `geometric` the geometric mean over the "
+        "sequence.",
         "paper",
     )
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from nested_reft.config.layout import MEASURE_SPEED, PRETRAINED, products
 from nested_reft.config.study import Study
-from nested_reft.mitigation import WEIGHT_BINS
+from nested_reft.off_policy_metrics import WEIGHT_BINS
 from nested_reft.records.files import check_outputs, checksums, read_rows, read_versioned_json
 from nested_reft.report.statistics import Floats
 

@@ -7,6 +7,12 @@ WEIGHTS = {
     "retrace": "by the importance ratio, cut off at 1",
     "is": "by the importance ratio",
     "tis": "by the importance ratio, cut off at a cap",
+    "icepop": "by the importance ratio, and by 0 where it is outside of two bounds",
+    "sequence_mask": "by the importance ratio, and by 0 in sequences whose ratio is above a cap",
+    "geometric_mask": "by the importance ratio, and by 0 in sequences whose mean ratio is outside of two bounds",
+    "trace": "by the product of the ratios up to the token, each cut off at 1",
+    "topr": "by the ratio of its sequence, cut off at 1, where the advantage is negative",
+    "opsm": "by 0 in far off-policy sequences with a negative advantage",
 }
 
 GLOSSARY = {

@@ -24,7 +24,6 @@ from nested_reft.data.prompts import format_prompt
 from nested_reft.data.sources import Row, parsed_rows
 from nested_reft.errors import UserError
 from nested_reft.grading.rewards import correctness, first_answer_correctness
-from nested_reft.mitigation import off_policy_metrics
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import (
     decoder_layers,
@@ -36,6 +35,7 @@ from nested_reft.model.layers import (
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.model.scoring import completion_logits
 from nested_reft.nesting import draw_skipped_layers, num_skipped
+from nested_reft.off_policy_metrics import off_policy_metrics
 from nested_reft.report import style
 from nested_reft.report.figures.diagnosis import LOWEST, UNIFORM, diagnosis
 from nested_reft.rollout.sampler import Sampler

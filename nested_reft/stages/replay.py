@@ -16,8 +16,8 @@ from tqdm import tqdm
 from nested_reft.config.parse import option_name, parse_settings
 from nested_reft.config.sections import Nesting, Training
 from nested_reft.config.stage_settings import TrainStage
-from nested_reft.mitigation import WEIGHT_BINS
 from nested_reft.off_policy import MicroBatch, clip_metrics, metrics_of_step
+from nested_reft.off_policy_metrics import WEIGHT_BINS
 from nested_reft.records.completions import read_completions, recorded_settings
 from nested_reft.records.files import read_rows
 from nested_reft.report import style

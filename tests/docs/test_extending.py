@@ -110,11 +110,13 @@ import yaml
 from nested_reft.config.parse import parse_settings
 from nested_reft.config.sections import Nesting
 from nested_reft.config.study import Study
-from nested_reft.mitigation import token_weights
+from nested_reft.mitigation import SampledTokens, token_weights
 from nested_reft.report.build import report
 from tests import synthetic
 
-assert token_weights("square_root", torch.tensor([4.0, 0.25]), Nesting()).tolist() == [2.0, 0.5]
+ones = torch.ones(1, 2)
+tokens = SampledTokens(torch.tensor([[4.0, 0.25]]).log(), 0 * ones, ones, ones[:, :1])
+assert token_weights("square_root", tokens, Nesting())[0].tolist() == [2.0, 0.5]
 settings = synthetic.study(seeds=1, models=1, datasets=1).model_dump()
 settings["grid"] |= yaml.safe_load({part!r})["grid"]
 study = parse_settings(Study, settings)

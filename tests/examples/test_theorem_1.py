@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from nested_reft.mitigation import importance_ratio, off_policy_metrics
+from nested_reft.mitigation import importance_ratio
 from nested_reft.model.layers import nested
+from nested_reft.off_policy_metrics import off_policy_metrics
 from nested_reft.rollout.generate import sample_by_generate
 from tests.conftest import ROOT
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from nested_reft.mitigation import WEIGHT_BINS
+from nested_reft.off_policy_metrics import WEIGHT_BINS
 from nested_reft.report.details import collect_details, read_details, shortened
 from tests import synthetic
 

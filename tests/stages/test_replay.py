@@ -67,7 +67,7 @@ def test_a_record_changes_nothing_and_replays_its_run_and_the_first_step_of_othe
     (first, *_) = read_rows(practical / "metrics.jsonl")
     assert all(table.loc[("practical", 1)][name] == first[name] for name in table.columns)
     counts = pd.read_csv(out / "token_weights.csv").groupby("mitigation")["tokens"].sum()
-    assert (counts == 3 * 8 * 26).all() and len(counts) == 5
+    assert (counts == 3 * 8 * 26).all() and len(counts) == 11
 
     # The parameters of the mitigations, and the level of the ratio, can be others than those of the run.
     settings = settings_of(retrace, {"retrace_lambda": 0.5, "ratio_level": None})

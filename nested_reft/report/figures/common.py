@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
+from itertools import cycle
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
@@ -20,8 +21,8 @@ Tables = Mapping[str, pd.DataFrame]
 Draw = Callable[[Sources, Tables], Figure | str]
 
 # A mitigation has the same color and marker in every figure; a new one takes the next.
-COLORS = dict(zip(MITIGATIONS, PALETTE, strict=False))
-MARKERS = dict(zip(MITIGATIONS, "os^DvPX", strict=False))
+COLORS = dict(zip(MITIGATIONS, cycle(PALETTE), strict=False))
+MARKERS = dict(zip(MITIGATIONS, cycle("os^DvPX<>*p"), strict=False))
 BASELINE_NAME = "baseline (skips no layers)"
 # The skip ratio is on the axis of most figures, or one panel shows one skip ratio. The other axes of an instance make
 # a series: points of one color, joined by a line.
