@@ -3,12 +3,13 @@
 A model of eight layers samples three tokens from a vocabulary of six after one prompt: 216 sequences, each with a
 fixed advantage. Every set of skipped layers and every sequence are enumerated, so that the policy gradient of the
 target is known exactly, and so are the mean and the variance of its estimate from a nested roll-out under each
-mitigation. Nothing is trained. The model is random and tiny, so that its numbers say nothing about other models:
-the figure shows which estimators are biased, and which of them have the larger variance.
+mitigation and each level of the ratio. Nothing is trained. The model is random and tiny, so that its numbers say
+nothing about other models: they show which estimators are biased, and which of them have the larger variance.
 """
 
 import argparse
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from nested_reft.config.sections import Nesting
-from nested_reft.mitigation import importance_ratio, scale_gradient, token_weights
+from nested_reft.mitigation import SampledTokens, scale_gradient, token_weights
 from nested_reft.model.layers import nested
 from nested_reft.nesting import draw_skipped_layers, valid_layers
 from nested_reft.rollout.generate import sample_by_generate
@@ -28,13 +29,35 @@ ADVANTAGES = torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(
 VALID = valid_layers(NUM_LAYERS, border=1)
 NEVER = VOCABULARY  # an EOS token outside of the vocabulary, so that all sequences have three tokens
 
-# name in the figure -> (mitigation, level of the ratio)
-ESTIMATORS = {
+TERMINAL_ADVANTAGES = ADVANTAGES.unsqueeze(1)  # of a reward of the whole sequence, (S, 1)
+# Of a reward of each token that depends on no later token, (S, T): sequences that begin alike share it.
+PREFIX_ADVANTAGES = torch.stack(
+    [ADVANTAGES[::step].repeat_interleave(step) for step in (VOCABULARY**later for later in reversed(range(LENGTH)))],
+    dim=1,
+)
+
+# Parameters with which each correction changes some of these sequences and not all.
+PARAMETERS = Nesting(icepop_max=2.0, sequence_mask_cap=2.0, geometric_mask_bound=1.2)
+
+# name -> (mitigation, level of the ratio); `base` without its clip is `is`
+DRAWN = {
     "is, sequence": ("is", "sequence"),
     "is": ("is", "token"),
     "tis": ("tis", "token"),
     "retrace": ("retrace", "token"),
     "practical": ("practical", "token"),
+}
+ESTIMATORS = DRAWN | {
+    "is, prefix": ("is", "prefix"),
+    "is, prefix_min": ("is", "prefix_min"),
+    "is, geometric": ("is", "geometric"),
+    "icepop": ("icepop", "token"),
+    "sequence_mask": ("sequence_mask", "token"),
+    "sequence_mask, sequence": ("sequence_mask", "sequence"),
+    "geometric_mask": ("geometric_mask", "token"),
+    "trace": ("trace", "token"),
+    "topr": ("topr", "token"),
+    "opsm": ("opsm", "token"),
 }
 
 
@@ -74,27 +97,24 @@ def token_logps(model: PreTrainedModel, sequences: torch.Tensor) -> torch.Tensor
 def token_gradients(model: PreTrainedModel) -> torch.Tensor:
     """Return grad log pi(a_t | a_<t) of every token of every sequence, (S, T, parameters)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    logps = token_logps(model, SEQUENCES)
     rows = []
-    for value in logps.flatten():
-        grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        rows.append(
-            torch.cat(
-                [
-                    (torch.zeros_like(parameter) if grad is None else grad).flatten()
-                    for parameter, grad in zip(parameters, grads, strict=True)
-                ]
-            )
-        )
-    return torch.stack(rows).view(*logps.shape, -1)
+    for sequences in SEQUENCES.split(12):
+        logps = token_logps(model, sequences).flatten()
+        each = torch.eye(len(logps), dtype=logps.dtype)  # selects one token
+        grads = torch.autograd.grad(logps, parameters, each, is_grads_batched=True)
+        rows.append(torch.cat([grad.flatten(1) for grad in grads], dim=1))
+    return torch.cat(rows).view(*SEQUENCES.shape, -1)
 
 
-def weights(mitigation: str, level: str, logps: torch.Tensor, behavior_logps: torch.Tensor) -> torch.Tensor:
-    """Return h(r) (S, T), as the trainer computes it."""
-    ratio = importance_ratio(logps, behavior_logps, torch.ones_like(logps), level)
-    return token_weights(mitigation, ratio, Nesting(retrace_lambda=1.0, truncation_cap=2.0))
+def weights(
+    mitigation: str, level: str, logps: torch.Tensor, behavior_logps: torch.Tensor, advantages: torch.Tensor
+) -> torch.Tensor:
+    """Return h (S, T), as the trainer computes it, for advantages (S, 1) or (S, T)."""
+    tokens = SampledTokens(logps.detach(), behavior_logps, torch.ones_like(logps), advantages)
+    return token_weights(mitigation, tokens, PARAMETERS.model_copy(update={"ratio_level": level}))
 
 
+@cache
 @torch.no_grad()
 def policies(model: PreTrainedModel, k: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return log-probs (S, T) under the target, and under the nested model of every set of k skipped layers."""
@@ -105,22 +125,38 @@ def policies(model: PreTrainedModel, k: int) -> tuple[torch.Tensor, list[torch.T
     return token_logps(model, SEQUENCES), nested_logps
 
 
-def exact_gradient(logps: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """Return sum over sequences of pi(s) A(s) grad log pi(s), (parameters,)."""
-    return torch.einsum("s,stp->p", logps.sum(1).exp() * ADVANTAGES, gradients)
+def exact_gradient(
+    logps: torch.Tensor, gradients: torch.Tensor, advantages: torch.Tensor = TERMINAL_ADVANTAGES
+) -> torch.Tensor:
+    """Return the sum over sequences s and tokens t of pi(s) A grad log pi(a_t), (parameters,).
+
+    Args:
+        logps: log pi of the tokens, (S, T).
+        gradients: grad log pi(a_t), (S, T, parameters).
+        advantages: A, of a sequence (S, 1) or of a token (S, T).
+    """
+    return torch.einsum("st,stp->p", logps.sum(1, keepdim=True).exp() * advantages, gradients)
 
 
-def moments(k: int, mitigation: str, level: str, model: PreTrainedModel, gradients: torch.Tensor) -> Moments:
+def moments(
+    k: int,
+    mitigation: str,
+    level: str,
+    model: PreTrainedModel,
+    gradients: torch.Tensor,
+    advantages: torch.Tensor = TERMINAL_ADVANTAGES,
+) -> Moments:
     """Return bias and standard deviation of the estimator, by enumeration of skipped layers and sequences."""
     logps, behaviors = policies(model, k)
-    exact = exact_gradient(logps, gradients)
-    mean, square = torch.zeros_like(exact), 0.0
+    exact = exact_gradient(logps, gradients, advantages)
+    products = torch.einsum("stp,sup->stu", gradients, gradients)  # of the gradients of two tokens of a sequence
+    expected, square = torch.zeros_like(logps), 0.0  # the expected weight of each token, the expected squared norm
     for behavior in behaviors:
-        weight = weights(mitigation, level, logps, behavior)
-        estimates = ADVANTAGES.unsqueeze(1) * torch.einsum("st,stp->sp", weight, gradients)  # (S, parameters)
+        weight = advantages * weights(mitigation, level, logps, behavior, advantages)  # (S, T)
         probability = behavior.sum(1).exp() / len(behaviors)  # of the skipped layers and the sequence, (S,)
-        mean += probability @ estimates
-        square += (probability @ estimates.square().sum(1)).item()
+        expected += probability.unsqueeze(1) * weight
+        square += torch.einsum("s,st,stu,su->", probability, weight, products, weight).item()
+    mean = torch.einsum("st,stp->p", expected, gradients)
     variance = square - mean.square().sum().item()
     return Moments((mean - exact).norm().item() / exact.norm().item(), variance**0.5 / exact.norm().item())
 
@@ -136,8 +172,10 @@ def sampled_gradient(
         completions, behavior_logps = sample_by_generate(model, [PROMPT] * rows, generation_config, [NEVER])
     sequences = torch.tensor(completions)  # (B, T)
     logps = token_logps(model, sequences)
-    weight = weights(mitigation, level, logps, torch.tensor(behavior_logps, dtype=torch.float64))
-    (scale_gradient(logps, weight).sum(1) * ADVANTAGES[index_of(sequences)]).mean().backward()
+    advantages = ADVANTAGES[index_of(sequences)]
+    behavior = torch.tensor(behavior_logps, dtype=torch.float64)
+    weight = weights(mitigation, level, logps, behavior, advantages.unsqueeze(1))
+    (scale_gradient(logps, weight).sum(1) * advantages).mean().backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     model.zero_grad()
     return gradient
@@ -148,8 +186,18 @@ def index_of(sequences: torch.Tensor) -> torch.Tensor:
     return (sequences * VOCABULARY ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
 
 
+def answer_about_the_prefix(model: PreTrainedModel, gradients: torch.Tensor) -> str:
+    """Return whether the ratio of the prefix leaves the gradient unbiased, with k = 2 layers skipped."""
+    terminal = moments(2, "is", "prefix", model, gradients).bias
+    by_token = moments(2, "is", "prefix", model, gradients, PREFIX_ADVANTAGES).bias
+    return (
+        f"The prefix ratio has the bias {terminal:.3f} for a reward of the whole sequence, and {by_token:.3f} for a "
+        "reward of each token that depends on no later token (k=2)."
+    )
+
+
 def draw(path: Path) -> None:
-    """Draw bias and standard deviation of one sequence's gradient against the skip ratio."""
+    """Print bias and standard deviation of one sequence's gradient, and draw some against the skip ratio."""
     import matplotlib.pyplot as plt
 
     from nested_reft.report.figures.common import COLORS, MARKERS, percent
@@ -162,6 +210,12 @@ def draw(path: Path) -> None:
         figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
         for name, (mitigation, level) in ESTIMATORS.items():
             found = [moments(k, mitigation, level, model, gradients) for k in range(5)]
+            print(
+                f"{name:23s}",
+                *(f"k={k}: bias {m.bias:.3f} sd {m.standard_deviation:.2f}" for k, m in enumerate(found)),
+            )
+            if name not in DRAWN:
+                continue
             style = {"color": COLORS[mitigation], "marker": MARKERS[mitigation], "markersize": 5, "linewidth": 1.2}
             if level == "sequence":
                 style |= {"linestyle": "--", "marker": "x"}
@@ -169,10 +223,7 @@ def draw(path: Path) -> None:
                 style |= {"linewidth": 5, "markersize": 9, "alpha": 0.4}
             for axis, values in zip(axes, zip(*found, strict=True), strict=True):
                 axis.plot(ratios, values, label=name, **style)
-            print(
-                f"{name:14s}",
-                *(f"k={k}: bias {m.bias:.3f} sd {m.standard_deviation:.2f}" for k, m in enumerate(found)),
-            )
+        print(answer_about_the_prefix(model, gradients))
         axes[0].set_title("bias of the gradient")
         axes[1].set_title("standard deviation of the gradient")
         for axis in axes:
