@@ -1,5 +1,6 @@
 """The filling of a mirror from the Hugging Face hub, on a machine that has a network."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ from nested_reft.data.sources import first_line
 from nested_reft.errors import UserError
 from nested_reft.model.weights import weight_files
 from nested_reft.records.files import write_json
+from nested_reft.records.lock import lock_product
 
 
 class Entry(NamedTuple):
@@ -48,23 +50,51 @@ def entries_of(study: Study) -> list[Entry]:
 def fetch_entry(entry: Entry, mirror: Path) -> str:
     """Download a model or dataset into the mirror unless it is there, and return in words what was done.
 
+    While another process downloads into the same mirror, this one waits.
+
+    Raises:
+        UserError: the hub cannot be reached or lacks the entry, or the mirror has something else in its place or
+            cannot be written to.
+    """
+    folder = mirror / entry.path
+    if not folder.exists():
+        if not os.access(mirror, os.W_OK):
+            raise UserError(
+                f"the mirror {mirror} lacks {entry.path} and cannot be written to; change its permissions, or use "
+                "another mirror"
+            )
+        with lock_product(mirror):
+            if not folder.exists():  # the process that this one waited for may have fetched it
+                return download_entry(entry, folder)
+    check_entry(entry, folder)
+    return "is there already"
+
+
+def check_entry(entry: Entry, folder: Path) -> None:
+    """Check that a folder of the mirror is what a study wants.
+
+    Raises:
+        UserError: it is a dataset and not a model, or the other way round, or has another revision.
+    """
+    found = read_manifest(folder)
+    if found and found["kind"] != entry.kind:
+        raise UserError(f"the mirror has {folder} as a {found['kind']}, not as a {entry.kind}; use another mirror")
+    if entry.revision and not is_fetched_revision(entry.revision, found):
+        raise UserError(
+            f"the mirror has {folder} at another revision than {entry.revision}; remove that folder, and run the "
+            "same command again"
+        )
+
+
+def download_entry(entry: Entry, folder: Path) -> str:
+    """Download a model or dataset into a folder that appears whole, and return its size and commit in words.
+
     The files are collected in a hidden folder, which gets its name when it is complete. After an interruption the
     next call continues in that folder.
 
     Raises:
-        UserError: the hub cannot be reached or lacks the entry, or the mirror has something else in its place.
+        UserError: the hub cannot be reached or lacks the entry.
     """
-    folder = mirror / entry.path
-    if folder.exists():
-        found = read_manifest(folder)
-        if found and found["kind"] != entry.kind:
-            raise UserError(f"the mirror has {folder} as a {found['kind']}, not as a {entry.kind}; use another mirror")
-        if entry.revision and not is_fetched_revision(entry.revision, found):
-            raise UserError(
-                f"the mirror has {folder} at another revision than {entry.revision}; remove that folder, and run the "
-                "same command again"
-            )
-        return "is there already"
     from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
 
     try:

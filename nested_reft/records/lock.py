@@ -118,7 +118,7 @@ def take_or_wait(descriptor: int, folder: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = read_holder(descriptor) or "another process"
-        log.warning("waiting for %s, which an earlier snakemake started and which writes %s", holder, folder)
+        log.warning("waiting for %s, which was started earlier and writes %s", holder, folder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         waits = True
     except OSError:

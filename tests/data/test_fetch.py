@@ -2,9 +2,12 @@
 
 import os
 import time
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 from nested_reft.config.mirror import read_manifest
 from nested_reft.config.parse import parse_settings
@@ -45,7 +48,7 @@ def test_each_model_and_dataset_of_the_hub_is_fetched_once():
         entries_of(parse_settings(Study, twice))
 
 
-def test_what_is_there_is_not_fetched_again_and_not_replaced(tmp_path):
+def test_what_is_there_is_not_fetched_again_and_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "owner/name").mkdir(parents=True)
     entry = Entry("dataset", "owner/name", None)
     assert fetch_entry(entry, tmp_path) == "is there already"
@@ -58,7 +61,31 @@ def test_what_is_there_is_not_fetched_again_and_not_replaced(tmp_path):
         fetch_entry(entry, tmp_path)
     with pytest.raises(UserError, match=r"could not fetch the model 'owner/none' from the hub \(OfflineModeIsEnabled"):
         fetch_entry(Entry("model", "owner/none", None), tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="lacks owner/none and cannot be written to; change its permissions"):
+        fetch_entry(Entry("model", "owner/none", None), tmp_path)
     assert [path.name for path in (tmp_path / "owner").iterdir()] == ["name"]
+
+
+def test_the_second_of_two_fetches_at_once_waits_and_takes_what_the_first_wrote(tmp_path, monkeypatch):
+    entry, answers = Entry("dataset", "owner/sums", None), []
+    second = Thread(target=lambda: answers.append(fetch_entry(entry, tmp_path)))
+
+    def download(name, local_dir, **others):
+        (local_dir / ".cache").mkdir(parents=True, exist_ok=True)
+        if second.ident is None:
+            second.start()
+            second.join(0.5)  # it would finish in this time if it did not wait
+        (local_dir / "README.md").write_bytes(SUMS["README.md"])
+
+    monkeypatch.setattr(HfApi, "repo_info", lambda *named, **others: SimpleNamespace(sha="0" * 40))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.get_cached_repo_tree", lambda *named, **others: [])
+    assert fetch_entry(entry, tmp_path) == "fetched, 0.0 MB, commit 000000000000"
+    second.join()
+    assert answers == ["is there already"]
+    assert [path.name for path in (tmp_path / "owner").iterdir()] == ["sums"]
+    assert sorted(path.name for path in (tmp_path / "owner/sums").iterdir()) == [".mirror.json", "README.md"]
 
 
 @pytest.mark.slow
