@@ -47,13 +47,12 @@ def read_header(file: Path) -> "GgufHeader":
     return header
 
 
-def save_dequantised(file: Path, folder: Path) -> None:
-    """Write the model of a GGUF file as safetensors in float32, with its config and its tokenizer.
+def save_dequantised(file: Path, architecture: str, folder: Path) -> None:
+    """Write the model of a complete GGUF file as safetensors in float32, with its config and its tokenizer.
 
     Raises:
-        UserError: the file is not a GGUF file or not complete, or transformers cannot read the model or its tokenizer.
+        UserError: transformers cannot read the model of this architecture or its tokenizer.
     """
-    header = read_header(file)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -68,7 +67,7 @@ def save_dequantised(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # the types of these errors differ from architecture to architecture
         raise UserError(
-            f"{file} has the architecture {header.architecture!r}, and transformers {version('transformers')} cannot "
+            f"{file} has the architecture {architecture!r}, and transformers {version('transformers')} cannot "
             f"read it from GGUF ({first_line(error)}); take the model in the format of transformers instead"
         ) from error
     model.save_pretrained(folder)
@@ -91,7 +90,7 @@ def prepare_gguf(file: Path, folder: Path) -> None:
         UserError: the file is not a GGUF file or not complete, transformers cannot read it, or the folder holds
             something else or cannot be written.
     """
-    read_header(file)
+    architecture = read_header(file).architecture
     elsewhere = f"run `nested-reft prepare gguf {file} FOLDER` with another folder, and give that as the model"
     if folder.exists() and not (folder / GGUF_RECORD).exists():
         raise UserError(f"{folder} exists and was not made from a GGUF file; move it, or {elsewhere}")
@@ -107,7 +106,7 @@ def prepare_gguf(file: Path, folder: Path) -> None:
                 made = work / "model"
                 discard(made)  # of a process that was killed
                 made.mkdir(parents=True)  # a process that this one waited for has deleted the folder above
-                save_dequantised(file, made)
+                save_dequantised(file, architecture, made)
                 apply_umask(made)
                 versions = {name: version(name) for name in ("transformers", "gguf")}
                 outputs = checksums(made, *sorted(path.name for path in made.iterdir()))

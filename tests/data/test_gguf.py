@@ -101,7 +101,7 @@ def test_a_process_that_is_killed_leaves_no_folder_and_the_next_one_makes_it(mad
     assert {path.name for path in (tmp_path / "x").iterdir()} == FILES
     assert {path.name for path in tmp_path.iterdir()} == {"x", "x.gguf"}
 
-    def fail(file: Path, folder: Path) -> None:
+    def fail(file: Path, architecture: str, folder: Path) -> None:
         (folder / "model.safetensors").write_text("half")
         raise OSError(28, "No space left on device")
 
