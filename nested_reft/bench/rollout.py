@@ -89,18 +89,9 @@ def load(name: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, 
     """
     if name in MODEL_SHAPES:
         return random_model(MODEL_SHAPES[name], dtype, device), AutoTokenizer.from_pretrained(EMBEDDED / "tiny-28")
-    from pydantic import ValidationError
+    from nested_reft.model.describe import find_source
 
-    from nested_reft.config.sections import ModelSource, convert_first
-
-    try:
-        source = ModelSource(path=name)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"model {name!r} {message}") from None
-    if source.gguf_file is not None and source.local_path is None:
-        raise UserError(convert_first(source.gguf_file))
-    path = source.local_path
+    path = find_source(name, f"model {name!r}").local_path
     if path is None:
         raise UserError(
             f"model {name!r} is not here; give a folder, embedded/<name>, or one of {', '.join(MODEL_SHAPES)}"

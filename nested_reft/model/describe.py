@@ -33,6 +33,26 @@ class Stack(NamedTuple):
     skipping: list[Skipping]
 
 
+def find_source(model: str, subject: str) -> ModelSource:
+    """Return the source of a model that is named on the command line.
+
+    Args:
+        model: a folder, `embedded/<name>` or a name on the hub.
+        subject: the subject of the sentence that says what is wrong, such as `model 'mine'`.
+
+    Raises:
+        UserError: there is no such model, or it is a GGUF file that has not been dequantised.
+    """
+    try:
+        source = ModelSource(path=model)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{subject} {message}") from None
+    if source.gguf_file is not None and source.local_path is None:
+        raise UserError(convert_first(source.gguf_file))
+    return source
+
+
 def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
     """Return the layers of a model and the effect of each skip ratio, from its config and without its weights.
 
@@ -47,13 +67,7 @@ def describe_stack(model: str, border: int, skip_ratios: list[float]) -> Stack:
     if model in CONFIG_MAPPING:
         config = CONFIG_MAPPING[model]()
     else:
-        try:
-            source = ModelSource(path=model)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"model {model!r} is not a model type of transformers, and {message}") from None
-        if source.gguf_file is not None and source.local_path is None:
-            raise UserError(convert_first(source.gguf_file))
+        source = find_source(model, f"model {model!r} is not a model type of transformers, and")
         try:
             config = AutoConfig.from_pretrained(source.local_path or model, trust_remote_code=False)
         except (OSError, ValueError) as error:
