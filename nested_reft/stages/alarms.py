@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState
 
 from nested_reft.errors import DivergedError
 from nested_reft.records.stage_record import StageRecord
+from nested_reft.stages.step_callback import StepCallback
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def save_batch(trainer: Trainer, path: Path) -> str:
     return f", and its batch is in {path}"
 
 
-class Alarms(TrainerCallback):
+class Alarms(StepCallback):
     """Stops a training after a step whose numbers are not finite, before a checkpoint is saved, and warns once.
 
     Args:
@@ -77,21 +78,12 @@ class Alarms(TrainerCallback):
         self.record = record
         self.has_warned = False
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def after_step(self, state: TrainerState, control: TrainerControl, metrics: Mapping[str, Any]) -> None:
         """Look at the last row.
 
         Raises:
             DivergedError: a number of the step is not finite.
         """
-        if "loss" not in logs:  # the summary at the end of training
-            return
         row = self.record.rows[-1]
         bad = [name for name in FINITE if not math.isfinite(row.get(name, 0.0))]
         if bad:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.utils import is_peft_model
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 from nested_reft.config.sections import Optimization, Sft, Training
@@ -28,6 +28,7 @@ from nested_reft.stages.checkpoints import (
     last_checkpoint,
 )
 from nested_reft.stages.preemption import stopped_by_signals
+from nested_reft.stages.step_callback import StepCallback
 from nested_reft.trainer import NestedRollouts
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class RowSink(Protocol):
         """Keep the metrics of a step."""
 
 
-class StepRecorder(TrainerCallback):
+class StepRecorder(StepCallback):
     """Sends a row of metrics to a sink after each optimizer step.
 
     Args:
@@ -71,18 +72,9 @@ class StepRecorder(TrainerCallback):
             torch.cuda.synchronize()
         self.update_s = time.perf_counter() - self.update_started
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def after_step(self, state: TrainerState, control: TrainerControl, metrics: Mapping[str, Any]) -> None:
         """Complete the row that transformers logs after each step, and send it."""
-        if "loss" not in logs:  # the summary at the end of training
-            return
-        row = {name: value for name, value in logs.items() if value is not None}
+        row = {name: value for name, value in metrics.items() if value is not None}
         row["perf/step_s"] = time.perf_counter() - self.step_started
         row["perf/optimizer_s"] = self.update_s
         row["perf/peak_memory_gib"] = largest(self.trainer, peak_memory_gib())
@@ -96,7 +88,7 @@ class StepRecorder(TrainerCallback):
         self.sink.log(state.global_step, row)
 
 
-class StepLogger(TrainerCallback):
+class StepLogger(StepCallback):
     """Logs a row for each step that a `StepRecorder` before it has recorded.
 
     Args:
@@ -106,17 +98,9 @@ class StepLogger(TrainerCallback):
     def __init__(self, record: StageRecord) -> None:
         self.record = record
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def after_step(self, state: TrainerState, control: TrainerControl, metrics: Mapping[str, Any]) -> None:
         """Log the last row of the record."""
-        if "loss" in logs:  # not the summary at the end of training
-            log.info("%s", step_row(self.record.rows, state.max_steps))
+        log.info("%s", step_row(self.record.rows, state.max_steps))
 
 
 def peak_memory_gib() -> float:

@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -43,6 +42,7 @@ from nested_reft.rollout.sampler import Sampler
 from nested_reft.rollout.vllm import check_installed
 from nested_reft.stages.completions import to_table
 from nested_reft.stages.loop import allow_fsdp_on_cpu, check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
+from nested_reft.stages.step_callback import StepCallback
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
 
 
@@ -122,7 +122,7 @@ def build_trainer(
     return NestedGRPOTrainer(model, args=grpo, **trainer_arguments)
 
 
-class CompletionRecorder(TrainerCallback):
+class CompletionRecorder(StepCallback):
     """Writes the completions of all ranks in each optimizer step.
 
     Args:
@@ -140,17 +140,8 @@ class CompletionRecorder(TrainerCallback):
         """Continue the record at the checkpoint from which the training resumes, or begin it."""
         self.completion_log.resume_at(state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def after_step(self, state: TrainerState, control: TrainerControl, metrics: Mapping[str, Any]) -> None:
         """Add the step. transformers logs a step before it saves a checkpoint, so that the files are never behind."""
-        if "loss" not in logs:  # the summary at the end of training
-            return
         trainer = self.trainer
         rows = to_table(
             state.global_step,
