@@ -6,6 +6,16 @@ import torch
 from transformers import PreTrainedModel
 
 
+def log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """Return the log-probs of the whole vocabulary from logits (..., V), float32.
+
+    On a CPU, `log_softmax` and `softmax` round the sum over a vocabulary of 150,000 by 2e-5, and for all tokens of a
+    row in one direction. `logsumexp`, which TRL uses, rounds it by 2e-6.
+    """
+    logits = logits.float()
+    return logits - logits.logsumexp(dim=-1, keepdim=True)
+
+
 @torch.no_grad()
 def completion_logits(
     model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]

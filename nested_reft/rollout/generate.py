@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from nested_reft.errors import NestingError
+from nested_reft.model.scoring import log_probs
 from nested_reft.rollout.token_sampling import truncate_after_eos
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class BehaviorLogProbs(LogitsProcessor):
         """Record the previous token's log-prob and the next token's distribution. scores: (B, V)."""
         if self.distribution is not None:
             self.note(input_ids[:, -1])
-        self.distribution = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        self.distribution = log_probs(scores.float() / self.temperature)
         if len(self.logps) < self.min_new_tokens:
             scores = scores.clone()
             scores[:, self.eos_token_ids] = -torch.inf

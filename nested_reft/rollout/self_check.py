@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nested_reft.model.layers import nested, skippable_layers
 from nested_reft.model.precision import in_float32
-from nested_reft.model.scoring import completion_logits
+from nested_reft.model.scoring import completion_logits, log_probs
 from nested_reft.rollout.engine import RolloutEngine
 from nested_reft.rollout.token_sampling import SamplingParams
 
@@ -137,7 +137,7 @@ def completion_logps(
         scored = completion_logits(model, prompt_ids[rows], completions[rows])
         for tokens, logits in zip(completions[rows], scored, strict=True):
             index = torch.tensor(tokens, device=logits.device).unsqueeze(1)  # (T, 1)
-            logps.append(logits.float().log_softmax(dim=-1).gather(1, index).squeeze(1).cpu())
+            logps.append(log_probs(logits).gather(1, index).squeeze(1).cpu())
     return torch.cat(logps)
 
 

@@ -70,7 +70,8 @@ def sample_tokens(
             candidates = nucleus(None, candidates.log()).exp()
         draw = draw_by_blocks if logits.device.type == "cpu" else draw_tokens
         tokens = draw(candidates, uniforms)
-    return tokens, probs.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
+    # The division removes the rounding of the softmax's sum, which `model.scoring.log_probs` explains.
+    return tokens, (probs.gather(1, tokens.unsqueeze(1)).squeeze(1) / probs.sum(dim=1)).log()
 
 
 def draw_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

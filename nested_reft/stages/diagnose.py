@@ -33,7 +33,7 @@ from nested_reft.model.layers import (
     skippable_layers,
 )
 from nested_reft.model.loading import end_token_ids, load_model
-from nested_reft.model.scoring import completion_logits
+from nested_reft.model.scoring import completion_logits, log_probs
 from nested_reft.nesting import draw_skipped_layers, num_skipped
 from nested_reft.off_policy_metrics import off_policy_metrics
 from nested_reft.report import style
@@ -133,7 +133,7 @@ def groups_of_rows(model: PreTrainedModel, rollouts: Rollouts, settings: Diagnos
 
 def vocabulary_logps(logits: torch.Tensor, settings: DiagnosisSettings) -> torch.Tensor:
     """Return the log-probs (T, V) of the whole vocabulary from logits (T, V)."""
-    return torch.log_softmax(logits.float() / settings.temperature, dim=-1)
+    return log_probs(logits.float() / settings.temperature)
 
 
 def divergences(
