@@ -30,7 +30,7 @@ from nested_reft.trainer import (
     check_equal_layers,
     refuse_arguments,
 )
-from tests.conftest import TINY
+from tests.conftest import SMOLLM2, TINY, needs_smollm2
 
 STOCK = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}
 NESTED = {"grpo": NestedGRPOTrainer, "rloo": NestedRLOOTrainer}
@@ -232,6 +232,49 @@ def test_mitigations_are_what_stock_trl_makes_of_nested_samples(
     model = copy.deepcopy(small_model)
     stock = trained(make(reference(algorithm), copy.deepcopy(small_model), tmp_path, algorithm, arguments))
     assert equal(trained(ours(model, tmp_path, algorithm, 0.5, mitigation, arguments)), stock)
+
+
+# ---- a pretrained model ---------------------------------------------------------------------------
+
+SHORT = {"max_steps": 3, "learning_rate": 1e-5, "num_generations": 2, "gradient_accumulation_steps": 1}
+SHORT |= {"max_completion_length": 12, "temperature": 1.0}  # two prompts with two completions a step
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """Return SmolLM2 in float32 and its tokenizer."""
+    return load_model(SMOLLM2, "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # the tests of a random model above are its smaller twins
+@needs_smollm2
+@pytest.mark.parametrize("algorithm", STOCK)
+def test_smollm2_without_a_skipped_layer_is_stock_trl_bit_for_bit(algorithm, smollm2, tmp_path):
+    model, tokenizer = smollm2
+    common = tmp_path, algorithm, SHORT
+    stock = trained(make(STOCK[algorithm], copy.deepcopy(model), *common, processing_class=tokenizer))
+    moved = {name for name, start in model.state_dict().items() if not torch.equal(stock[name], start)}
+    assert len(moved) > len(stock) / 2
+    nesting = {"skip_ratio": 0.0, "mitigation": "retrace", "processing_class": tokenizer}
+    assert equal(trained(make(NESTED[algorithm], copy.deepcopy(model), *common, **nesting)), stock)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # as above
+@needs_smollm2
+@pytest.mark.parametrize("kind", ["generate", "engine", "engine-compiled"])
+def test_every_sampler_of_smollm2_reports_the_log_probs_of_a_scoring_forward(kind, smollm2, tmp_path):
+    """Without a skipped layer the ratio pi / mu is 1 at every token of every step, up to rounding in float32.
+
+    The largest error is that of two forwards of different shapes, which round a logit of 36 differently.
+    """
+    model, tokenizer = smollm2
+    nesting = {"skip_ratio": 0.0, "mitigation": "base", "sampler": kind, "processing_class": tokenizer}
+    some_trainer = make(NestedGRPOTrainer, copy.deepcopy(model), tmp_path, arguments=SHORT, **nesting)
+    errors = ratios(some_trainer).log().abs()
+    assert some_trainer.sampler.kind == kind
+    assert len(errors) > 60 and errors.mean() < 1e-5 and errors.max() < 4e-5, (errors.mean(), errors.max())
 
 
 # ---- as users of TRL call it ----------------------------------------------------------------------
