@@ -98,6 +98,7 @@ def clip_metrics(
     """Return TRL's metrics of the clip for the micro-batches that the ranks compute at the same time.
 
     TRL computes these metrics in its loss, which needs a model; here the same numbers follow from log-probabilities.
+    `sapo` and `cispo` have no clip, and so no such metrics.
 
     Args:
         batches: a micro-batch of each rank.
@@ -105,12 +106,15 @@ def clip_metrics(
         training: the algorithm, the level of the ratio and the clip range.
         is_nested: whether layers were skipped while sampling.
     """
+    if training.algorithm == "grpo" and training.loss_type in ("sapo", "cispo"):
+        return {}
+    epsilon_high = training.epsilon if training.epsilon_high is None else training.epsilon_high
     sums, shares = torch.zeros(3), []  # clipped below, clipped above, all
     for batch in batches:
         log_ratio, weights = log_clipped_ratio(batch, mitigation, training, is_nested)
         ratio, advantages = log_ratio.exp(), batch["advantages"].unsqueeze(1)
         low = (ratio < 1 - training.epsilon) & (advantages < 0)
-        high = (ratio > 1 + training.epsilon) & (advantages > 0)
+        high = (ratio > 1 + epsilon_high) & (advantages > 0)
         by_sequence = torch.stack(
             [(part * weights).sum(dim=1) for part in (low, high, torch.ones_like(low))]
         )  # (3, B)

@@ -59,13 +59,19 @@ def test_without_a_skipped_layer_or_a_token_nothing_is_weighted():
             "base",
             {"high_mean": 1 / 3, "high_max": 1.0, "region_mean": 1 / 3},
         ),
+        ({"epsilon_high": 3.5}, "base", {"high_mean": 0.0, "region_mean": 0.0}),
         ({"algorithm": "rloo"}, "base", {"high_mean": 1 / 3, "high_max": 1.0, "low_min": 0.0, "region_mean": 1 / 3}),
     ],
 )
 def test_the_share_that_the_loss_clips(settings, mitigation, expected):
-    """A ratio is clipped above 1.2 for a positive advantage, and below 0.8 for a negative one."""
+    """Clipped are ratios above 1.2, or 1 + epsilon_high, with A > 0, and ratios below 0.8 with A < 0."""
     metrics = clip_metrics([FIRST, SECOND], mitigation, Training(**settings), is_nested=True)
     assert {name: metrics[f"clip_ratio/{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_losses_without_a_clip_have_no_share():
+    for settings in ({"loss_type": "sapo"}, {"loss_type": "cispo", "epsilon_high": 5.0}):
+        assert clip_metrics([FIRST, SECOND], "base", Training(**settings), is_nested=True) == {}
 
 
 def test_a_later_pass_over_a_batch_is_clipped_around_pi_and_not_around_the_current_policy():

@@ -120,6 +120,18 @@ def test_without_a_skipped_layer_every_mitigation_is_stock_trl_bit_for_bit(
         assert equal(trained(ours(model, tmp_path, algorithm, 0.0, mitigation, arguments)), stock), mitigation
 
 
+LOSSES = [{"loss_type": "luspo"}, {"loss_type": "sapo"}, {"loss_type": "cispo", "epsilon_high": 5.0}]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["loss_type"])
+def test_the_same_for_the_other_losses(loss, small_model, tmp_path):
+    arguments = loss | {"max_steps": 1}
+    stock = trained(make(GRPOTrainer, copy.deepcopy(small_model), tmp_path, "grpo", arguments))
+    for mitigation in ("base", "retrace", "topr"):
+        model = copy.deepcopy(small_model)
+        assert equal(trained(ours(model, tmp_path, "grpo", 0.0, mitigation, arguments)), stock), mitigation
+
+
 REUSE = {"num_iterations": 2, "steps_per_generation": 4}  # a generation batch is four optimizer steps
 
 
@@ -492,6 +504,33 @@ def test_gradient_table_through_the_loss_of_grpo(loss_type, small_model, tmp_pat
         some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, {"loss_type": loss_type}, **PARAMETERS)
         found = gradient(some_trainer, monkeypatch, advantage)
         assert found == pytest.approx(expected, abs=1e-4), (mitigation, advantage)
+
+
+def gate(ratio, temperature):
+    """Return the derivative of SAPO's gate 4 / t sigmoid(t (r - 1)) by log r."""
+    sigmoid = 1 / (1 + math.exp(-temperature * (ratio - 1)))
+    return 4 * sigmoid * (1 - sigmoid) * ratio
+
+
+# What the other losses make of `base`, by the sign of the advantage.
+OF_BASE = {
+    "luspo": {1.0: GRADIENTS["base", 1.0], -1.0: GRADIENTS["base", -1.0]},
+    "sapo": {1.0: [gate(ratio, 1.0) for ratio in RATIOS], -1.0: [gate(ratio, 1.05) for ratio in RATIOS]},
+    "cispo": {sign: [0.1, 0.5, 0.9, 1.1, 2.0, 5.0] for sign in (1.0, -1.0)},  # min(5, r), never without a gradient
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["loss_type"])
+def test_gradient_table_through_other_losses_of_grpo(loss, small_model, tmp_path, monkeypatch):
+    """Rows as above: a mitigation outside of the loss's ratio weights the gradient of any loss of TRL."""
+    kind = loss["loss_type"]
+    total = 6 if kind == "luspo" else 1  # luspo sums over the tokens of a completion
+    for (mitigation, advantage), row in GRADIENTS.items():
+        expected = OF_BASE[kind][advantage] if mitigation == "base" else row
+        found = gradient(
+            ours(small_model, tmp_path, "grpo", 0.5, mitigation, loss, **PARAMETERS), monkeypatch, advantage
+        )
+        assert found == pytest.approx([total * weight for weight in expected], abs=1e-3), (mitigation, advantage)
 
 
 def test_gradient_table_through_the_loss_of_rloo(small_model, tmp_path, monkeypatch):

@@ -598,6 +598,13 @@ class Training(Optimization):
         le=0,
     )
     epsilon: float = key(0.2, "The clip range of the ratio.", "TRL", gt=0)
+    epsilon_high: float | None = key(
+        None,
+        "The upper end of the clip range, as in DAPO: the ratio is clipped at 1 + epsilon_high. null takes `epsilon`. "
+        "With `loss_type: cispo` it is the largest ratio itself, and has to be set.",
+        "TRL",
+        gt=0,
+    )
     num_iterations: int = key(1, "The number of passes over a generation batch (mu in the GRPO paper).", "TRL", ge=1)
     steps_per_generation: int | None = key(
         None,
@@ -621,8 +628,12 @@ class Training(Optimization):
     scale_rewards: Literal["group", "batch", "none"] = key(
         "group", "The set of rewards whose standard deviation normalizes the advantage of GRPO.", "TRL"
     )
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = key(
-        "bnpo", "The average over token losses in GRPO. The default of TRL has changed since the paper.", "TRL"
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo"] = key(
+        "bnpo",
+        "The loss of GRPO in TRL. The first four differ in the average over tokens, and `luspo` sums over the tokens "
+        "of a completion; `sapo` replaces the clip by a smooth gate, and `cispo` cuts the ratio without cutting the "
+        "gradient. The default of TRL has changed since the paper.",
+        "TRL",
     )
     importance_sampling_level: Literal["token", "sequence"] = key(
         "token", "The level of the clipped ratio of GRPO. `sequence` is the geometric mean of GSPO.", "paper"
@@ -679,6 +690,16 @@ class Training(Optimization):
                 f"{num_processes} processes with per_device_train_batch_size {self.per_device_train_batch_size} do "
                 "not divide; change one of them"
             )
+
+    @model_validator(mode="after")
+    def cispo_has_its_cap(self) -> "Training":
+        """Refuse CISPO without its cap, for which TRL would take the clip range of the other losses."""
+        if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
+            raise ValueError(
+                f"has loss_type cispo, whose largest ratio is epsilon_high, with epsilon_high {self.epsilon_high}; "
+                "set epsilon_high to 1 or more, for example to 5"
+            )
+        return self
 
     @model_validator(mode="after")
     def adapter_has_no_dropout(self) -> "Training":

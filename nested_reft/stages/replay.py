@@ -104,19 +104,23 @@ def largest_difference(rows: Sequence[Mapping[str, Any]], logged: Sequence[Mappi
     return float(max(differences))
 
 
+# The names of the summary, and of the metrics whose means over the steps they are.
+MEANS = {
+    "mean weight": "sampling/importance_sampling_ratio/mean",
+    "ESS of the weights": "sampling/importance_sampling_ratio/ess",
+    "ratios changed": "sampling/frac_modified_importance_sampling_ratio",
+    "clipped by the loss": "clip_ratio/region_mean",
+}
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return a row per mitigation: the means over the steps, and the largest weight of all steps."""
     table = pd.DataFrame(rows).groupby("mitigation", sort=False)
-    weight = "sampling/importance_sampling_ratio"
-    return pd.DataFrame(
-        {
-            "mean weight": table[f"{weight}/mean"].mean(),
-            "largest weight": table[f"{weight}/max"].max(),
-            "ESS of the weights": table[f"{weight}/ess"].mean(),
-            "ratios changed": table["sampling/frac_modified_importance_sampling_ratio"].mean(),
-            "clipped by the loss": table["clip_ratio/region_mean"].mean(),
-        }
-    ).reset_index()
+    columns = {title: table[name].mean() for title, name in MEANS.items() if name in rows[0]}
+    largest = table["sampling/importance_sampling_ratio/max"].max()
+    means = pd.DataFrame(columns)
+    means.insert(1, "largest weight", largest)
+    return means.reset_index()
 
 
 def write_replay(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -79,7 +79,7 @@ def build_trainer(
         "repetition_penalty": 1.0,
         "beta": settings.beta,
         "epsilon": settings.epsilon,
-        "epsilon_high": None,
+        "epsilon_high": settings.epsilon_high,
         "num_iterations": settings.num_iterations,
         "steps_per_generation": (
             settings.steps_per_generation // num_processes() if settings.steps_per_generation else micro_batches

@@ -63,6 +63,7 @@ MISTAKES = {
     "sequence mask without on-policy sequences": ("nesting.sequence_mask_cap", 0.5, "`nesting.sequence_mask_cap` is"),
     "geometric mask of nothing": ("nesting.geometric_mask_bound", 1, "`nesting.geometric_mask_bound` is 1"),
     "negative threshold": ("nesting.opsm_threshold", -0.1, "`nesting.opsm_threshold` is -0.1"),
+    "CISPO without its cap": ("training.loss_type", "cispo", "set epsilon_high to 1 or more, for example to 5"),
     "filtered sampling": ("training.top_p", 0.9, "`training.top_p` is 0.9, but it is fixed at 1: with nucleus"),
     "KL penalty": ("training.beta", 0.04, "`training.beta` is 0.04, but it is fixed at 0, the weight of the KL"),
     "text as a seed": ("grid.seed", ["zero"], "`grid.seed.0` is 'zero', but it should be a valid integer"),

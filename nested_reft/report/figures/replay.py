@@ -23,8 +23,9 @@ def replay(rows: pd.DataFrame) -> Figure:
     Args:
         rows: a row per mitigation and step, with the metrics of the step.
     """
-    figure, axes = panels(1, len(PANELS), 2.9)
-    for axis, (name, title) in zip(axes[0], PANELS.items(), strict=True):
+    titles = {name: title for name, title in PANELS.items() if name in rows}  # not every loss clips
+    figure, axes = panels(1, len(titles), 2.9)
+    for axis, (name, title) in zip(axes[0], titles.items(), strict=True):
         for line, (mitigation, steps) in zip(cycle(LINES), rows.groupby("mitigation", sort=False), strict=False):
             style = {"color": COLORS[str(mitigation)], "linestyle": line, "linewidth": 1.4}
             axis.plot(steps["step"], steps[name], label=mitigation, **style)
