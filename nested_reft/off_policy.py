@@ -16,7 +16,7 @@ import torch
 
 from nested_reft.config.sections import Nesting, Training
 from nested_reft.mitigation import SampledTokens, token_weights
-from nested_reft.off_policy_metrics import off_policy_metrics, weight_counts
+from nested_reft.off_policy_metrics import mean, off_policy_metrics, weight_counts
 
 MicroBatch = Mapping[str, torch.Tensor]
 
@@ -48,7 +48,7 @@ def metrics_of_step(
 ) -> tuple[dict[str, float], list[int]]:
     """Return the off-policy metrics of a step, and how many of its tokens have a weight in each bin.
 
-    Without a token, because all are masked, there are no metrics.
+    Without a token, because all are masked, there are no metrics. In `frac_dropped_sequences` all weights are 0.
 
     Args:
         batches: the micro-batches of the step.
@@ -56,14 +56,17 @@ def metrics_of_step(
         parameters: its parameters, and the level of the ratio.
         is_nested: whether layers were skipped while sampling.
     """
-    columns = []
+    columns, dropped = [], []
     for batch in batches:
         ratio, weights = ratio_and_weights(batch, mitigation, parameters, is_nested)
         log_ratio = batch["old_per_token_logps"] - batch["sampling_per_token_logps"]  # (B, T)
         mask = batch["completion_mask"].bool()
         columns.append((log_ratio[mask], ratio[mask], weights[mask]))
+        dropped.append(((weights == 0) | ~mask).all(dim=1)[mask.any(dim=1)])  # (sequences with a token,)
     log_ratio, ratio, weights = (torch.cat(tensors) for tensors in zip(*columns, strict=True))  # (tokens,)
     metrics = off_policy_metrics(log_ratio, ratio, weights) if len(ratio) else {}
+    if metrics:
+        metrics["sampling/frac_dropped_sequences"] = mean(torch.cat(dropped).double())
     return metrics, weight_counts(weights)
 
 

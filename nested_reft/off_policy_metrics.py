@@ -38,7 +38,8 @@ def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dic
         Metrics under TRL's and verl's names. `kl` is the k1 estimate and `k3_kl` the k3 estimate of KL(mu || pi) in
         nats per token; `ess` is the effective share of the samples, (sum r)^2 / (n sum r^2), and the one of
         `importance_sampling_ratio` has h in the place of r; `acceptance_rate` is the mean of min(1, r), which is
-        1 - TV(mu, pi) and the acceptance rate of speculative sampling.
+        1 - TV(mu, pi) and the acceptance rate of speculative sampling, and its 1st and 5th percentile are over the
+        tokens. The weight of `frac_dropped_tokens` is 0.
     """
     log_ratio, ratio, weights = (values.double().cpu() for values in (log_ratio, ratio, weights))
     raw_ratio = log_ratio.exp()
@@ -53,7 +54,11 @@ def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dic
     metrics["sampling/k3_kl"] = mean(raw_ratio - 1 - log_ratio)
     metrics["sampling/ess"] = effective_share(raw_ratio)
     metrics["sampling/importance_sampling_ratio/ess"] = effective_share(weights)
-    metrics["sampling/acceptance_rate"] = mean(raw_ratio.clamp(max=1.0))
+    accepted = raw_ratio.clamp(max=1.0)
+    metrics["sampling/acceptance_rate"] = mean(accepted)
+    for percent in (1, 5):
+        metrics[f"sampling/acceptance_rate/p{percent:02}"] = accepted.quantile(percent / 100).item()
+    metrics["sampling/frac_dropped_tokens"] = mean((weights == 0).double())
     return metrics
 
 

@@ -153,6 +153,8 @@ def test_metrics_on_an_enumerated_vocabulary():
     metrics = off_policy_metrics(log_ratio, log_ratio.exp(), torch.ones(4))
     assert metrics["sampling/raw_importance_sampling_ratio/mean"] == pytest.approx(1.0)
     assert metrics["sampling/acceptance_rate"] == pytest.approx(1 - (mu - pi).abs().sum().item() / 2)
+    # min(1, r) is 0.5, 0.5, 1, 1; the percentiles are between its first two values
+    assert metrics["sampling/acceptance_rate/p01"] == metrics["sampling/acceptance_rate/p05"] == pytest.approx(0.5)
     assert metrics["sampling/kl"] == pytest.approx((mu * (mu / pi).log()).sum().item())
     assert metrics["sampling/k3_kl"] == pytest.approx(metrics["sampling/kl"])
     assert metrics["sampling/ess"] == pytest.approx(1 / ((pi / mu) ** 2 * mu).sum().item())

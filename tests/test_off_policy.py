@@ -38,6 +38,16 @@ def test_the_ratio_of_a_sequence_is_that_of_its_completion():
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx((3 * 2 + 2 * 1 + 2) / 6)
 
 
+def test_dropped_tokens_and_sequences_are_counted():
+    """IcePop drops the ratio 4, and with it the only token of the second batch; padding is not a token."""
+    padded = micro_batch([[4.0, 1.0]], [[1, 0]], [1.0])
+    metrics, _ = metrics_of_step([FIRST, padded], "icepop", Nesting(icepop_min=0.4, icepop_max=1.5), is_nested=True)
+    assert metrics["sampling/frac_dropped_tokens"] == pytest.approx(2 / 6)
+    assert metrics["sampling/frac_dropped_sequences"] == pytest.approx(1 / 3)
+    # min(1, r) is 0.5, 1, 1, 1, 1, 1: a twentieth of the way along the six values is a quarter between the first two
+    assert metrics["sampling/acceptance_rate/p05"] == pytest.approx(0.5 + 0.25 * 0.5)
+
+
 def test_without_a_skipped_layer_or_a_token_nothing_is_weighted():
     metrics, _ = metrics_of_step([FIRST], "is", Nesting(), is_nested=False)
     assert metrics["sampling/importance_sampling_ratio/max"] == 1.0
