@@ -41,7 +41,7 @@ def find_source(model: str, subject: str) -> ModelSource:
         subject: the subject of the sentence that says what is wrong, such as `model 'mine'`.
 
     Raises:
-        UserError: there is no such model, or it is a GGUF file that has not been dequantised.
+        UserError: no model has this name, or the name is that of a GGUF file whose weights were not dequantised yet.
     """
     try:
         source = ModelSource(path=model)

@@ -18,10 +18,10 @@ from scipy import special
 
 from nested_reft.config.study import instances
 from nested_reft.errors import UserError
-from nested_reft.report.clusters import Estimates, satterthwaite
 from nested_reft.report.noise import DELTA, study_noise
 from nested_reft.report.sources import Sources, read_sources
 from nested_reft.report.statistics import ROUNDING, Floats, change_per_sample
+from nested_reft.report.variance import Estimates, satterthwaite
 
 POWER = 0.8  # the probability with which a delta is to be found
 MORE_SEEDS = (2, 3, 5, 10, 20)  # numbers of seeds to compare with

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from nested_reft.report.sources import Sources
-from nested_reft.report.statistics import ROUNDING, Floats, macro_average, residual_variance
+from nested_reft.report.statistics import ROUNDING, Floats, macro_average
 from nested_reft.report.trend_table import scores_of_cells
+from nested_reft.report.variance import residual_variance
 
 ACCURACY, DELTA = "accuracy of a run", "delta of a seed"
 ALL_BENCHMARKS = "mean over benchmarks"

@@ -14,15 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from nested_reft.report.clusters import (
-    Codes,
-    Estimates,
-    add,
-    covariance_of_means,
-    problem_variance,
-    satterthwaite,
-    variance_between_problems,
-)
+from nested_reft.report.clusters import Codes, variance_of_mean
+from nested_reft.report.variance import Estimates, add, problem_variance, satterthwaite, variance_between_problems
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,7 +69,7 @@ def accuracy_interval(
     """
     mean, problems = float(scores.mean()), len(scores)
     if clusters is not None:
-        number, variance = len(np.unique(clusters)), covariance_of_means(scores[None], clusters)[0, 0]
+        number, variance = len(np.unique(clusters)), variance_of_mean(scores, clusters)
         trials = min(effective_n(scores), mean * (1 - mean) / variance) if variance > ROUNDING**2 else number
         return (wilson_interval if number >= LARGE_BENCHMARK else exact_interval)(mean, trials, confidence)
     if problems >= LARGE_BENCHMARK:
@@ -231,18 +224,6 @@ def seed_variance(values: Floats) -> SeedVariance:
     fit, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
     left = len(y) - int(rank)
     return SeedVariance(float(((y - design @ fit) ** 2).sum() / left) if left else float("nan"), left)
-
-
-def residual_variance(differences: Floats) -> float:
-    """Return the residual mean square of the two-way layout difference = seed + problem + residual.
-
-    Args:
-        differences: the paired differences on one benchmark, (seeds, n), at least two of each.
-    """
-    seeds, n = differences.shape
-    by_problem, by_seed = differences.mean(axis=0, keepdims=True), differences.mean(axis=1, keepdims=True)
-    residual = differences - by_problem - by_seed + differences.mean()
-    return float((residual**2).sum() / ((seeds - 1) * (n - 1)))
 
 
 class Delta(NamedTuple):

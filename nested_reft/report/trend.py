@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from nested_reft.report.clusters import (
-    Codes,
+from nested_reft.report.clusters import Codes
+from nested_reft.report.statistics import RESAMPLES, ROUNDING, Floats, macro_average, seed_variance
+from nested_reft.report.variance import (
     Estimates,
     add,
     satterthwaite,
     variance_between_problems,
     variance_of_residuals,
 )
-from nested_reft.report.statistics import RESAMPLES, ROUNDING, Floats, macro_average, seed_variance
 
 Names = npt.NDArray[np.str_]
 

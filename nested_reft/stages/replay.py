@@ -104,7 +104,7 @@ def largest_difference(rows: Sequence[Mapping[str, Any]], logged: Sequence[Mappi
     return float(max(differences))
 
 
-# The names of the summary, and of the metrics whose means over the steps they are.
+# The columns of the summary that are means over the steps, and the metric of each. Not every loss clips.
 MEANS = {
     "mean weight": "sampling/importance_sampling_ratio/mean",
     "ESS of the weights": "sampling/importance_sampling_ratio/ess",
@@ -115,11 +115,10 @@ MEANS = {
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return a row per mitigation: the means over the steps, and the largest weight of all steps."""
-    table = pd.DataFrame(rows).groupby("mitigation", sort=False)
-    columns = {title: table[name].mean() for title, name in MEANS.items() if name in rows[0]}
-    largest = table["sampling/importance_sampling_ratio/max"].max()
-    means = pd.DataFrame(columns)
-    means.insert(1, "largest weight", largest)
+    table = pd.DataFrame(rows)
+    by_mitigation = table.groupby("mitigation", sort=False)
+    means = pd.DataFrame({title: by_mitigation[name].mean() for title, name in MEANS.items() if name in table})
+    means.insert(1, "largest weight", by_mitigation["sampling/importance_sampling_ratio/max"].max())
     return means.reset_index()
 
 

@@ -27,8 +27,8 @@ from nested_reft.plan.power import (
     smallest_delta,
     standard_error,
 )
-from nested_reft.report.clusters import Estimates
 from nested_reft.report.statistics import accuracy_deltas, equivalence_p
+from nested_reft.report.variance import Estimates
 from tests.conftest import ROOT
 
 DESIGN = Design(seeds=3, samples=1, sizes=(100,), instances=1, confidence=0.95, margin=0.01)

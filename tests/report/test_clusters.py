@@ -9,28 +9,28 @@ import statsmodels.api as sm
 from nested_reft.embedded.problems import generate
 from nested_reft.report.build import make_tables
 from nested_reft.report.captions import report_facts, text
-from nested_reft.report.clusters import (
-    cluster_codes,
-    covariance_of_means,
-    problem_variance,
-    satterthwaite,
-    variance_between_problems,
-)
+from nested_reft.report.clusters import cluster_codes, variance_of_mean
 from nested_reft.report.collect import all_problem_scores
 from nested_reft.report.deltas import delta_table
 from nested_reft.report.sources import read_sources, write_sources
-from nested_reft.report.statistics import accuracy_deltas, accuracy_interval, problem_interval, residual_variance
+from nested_reft.report.statistics import accuracy_deltas, accuracy_interval, problem_interval
 from nested_reft.report.trend import cell_slope, pooled_trend
 from nested_reft.report.trend_table import scores_of_cells
+from nested_reft.report.variance import (
+    problem_variance,
+    residual_variance,
+    satterthwaite,
+    variance_between_problems,
+)
 from tests.conftest import ROOT
 from tests.report.test_statistics import LEVEL, Simulation, holds
 
 
 def test_a_variance_by_cluster_sums_by_hand():
     """Mean 0.5; the sums around it are 0.5 + 0.5 = 1, -0.5 - 0.5 = -1 and 0; 3 / 2 * (1 + 1 + 0) / 6^2 = 1 / 12."""
-    values, codes = np.array([[1.0, 1.0, 0.0, 0.0, 1.0, 0.0]]), np.array([7, 7, 3, 3, 5, 5])
-    assert covariance_of_means(values, codes)[0, 0] == pytest.approx(1 / 12)
-    found = variance_between_problems(values[0], np.repeat("a", 6), codes)
+    values, codes = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0]), np.array([7, 7, 3, 3, 5, 5])
+    assert variance_of_mean(values, codes) == pytest.approx(1 / 12)
+    found = variance_between_problems(values, np.repeat("a", 6), codes)
     assert (found.variances, found.freedoms) == (pytest.approx([1 / 12]), [2])
     # a second benchmark of one problem adds nothing, and halves the weight of the first
     more = variance_between_problems(np.append(values, 1.0), np.array([*"aaaaaa", "b"]), np.append(codes, 9))
@@ -42,7 +42,7 @@ def test_the_variance_is_that_of_statsmodels():
     rng = np.random.default_rng(0)
     values, codes = rng.normal(size=40), rng.integers(0, 9, size=40)
     fit = sm.OLS(values, np.ones(40)).fit(cov_type="cluster", cov_kwds={"groups": codes})
-    assert covariance_of_means(values[None], codes)[0, 0] == pytest.approx(fit.cov_params()[0, 0])
+    assert variance_of_mean(values, codes) == pytest.approx(fit.cov_params()[0, 0])
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -9,7 +9,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from nested_reft.report.clusters import problem_variance
 from nested_reft.report.statistics import (
     Delta,
     accuracy_deltas,
@@ -30,6 +29,7 @@ from nested_reft.report.statistics import (
     smallest_resolvable,
     wilson_interval,
 )
+from nested_reft.report.variance import problem_variance
 
 LEVEL, REPEATS = 0.95, 2000
 
