@@ -1,11 +1,13 @@
 """Writing a report: from the sources to the tables, and from the tables to captions and figures."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nested_reft.config.layout import PAGE
 from nested_reft.config.study import Study
@@ -15,6 +17,7 @@ from nested_reft.report.contents import contents
 from nested_reft.report.deltas import delta_table, mcnemar_table, trained_runs
 from nested_reft.report.figures import figures_of_study
 from nested_reft.report.figures.accuracy import forest
+from nested_reft.report.figures.common import Tables
 from nested_reft.report.interim import run_counts, without_verdicts
 from nested_reft.report.noise import noise_table
 from nested_reft.report.paper import config_table, paper_table2
@@ -64,15 +67,36 @@ def make_tables(sources: Sources) -> dict[str, pd.DataFrame]:
     return {name: stated_table(table) for name, table in tables.items()}
 
 
-def draw_figures(sources: Sources, tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure | str]]:
-    """Yield the figures of a report with their names; the reason instead of a figure that cannot be drawn."""
-    for name, draw in figures_of_study(sources.config).items():
-        yield name, draw(sources, tables)
+def draw_figure(name: str, sources: Sources, tables: Tables, out: Path | None) -> str:
+    """Draw a figure of a report, and write it as SVG and PNG where a folder is given.
+
+    Args:
+        name: the name of the figure, or `page.NARROW_LEAD`: the first figure of the page as a phone shows it.
+        sources: the sources of the report.
+        tables: the tables of the report, by name.
+        out: the folder to write to. The page alone shows the figure for a phone, so it is never written.
+
+    Returns:
+        The figure as SVG; for a figure that cannot be drawn, because an older report lacks what it shows, the reason.
+    """
+    note = captions.layer_dropout_note(sources.config)
+    if name == page.NARROW_LEAD:
+        return style.as_svg(forest(sources, tables, narrow=True), note)
+    figure = figures_of_study(sources.config)[name](sources, tables)
+    if isinstance(figure, str):
+        return figure
+    return style.save(figure, out / name, note) if out else style.as_svg(figure, note)
 
 
-def draw_narrow_lead(sources: Sources, tables: Mapping[str, pd.DataFrame], note: str) -> dict[str, str]:
-    """Return the figure of the first screen of the page for a phone, as SVG, with its name in the page."""
-    return {page.NARROW_LEAD: style.as_svg(forest(sources, tables, narrow=True), note)}
+def draw_figures(sources: Sources, tables: Tables, out: Path | None = None) -> dict[str, str]:
+    """Return what `draw_figure` returns for every figure of a report, by name.
+
+    Most of the time of a report goes into its figures, so every core of the machine draws some of them.
+    """
+    names = [*figures_of_study(sources.config), page.NARROW_LEAD]
+    draw = partial(draw_figure, sources=sources, tables=tables, out=out)
+    with ProcessPoolExecutor(min(len(names), os.cpu_count() or 1)) as processes:
+        return dict(zip(names, processes.map(draw, names), strict=True))
 
 
 def write_table(name: str, title: str, table: pd.DataFrame, out: Path) -> None:
@@ -93,7 +117,7 @@ def write_table(name: str, title: str, table: pd.DataFrame, out: Path) -> None:
     path.with_suffix(".html").write_text(page.table_document(name, title, table))
 
 
-def write_texts(sources: Sources, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], out: Path) -> None:
+def write_texts(sources: Sources, tables: Tables, facts: Mapping[str, Any], out: Path) -> None:
     """Write every table, the findings and the captions of a report: the same bytes on every machine.
 
     Args:
@@ -120,25 +144,14 @@ def write_report(sources: Sources, out: Path) -> None:
     tables = make_tables(sources)
     facts = captions.report_facts(sources, tables)
     write_texts(sources, tables, facts, out)
-    note = captions.layer_dropout_note(sources.config)
-    images = draw_narrow_lead(sources, tables, note)
-    for name, figure in draw_figures(sources, tables):
-        if isinstance(figure, str):  # an older report lacks what the figure shows
-            images[name] = figure
-            continue
-        style.save(figure, out / name, note)
-        images[name] = (out / f"{name}.svg").read_text()
+    images = draw_figures(sources, tables, out)
     (out / PAGE).write_text(page.page(sources, tables, images, facts))
 
 
 def write_page(sources: Sources, file: Path) -> None:
     """Write the page of a report alone. It holds all tables, captions and figures."""
     tables = make_tables(sources)
-    note = captions.layer_dropout_note(sources.config)
-    images = {
-        name: figure if isinstance(figure, str) else style.as_svg(figure, note)
-        for name, figure in draw_figures(sources, tables)
-    } | draw_narrow_lead(sources, tables, note)
+    images = draw_figures(sources, tables)
     html = page.page(sources, tables, images, captions.report_facts(sources, tables))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html)

@@ -59,16 +59,19 @@ def as_svg(figure: Figure, note: str = "") -> str:
     with plt.rc_context(STYLE):  # matplotlib reads a part of the style when a figure is written
         if note:
             add_note(figure, note)
-        figure.draw_without_rendering()
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
         figure.set_layout_engine("none")  # other files of the figure get the same layout
-        # `figure.savefig` would draw the figure twice, because of the layout engine.
+        # `figure.savefig` would draw the figure once more, because of the layout engine.
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     plt.close(figure)
     return text.getvalue()
 
 
-def save(figure: Figure, path: Path, note: str = "") -> None:
-    """Write the figure as SVG and PNG, with a note above its panels."""
-    path.with_suffix(".svg").write_text(as_svg(figure, note))
+def save(figure: Figure, path: Path, note: str = "") -> str:
+    """Write the figure as SVG and PNG, with a note above its panels; return the text of the SVG file."""
+    svg = as_svg(figure, note)
+    path.with_suffix(".svg").write_text(svg)
     with plt.rc_context(STYLE):
         FigureCanvasAgg(figure).print_png(path.with_suffix(".png"))
+    return svg

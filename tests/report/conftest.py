@@ -25,9 +25,11 @@ def rebuilt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Return the folder of a committed report, and a folder with everything that its sources give."""
     committed, out = ROOT / "docs/reports" / request.param, tmp_path_factory.mktemp(request.param)
 
-    def save_without_png(figure: Figure, path: Path, note: str = "") -> None:
-        path.with_suffix(".svg").write_text(style.as_svg(figure, note))
+    def save_without_png(figure: Figure, path: Path, note: str = "") -> str:
+        svg = style.as_svg(figure, note)
+        path.with_suffix(".svg").write_text(svg)
         path.with_suffix(".png").touch()  # no test reads it
+        return svg
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "save", save_without_png)

@@ -5,21 +5,20 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
-from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from nested_reft.cli import app
 from nested_reft.config import layout
 from nested_reft.errors import UserError
-from nested_reft.report import build, style
-from nested_reft.report.build import write_page
+from nested_reft.report import build, page, style
+from nested_reft.report.build import draw_figure, write_page
 from nested_reft.report.figures import figures_of_study
-from nested_reft.report.figures.accuracy import forest
+from nested_reft.report.figures.common import Tables
 from nested_reft.report.sources import Sources, read_sources
 from tests import synthetic
 from tests.conftest import ROOT
@@ -55,9 +54,9 @@ def test_the_page_alone_is_that_of_the_whole_report_and_draws_no_png(made_up, tm
 def test_the_yaml_of_a_study_is_settings_enough(tmp_path, monkeypatch):
     """As for a study with missing runs, which Snakemake would not analyse. Only the figure that leads is drawn."""
 
-    def draw_forest(sources: Sources, tables: dict[str, pd.DataFrame]) -> list[tuple[str, Figure | str]]:
-        drawn = {"forest": forest(sources, tables)}
-        return [(name, drawn.get(name, "It is not drawn here.")) for name in figures_of_study(sources.config)]
+    def draw_forest(sources: Sources, tables: Tables, out: Path) -> dict[str, str]:
+        drawn = {name: draw_figure(name, sources, tables, out) for name in ("forest", page.NARROW_LEAD)}
+        return dict.fromkeys(figures_of_study(sources.config), "It is not drawn here.") | drawn
 
     monkeypatch.setattr(build, "draw_figures", draw_forest)
     study = synthetic.study(seeds=1, models=1, datasets=1)
