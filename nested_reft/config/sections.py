@@ -816,7 +816,7 @@ class Analysis(Section):
         gt=0,
     )
     speed_rounds: int = key(
-        12,
+        9,
         "The rounds of the measurement of speed: each samples one batch of completions at every skip ratio, on a "
         "machine that computes nothing else. 0 leaves the measurement out.",
         unit="rounds",
