@@ -177,6 +177,7 @@ def test_coverage_of_a_delta_of_three_seeds(seed_sd, delta):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # the tests of one and of three seeds above have smaller benchmarks
 @pytest.mark.parametrize("sizes", [(30, 83, 500, 272, 675), (200, 200, 200)])
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed_sd", [0.0, 0.1, 0.3, 1.0])
