@@ -174,6 +174,10 @@ MITIGATIONS: dict[str, Callable[[Tensor, SampledTokens, Parameters], Tensor]] = 
     "opsm": opsm,
 }
 
+# The mitigations that do not read the level of `nesting.ratio_level`: the loss has a level of its own for `base`, and
+# the others are defined by the ratio of a token or of a sequence.
+WITHOUT_LEVEL = ("base", "practical", "trace", "topr", "opsm")
+
 
 def check_mitigation(mitigation: str) -> None:
     """Raise a ValueError that names the choices, unless there is a mitigation of that name."""

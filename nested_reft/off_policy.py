@@ -95,6 +95,43 @@ def log_clipped_ratio(
     return log_ratio, torch.ones_like(log_ratio)
 
 
+def is_clipped(
+    log_ratio: torch.Tensor, advantages: torch.Tensor, training: Training
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where the loss clips its ratio from below and from above, so that the gradient of the token is 0.
+
+    Args:
+        log_ratio: the log of the ratio that the loss clips, (B, T) or (B, 1).
+        advantages: the advantages, (B, 1).
+        training: the clip range.
+    """
+    epsilon_high = training.epsilon if training.epsilon_high is None else training.epsilon_high
+    ratio = log_ratio.exp()
+    return (ratio < 1 - training.epsilon) & (advantages < 0), (ratio > 1 + epsilon_high) & (advantages > 0)
+
+
+def weights_in_loss(
+    batch: MicroBatch, mitigation: str, parameters: Nesting, training: Training, is_nested: bool
+) -> torch.Tensor:
+    """Return the weight (B, T) with which the gradient of each token enters the loss in the first update on a batch.
+
+    This is h(r). `base` has its ratio inside of the clip, which removes the gradient of a token also in the first
+    update. For other mitigations the ratio inside of the clip is 1 then.
+
+    Args:
+        batch: the micro-batch.
+        mitigation: the name of the mitigation.
+        parameters: its parameters, and the level of the ratio.
+        training: the settings of the loss.
+        is_nested: whether layers were skipped while sampling.
+    """
+    if mitigation != "base" or not is_nested:
+        return ratio_and_weights(batch, mitigation, parameters, is_nested)[1]
+    log_ratio, _ = log_clipped_ratio(batch, mitigation, training, is_nested)
+    low, high = is_clipped(log_ratio, batch["advantages"].unsqueeze(1), training)
+    return log_ratio.exp().masked_fill(low | high, 0.0)
+
+
 def clip_metrics(
     batches: Sequence[MicroBatch], mitigation: str, training: Training, is_nested: bool
 ) -> dict[str, float]:
@@ -111,13 +148,10 @@ def clip_metrics(
     """
     if training.algorithm == "grpo" and training.loss_type in ("sapo", "cispo"):
         return {}
-    epsilon_high = training.epsilon if training.epsilon_high is None else training.epsilon_high
     sums, shares = torch.zeros(3), []  # clipped below, clipped above, all
     for batch in batches:
         log_ratio, weights = log_clipped_ratio(batch, mitigation, training, is_nested)
-        ratio, advantages = log_ratio.exp(), batch["advantages"].unsqueeze(1)
-        low = (ratio < 1 - training.epsilon) & (advantages < 0)
-        high = (ratio > 1 + epsilon_high) & (advantages > 0)
+        low, high = is_clipped(log_ratio, batch["advantages"].unsqueeze(1), training)
         by_sequence = torch.stack(
             [(part * weights).sum(dim=1) for part in (low, high, torch.ones_like(low))]
         )  # (3, B)

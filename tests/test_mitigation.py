@@ -10,6 +10,7 @@ from nested_reft.config.sections import Nesting
 from nested_reft.mitigation import (
     MITIGATIONS,
     RATIO_LEVELS,
+    WITHOUT_LEVEL,
     SampledTokens,
     importance_ratio,
     scale_gradient,
@@ -182,3 +183,16 @@ def test_every_weight_is_counted_in_the_bin_around_it():
     weights = torch.tensor([1.0, 1.05, 0.95, 2.0, 1e9, 0.0])
     counts = dict(zip(WEIGHT_BINS, weight_counts(weights), strict=True))
     assert {center: count for center, count in counts.items() if count} == {1.0: 3, 2.0: 1, 16.0: 1, 1 / 16: 1}
+
+
+def test_the_mitigations_without_a_level_are_those_whose_weights_do_not_depend_on_it():
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.randn(6, 5, generator=generator)
+    pi = mu + 0.05 * torch.randn(6, 5, generator=generator)  # near enough that no mask drops everything
+    advantages = torch.tensor([1.0, -1.0]).repeat(3).unsqueeze(1)
+    tokens = SampledTokens(pi, mu, torch.ones(6, 5), advantages)
+    for mitigation in set(MITIGATIONS) - {"base"}:  # the trainer gives `base` to the loss, which has its own level
+        by_token, by_sequence = (
+            token_weights(mitigation, tokens, Nesting(ratio_level=level)) for level in ("token", "sequence")
+        )
+        assert torch.equal(by_token, by_sequence) == (mitigation in WITHOUT_LEVEL), mitigation

@@ -69,6 +69,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("", "analyse", stages.analyse, STAGES),
     ("", "layers", inspect.layers, INSPECTION),
     ("", "diagnose", inspect.diagnose, INSPECTION),
+    ("", "gradients", inspect.gradients, INSPECTION),
     ("", "sample", results.sample, INSPECTION),
     ("", "replay", results.replay, INSPECTION),
     ("", "grade", inspect.grade, INSPECTION),

@@ -1,4 +1,4 @@
-"""The commands that inspect models and completions: `layers`, `diagnose`, `grade`."""
+"""The commands that inspect models and completions: `layers`, `diagnose`, `gradients`, `grade`."""
 
 import json
 import sys
@@ -69,6 +69,36 @@ def diagnose(
     ranking = ", ".join(str(layer) for layer in diagnosis.rank_layers(found.by_layer))
     typer.echo(found.by_ratio.to_markdown(index=False, floatfmt=".4f"))
     typer.echo(f"\nLayers, from the smallest effect to the largest: {ranking}\nTables and figure: {out}")
+
+
+@options_of(stage_settings.GradientSettings)
+def gradients(
+    model: ModelArgument,
+    data: Data,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write to. One with batches of the same settings is gone on with.")
+    ] = Path("gradients"),
+    skip_ratios: SkipRatios = "0.05,0.10,0.15",
+    mitigations: Annotated[str, typer.Option(help="Mitigations, separated by commas, or `all`.")] = "all",
+    ratio_levels: Annotated[
+        str, typer.Option(help="Levels of the importance ratio, separated by commas, such as `token,sequence`.")
+    ] = "token",
+    **options: Any,
+) -> None:
+    """Measure bias and variance of the policy gradient of nested roll-outs under each mitigation, without training."""
+    lists = {"skip_ratios": read_ratios(skip_ratios), "ratio_levels": ratio_levels.split(",")}
+    if mitigations != "all":
+        lists["mitigations"] = mitigations.split(",")
+    settings = parse.parse_settings(stage_settings.GradientSettings, lists | options, parse.option_name)
+    check_out_folder(out)
+    apply_resource_limits()
+    from nested_reft.report.gradients import text
+    from nested_reft.stages import gradients as bench
+
+    table, correlations = bench.table_of(bench.arms_of(settings), bench.measure(model, data, settings, out))
+    bench.write_gradients(table, correlations, settings, out)
+    typer.echo(text(table, correlations))
+    typer.echo(f"\nTable and figure: {out}")
 
 
 def grade(

@@ -1,7 +1,7 @@
 """The settings of each stage, which Snakemake passes to the stage as JSON."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,11 @@ from nested_reft.config.sections import (
     Dtype,
     Evaluation,
     Lora,
+    Mitigation,
     Name,
     Nesting,
     Prompt,
+    RatioLevel,
     Sampler,
     Section,
     Seed,
@@ -25,6 +27,7 @@ from nested_reft.config.sections import (
 )
 from nested_reft.config.study import Run, Study
 from nested_reft.config.templates import TEMPLATES
+from nested_reft.mitigation import MITIGATIONS
 
 
 class PrepareBenchmarks(Section):
@@ -125,16 +128,13 @@ def settings_of(study: Study, stage: str, axes: Mapping[str, Any]) -> dict[str, 
     return {"run": run, **sections[stage], "prompt": study.prompt}
 
 
-class DiagnosisSettings(Section):
-    """Settings of `diagnose`; each key but `skip_ratios` is an option of the command."""
+class NestedSampling(Section):
+    """The settings that `diagnose` and `gradients` share: how completions are sampled from nested models."""
 
     skip_ratios: list[Annotated[float, Field(ge=0, lt=1)]] = key(
         [0.05, 0.10, 0.15], "Skip ratios to compare.", min_length=1
     )
     border: int = key(1, "b: only the layers i with b <= i < N-b can be skipped.", ge=1)
-    num_prompts: int = key(32, "Number of problems, taken from the start of the data.", ge=1)
-    num_generations: int = key(4, "Completions per problem for each draw of skipped layers.", ge=1)
-    num_draws: int = key(4, "Draws of skipped layers per ratio.", ge=1)
     max_completion_length: int = key(256, "Largest length of a completion in tokens.", ge=1)
     fixed_length: bool = key(True, "Whether the EOS tokens are banned, as in training.")
     batch_size: int = key(16, "Sequences that are sampled and scored at once.", ge=1)
@@ -145,3 +145,33 @@ class DiagnosisSettings(Section):
     )
     dtype: Dtype = key("float32", "Data type of the weights.")
     seed: Seed = key(0, "Seed of the skipped layers and of the samples.")
+
+
+class DiagnosisSettings(NestedSampling):
+    """Settings of `diagnose`; each key but `skip_ratios` is an option of the command."""
+
+    num_prompts: int = key(32, "Number of problems, taken from the start of the data.", ge=1)
+    num_generations: int = key(4, "Completions per problem for each draw of skipped layers.", ge=1)
+    num_draws: int = key(4, "Draws of skipped layers per ratio.", ge=1)
+
+
+class GradientSettings(NestedSampling):
+    """Settings of `gradients`; each key but the three lists is an option of the command."""
+
+    mitigations: list[Mitigation] = key(list(MITIGATIONS), "Mitigations to compare.", min_length=1)
+    ratio_levels: list[RatioLevel] = key(
+        ["token"], "Levels of the importance ratio, for the mitigations that read one.", min_length=1
+    )
+    num_batches: int = key(
+        32, "Batches of each arm. A second start with a larger number goes on with those that are missing.", ge=4
+    )
+    prompts_per_batch: int = key(8, "Problems of a batch, drawn from all problems of the data.", ge=1)
+    num_generations: int = key(8, "G: completions per problem.", ge=2)
+    reference_groups: int = key(4, "Groups of G completions per problem in a batch of the on-policy reference.", ge=1)
+    scale_rewards: Literal["group", "batch", "none"] = key(
+        "group", "The set of rewards whose standard deviation normalizes the advantage, as in training.", "TRL"
+    )
+    share_prompts: bool = key(
+        False, "Whether an update reads each prompt once for all of its completions, as `training.share_prompts`."
+    )
+    sketch_dimension: int = key(2**14, "Numbers that are kept of each gradient.", ge=2)

@@ -16,8 +16,7 @@ def log_probs(logits: torch.Tensor) -> torch.Tensor:
     return logits - logits.logsumexp(dim=-1, keepdim=True)
 
 
-@torch.no_grad()
-def completion_logits(
+def logits_with_graph(
     model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> list[torch.Tensor]:
     """Return the logits from which each token of the completions is sampled, one tensor (T, V) per completion.
@@ -39,3 +38,11 @@ def completion_logits(
         of_row[len(prompt) - 1 - start : len(sequence) - 1 - start]
         for prompt, sequence, of_row in zip(prompt_ids, sequences, logits, strict=True)
     ]
+
+
+@torch.no_grad()
+def completion_logits(
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """Return the same logits without a graph."""
+    return logits_with_graph(model, prompt_ids, completion_ids)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nested_reft.config.sections import BenchmarkSource
-from nested_reft.config.stage_settings import DiagnosisSettings
+from nested_reft.config.stage_settings import DiagnosisSettings, NestedSampling
 from nested_reft.data.formats import benchmark_row
 from nested_reft.data.prompts import format_prompt
 from nested_reft.data.sources import Row, parsed_rows
@@ -82,11 +82,9 @@ class Diagnosis(NamedTuple):
 
 
 class CompletionSampler:
-    """Samples completions for a diagnosis, in batches, from the model without its skipped layers."""
+    """Samples completions in batches from the model without its skipped layers, for a diagnosis or for gradients."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: DiagnosisSettings
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: NestedSampling) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.sampler = Sampler(settings.sampler)
         self.eos_token_ids = list(end_token_ids(model, tokenizer))
@@ -123,7 +121,7 @@ class CompletionSampler:
         return Rollouts(prompt_ids, completion_ids, logps)
 
 
-def groups_of_rows(model: PreTrainedModel, rollouts: Rollouts, settings: DiagnosisSettings) -> list[slice]:
+def groups_of_rows(model: PreTrainedModel, rollouts: Rollouts, settings: NestedSampling) -> list[slice]:
     """Return the rows that are scored at once: at most `batch_size` of them, and at most LOGITS_PER_FORWARD logits."""
     longest = max(len(prompt) + len(tokens) for prompt, tokens in zip(*rollouts[:2], strict=True))
     vocab_size = model.get_output_embeddings().weight.shape[0]
@@ -131,13 +129,13 @@ def groups_of_rows(model: PreTrainedModel, rollouts: Rollouts, settings: Diagnos
     return [slice(start, start + size) for start in range(0, len(rollouts.prompt_ids), size)]
 
 
-def vocabulary_logps(logits: torch.Tensor, settings: DiagnosisSettings) -> torch.Tensor:
+def vocabulary_logps(logits: torch.Tensor, settings: NestedSampling) -> torch.Tensor:
     """Return the log-probs (T, V) of the whole vocabulary from logits (T, V)."""
     return log_probs(logits.float() / settings.temperature)
 
 
 def divergences(
-    logits_of_mu: Sequence[torch.Tensor], log_pis: Sequence[torch.Tensor], settings: DiagnosisSettings
+    logits_of_mu: Sequence[torch.Tensor], log_pis: Sequence[torch.Tensor], settings: NestedSampling
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return KL(mu || pi) and 1 - TV(mu, pi) of each token's distribution, exact over the vocabulary, (tokens,) each.
 
@@ -157,7 +155,7 @@ def divergences(
 
 
 def score_set(
-    model: PreTrainedModel, skipped_layers: Sequence[int], rollouts: Rollouts, settings: DiagnosisSettings
+    model: PreTrainedModel, skipped_layers: Sequence[int], rollouts: Rollouts, settings: NestedSampling
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return log pi(a_t) - log mu(a_t) of all sampled tokens, and the `divergences` there, (tokens,) each.
 
@@ -274,8 +272,8 @@ def row_of_ratio(draws: Sequence[Draw]) -> dict[str, float]:
     return metrics_of(draws) | spread | {"reward_lowest": min(rewards), "reward_highest": max(rewards)}
 
 
-def load_for_diagnosis(
-    model_path: Path, settings: DiagnosisSettings
+def load_with_draws(
+    model_path: Path, settings: NestedSampling, num_draws: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[float, list[list[int]]]]:
     """Return the model, its tokenizer, and skip ratio -> the skipped layers of each draw, beginning with ratio 0.
 
@@ -293,17 +291,17 @@ def load_for_diagnosis(
         draws = {
             ratio: [
                 draw_skipped_layers(valid_layers, num_skipped(num_layers, ratio), settings.seed, step)
-                for step in range(settings.num_draws)
+                for step in range(num_draws)
             ]
             for ratio in ratios
         }
     except ValueError as error:
-        raise UserError(f"{model_path} cannot be diagnosed: {error}") from None
+        raise UserError(f"{model_path} cannot be nested: {error}") from None
     return model, tokenizer, draws
 
 
-def problems_in(data: Path, number: int) -> list[Row]:
-    """Return the first problems of a file in any format that a benchmark may have.
+def problems_in(data: Path, number: int | None) -> list[Row]:
+    """Return the first problems of a file in any format that a benchmark may have; None stands for all.
 
     Raises:
         UserError: the file is not JSON, or one of these rows has no problem or answer.
@@ -311,10 +309,17 @@ def problems_in(data: Path, number: int) -> list[Row]:
     return parsed_rows(BenchmarkSource(path=str(data), size=number), benchmark_row)
 
 
-def progress_bar(total: int, unit: str) -> tqdm:
-    """Return a bar with the time left; where it is not a terminal that shows it, it is written every ten seconds."""
+def progress_bar(total: int, unit: str, units: str, done: int = 0) -> tqdm:
+    """Return a bar with the time left; where it is not a terminal that shows it, it is written every ten seconds.
+
+    Args:
+        total: the number of units.
+        unit: the name of a unit.
+        units: the name of several units.
+        done: the number of units that an earlier process has finished.
+    """
     seconds = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit=unit, desc=f"{unit}s", mininterval=seconds, maxinterval=seconds)
+    return tqdm(total=total, initial=done, unit=unit, desc=units, mininterval=seconds, maxinterval=seconds)
 
 
 def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> Diagnosis:
@@ -325,7 +330,7 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> Diagn
             may be skipped.
     """
     rows = [row for row in problems_in(data, settings.num_prompts) for _ in range(settings.num_generations)]
-    model, tokenizer, layers_of_draws = load_for_diagnosis(model_path, settings)
+    model, tokenizer, layers_of_draws = load_with_draws(model_path, settings, settings.num_draws)
     valid_layers = skippable_layers(model, settings.border)
     prompts = [format_prompt(row["problem"], settings.template) for row in rows]
     problems = Problems(tokenizer(prompts)["input_ids"], [row["answer"] for row in rows])
@@ -333,7 +338,7 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> Diagn
     torch.manual_seed(settings.seed)  # sampler `generate` draws from the global random state
     # 1. Sample under random draws of layers.
     draws: dict[float, list[Draw]] = {ratio: [] for ratio in layers_of_draws}
-    with progress_bar(len(draws) * settings.num_draws, "draw") as progress:
+    with progress_bar(len(draws) * settings.num_draws, "draw", "draws") as progress:
         for ratio, sets in layers_of_draws.items():
             for step, skipped_layers in enumerate(sets):
                 draws[ratio].append(diagnose_set(sampler, skipped_layers, problems, step))
@@ -341,13 +346,13 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> Diagn
     # 2. Skip each layer alone.
     rollouts = draws[0.0][0].rollouts
     groups = groups_of_rows(model, rollouts, settings)
-    with progress_bar(len(groups) * len(valid_layers), "layer") as progress:
+    with progress_bar(len(groups) * len(valid_layers), "layer", "layers") as progress:
         by_layer = layer_kls(model, valid_layers, rollouts, settings, progress.update)
     layer_table = pd.DataFrame(by_layer.items(), columns=["layer", "kl"])
     # 3. Sample without the layers that matter least alone.
     ranked, lowest = rank_layers(layer_table), dict[float, Draw]()
     skipping = {ratio: len(of_ratio[0].skipped_layers) for ratio, of_ratio in draws.items() if ratio}
-    with progress_bar(len(skipping), "lowest set") as progress:
+    with progress_bar(len(skipping), "lowest set", "lowest sets") as progress:
         for ratio, size in skipping.items():
             lowest[ratio] = diagnose_set(sampler, sorted(ranked[:size]), problems, settings.num_draws)
             progress.update()

@@ -2,10 +2,11 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from nested_reft.cli import app
-from nested_reft.config.stage_settings import DiagnosisSettings
+from nested_reft.config.stage_settings import DiagnosisSettings, GradientSettings
 from nested_reft.errors import UserError
 
 RUNNER = CliRunner()
@@ -20,12 +21,13 @@ def test_layers_prints_table_1():
     assert [line.split()[:2] for line in lines[3:]] == [["0.050", "1"], ["0.150", "4"]]
 
 
-def test_every_setting_of_a_diagnosis_is_an_option_with_the_same_default_and_help():
+@pytest.mark.parametrize(("command", "section"), [("diagnose", DiagnosisSettings), ("gradients", GradientSettings)])
+def test_every_setting_is_an_option_with_the_same_default_and_help(command, section):
     import typer
 
-    options = {option.name: option for option in typer.main.get_command(app).commands["diagnose"].params}
-    for name, field in DiagnosisSettings.model_fields.items():
-        if name != "skip_ratios":
+    options = {option.name: option for option in typer.main.get_command(app).commands[command].params}
+    for name, field in section.model_fields.items():
+        if name not in ("skip_ratios", "mitigations", "ratio_levels"):
             assert options[name].default == field.default
             assert options[name].help == field.description
 

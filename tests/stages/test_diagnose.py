@@ -120,7 +120,7 @@ def test_samples_follow_the_seed_and_an_engine_s_not_the_batch_size(sampler, sma
 
 
 def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(data):
-    with pytest.raises(UserError, match=r"cannot be diagnosed: 28 layers cannot be skipped where only 26 may be"):
+    with pytest.raises(UserError, match=r"cannot be nested: 28 layers cannot be skipped where only 26 may be"):
         diagnosis.diagnose(TINY, data, DiagnosisSettings(skip_ratios=[0.99]))
 
 
