@@ -219,7 +219,7 @@ def test_a_study_in_a_clone_leaves_git_clean_and_follows_the_code(smoke_study, s
 
 
 @pytest.mark.slow
-@pytest.mark.nightly  # the test above takes the results of a finished study, and that of kills makes a part of one again
+@pytest.mark.nightly  # the test above takes the results of a finished study, and that of kills repeats a part of one
 def test_a_whole_study_in_a_clone_gives_the_same_bytes(smoke_study, study_of_clone):
     clone, study = study_of_clone
     study()

@@ -24,7 +24,7 @@ def rejections(sizes, cells, seeds, seed_sd, repeats, slope=0.0) -> tuple[float,
         scores, benchmarks = draw_cells(rng, sizes, cells, seeds, seed_sd, slope)
         trend = pooled_trend([cell_slope(cell, SHARES, benchmarks) for cell in scores], benchmarks, LEVEL)
         averages = [macro_average(cell, benchmarks) for cell in scores]
-        # Each study draws its own permutations: 400 of them place the limit of significance with an error of their own.
+        # Each study draws its own permutations: 400 place the limit of significance with an error of their own.
         found += [trend.p < 0.05, ordering_test(averages, SHARES, resamples=400, seed=repeat) < 0.05]
     return tuple(found / repeats)
 
