@@ -59,6 +59,8 @@ ESTIMATORS = DRAWN | {
     "topr": ("topr", "token"),
     "opsm": ("opsm", "token"),
 }
+# b, the share of the sequences that the whole model samples, with the mitigation `is` at the level `sequence`
+WHOLE_SHARES = (0.125, 0.25, 0.5)
 
 
 class Moments(NamedTuple):
@@ -107,10 +109,15 @@ def token_gradients(model: PreTrainedModel) -> torch.Tensor:
 
 
 def weights(
-    mitigation: str, level: str, logps: torch.Tensor, behavior_logps: torch.Tensor, advantages: torch.Tensor
+    mitigation: str,
+    level: str,
+    logps: torch.Tensor,
+    behavior_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    whole_share: float = 0.0,
 ) -> torch.Tensor:
     """Return h (S, T), as the trainer computes it, for advantages (S, 1) or (S, T)."""
-    tokens = SampledTokens(logps.detach(), behavior_logps, torch.ones_like(logps), advantages)
+    tokens = SampledTokens(logps.detach(), behavior_logps, torch.ones_like(logps), advantages, whole_share)
     return token_weights(mitigation, tokens, PARAMETERS.model_copy(update={"ratio_level": level}))
 
 
@@ -145,15 +152,20 @@ def moments(
     model: PreTrainedModel,
     gradients: torch.Tensor,
     advantages: torch.Tensor = TERMINAL_ADVANTAGES,
+    whole_share: float = 0.0,
 ) -> Moments:
-    """Return bias and standard deviation of the estimator, by enumeration of skipped layers and sequences."""
+    """Return bias and standard deviation of the estimator, by enumeration of skipped layers and sequences.
+
+    With a whole share b, a sequence is from the whole model with the probability b, and else from the nested one.
+    """
     logps, behaviors = policies(model, k)
     exact = exact_gradient(logps, gradients, advantages)
     products = torch.einsum("stp,sup->stu", gradients, gradients)  # of the gradients of two tokens of a sequence
     expected, square = torch.zeros_like(logps), 0.0  # the expected weight of each token, the expected squared norm
     for behavior in behaviors:
-        weight = advantages * weights(mitigation, level, logps, behavior, advantages)  # (S, T)
-        probability = behavior.sum(1).exp() / len(behaviors)  # of the skipped layers and the sequence, (S,)
+        weight = advantages * weights(mitigation, level, logps, behavior, advantages, whole_share)  # (S, T)
+        of_sequence = whole_share * logps.sum(1).exp() + (1 - whole_share) * behavior.sum(1).exp()  # (S,)
+        probability = of_sequence / len(behaviors)  # of the skipped layers and the sequence, (S,)
         expected += probability.unsqueeze(1) * weight
         square += torch.einsum("s,st,stu,su->", probability, weight, products, weight).item()
     mean = torch.einsum("st,stp->p", expected, gradients)
@@ -223,6 +235,12 @@ def draw(path: Path) -> None:
                 style |= {"linewidth": 5, "markersize": 9, "alpha": 0.4}
             for axis, values in zip(axes, zip(*found, strict=True), strict=True):
                 axis.plot(ratios, values, label=name, **style)
+        for share in WHOLE_SHARES:
+            found = [moments(k, "is", "sequence", model, gradients, whole_share=share) for k in range(5)]
+            print(
+                f"whole_share {share:<11g}",
+                *(f"k={k}: bias {m.bias:.3f} sd {m.standard_deviation:.2f}" for k, m in enumerate(found)),
+            )
         print(answer_about_the_prefix(model, gradients))
         axes[0].set_title("bias of the gradient")
         axes[1].set_title("standard deviation of the gradient")

@@ -9,11 +9,15 @@ of the field. Here pi is the policy at the time of sampling. Where a batch is re
 loss has a second ratio, rho = pi_now / pi, which it clips; h multiplies the gradient outside of that clip. Only
 `base` has a single ratio, pi_now / mu = rho r, and clips it: mu is passed to TRL as the old policy.
 
+With the config key `nesting.whole_share`, the whole model samples a share b of the completions, and r is the ratio to
+the mixture b pi + (1 - b) mu, at every level and in every mitigation.
+
 The functions use methods of tensors only, so that the config can read the names below without importing torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -46,7 +50,34 @@ def num_tokens(mask: Tensor) -> Tensor:
     return mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def importance_ratio(per_token_logps: Tensor, sampling_per_token_logps: Tensor, mask: Tensor, level: str) -> Tensor:
+def ratio_to_mixture(log_ratio: Tensor, whole_share: float) -> Tensor:
+    """Return the log of pi / (b pi + (1 - b) mu) from log pi - log mu, elementwise; it is at most -log b.
+
+    This is the weight of the balance heuristic (Veach and Guibas, 1995) for samples of which a share b is from pi and
+    the rest from mu, whichever of the two a sample is from. It is bounded by 1/b at every level of the ratio. The
+    gradient is unbiased at the level `sequence`, where the mixture is that of whole completions, as they are sampled,
+    for an advantage that does not depend on the other completions. At the other levels the ratio has the same bound,
+    and a bias as without a mixture.
+
+    Args:
+        log_ratio: log pi - log mu, of any shape.
+        whole_share: b, at least 0 and below 1. With 0, the result is `log_ratio` itself.
+    """
+    if whole_share == 0:
+        return log_ratio
+    return -log_ratio.new_tensor(math.log(whole_share)).logaddexp(math.log1p(-whole_share) - log_ratio)
+
+
+def mixture_logps(logps: Tensor, behavior_logps: Tensor, whole_share: float) -> Tensor:
+    """Return log(b pi + (1 - b) mu) from log pi and log mu, of tokens or of sequences; with b = 0 it is log mu."""
+    if whole_share == 0:
+        return behavior_logps
+    return logps - ratio_to_mixture(logps - behavior_logps, whole_share)
+
+
+def importance_ratio(
+    per_token_logps: Tensor, sampling_per_token_logps: Tensor, mask: Tensor, level: str, whole_share: float = 0.0
+) -> Tensor:
     """Return the ratio r (B, T), detached from the graph.
 
     Args:
@@ -55,9 +86,10 @@ def importance_ratio(per_token_logps: Tensor, sampling_per_token_logps: Tensor, 
         mask: 1 for a token and 0 for padding, (B, T).
         level: a name of `RATIO_LEVELS`. A ratio of the whole sequence is repeated for each of its tokens. Only the
             product over the sequence makes the gradient of a reward of the whole sequence unbiased (Theorem 1).
+        whole_share: b, the share of the completions that are samples of pi; the ratio is that to the mixture.
     """
     log_ratio = (per_token_logps.detach() - sampling_per_token_logps) * mask
-    of_level = RATIO_LEVELS[level](log_ratio, mask).expand_as(log_ratio)
+    of_level = ratio_to_mixture(RATIO_LEVELS[level](log_ratio, mask), whole_share).expand_as(log_ratio)
     return of_level.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
 
 
@@ -68,10 +100,13 @@ class SampledTokens(NamedTuple):
     sampling_per_token_logps: Tensor  # log mu(a_t), (B, T)
     mask: Tensor  # 1 for a token and 0 for padding, (B, T)
     advantages: Tensor  # A, (B, 1) or (B, T)
+    whole_share: float = 0.0  # b, the share of the completions that the whole model has sampled
 
     def ratio(self, level: str) -> Tensor:
-        """Return the ratio r (B, T) at a level."""
-        return importance_ratio(self.per_token_logps, self.sampling_per_token_logps, self.mask, level)
+        """Return the ratio r (B, T) at a level, to the mixture if the whole model has sampled a share."""
+        return importance_ratio(
+            self.per_token_logps, self.sampling_per_token_logps, self.mask, level, self.whole_share
+        )
 
 
 # ---- the mitigations ----------------------------------------------------------------------------
@@ -150,11 +185,12 @@ def topr(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor
 
 
 def opsm(ratio: Tensor, tokens: SampledTokens, parameters: Parameters) -> Tensor:
-    """h(r, A) = 0 if A < 0 and the mean of log mu - log pi over the sequence is above delta, else 1.
+    """h(r, A) = 0 if A < 0 and the mean of -log r, which is log mu - log pi, is above delta, else 1.
 
     Off-policy sequence masking (DeepSeek-V3.2, 2025), as `get_off_policy_mask` of TRL 1.16.
     """
-    divergence = (tokens.sampling_per_token_logps - tokens.per_token_logps) * tokens.mask
+    log_ratio = tokens.per_token_logps - tokens.sampling_per_token_logps
+    divergence = -ratio_to_mixture(log_ratio, tokens.whole_share) * tokens.mask
     mean = divergence.sum(dim=1, keepdim=True) / num_tokens(tokens.mask)
     return ratio.new_ones(ratio.shape) * ((tokens.advantages >= 0) | (mean <= parameters.opsm_threshold))
 

@@ -1,11 +1,12 @@
-"""Which layers the behavior policy skips: Definitions 1-3 of the paper, as arithmetic.
+"""Which layers the behavior policy skips: Definitions 1-3 of the paper, as arithmetic, and for which completions.
 
 The behavior policy is the target model without a random subset of its layers. The subset is a pure function of
 (seed, step), so that every rank and every resumed run draws the same one, and no global random state changes.
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def num_skipped(num_layers: int, skip_ratio: float) -> int:
@@ -37,6 +38,39 @@ def draw_skipped_layers(valid: Sequence[int], k: int, seed: int, step: int) -> l
     if k > len(valid):
         raise ValueError(f"{k} layers cannot be skipped where only {len(valid)} may be; lower skip_ratio or border")
     return sorted(random.Random(f"nested-reft/{seed}/{step}").sample(list(valid), k))
+
+
+def num_whole(whole_share: float, num_generations: int) -> int:
+    """Return how many of the G completions of a prompt are sampled without skipping: b G, where b is the share.
+
+    Raises:
+        ValueError: if b G is not a whole number from 1 to G - 1, unless b is 0; the message names the nearest shares.
+    """
+    wanted = whole_share * num_generations
+    if whole_share and not (abs(wanted - round(wanted)) < 1e-4 and 0 < round(wanted) < num_generations):
+        largest = max(1, num_generations - 1)
+        nearest = sorted({min(max(count, 1), largest) for count in (math.floor(wanted), math.ceil(wanted))})
+        raise ValueError(
+            f"whole_share {whole_share:g} is {wanted:.4g} of the {num_generations} completions of a prompt, which is "
+            f"not a whole number from 1 to {num_generations - 1}; set it to 0 or "
+            + " or ".join(f"{count / num_generations:.6g} ({count})" for count in nearest)
+        )
+    return round(wanted)
+
+
+def sampled_whole(rows: Iterable[int], whole_share: float, num_generations: int) -> list[bool]:
+    """Return for each row of a roll-out whether it is sampled without skipping: the first b G rows of each prompt.
+
+    The allocation is fixed, so that each prompt has its share, and every rank and every resumed run knows it.
+
+    Args:
+        rows: the indices of completions among those of all processes, where the G completions of a prompt are
+            neighbors.
+        whole_share: b.
+        num_generations: G.
+    """
+    count = num_whole(whole_share, num_generations)
+    return [row % num_generations < count for row in rows]
 
 
 def bounds(num_layers: int, k: int, layer_parameters: int, lm_head_parameters: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ under the names of TRL:
     per_token_logps           log pi_now, at the time of the step; missing where it is log pi, (B, T)
     completion_mask           1 for a token and 0 for padding, (B, T)
     advantages                the advantage of each completion, (B,)
+    is_whole                  whether the whole model has sampled the completion, (B,); missing where none is
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from nested_reft.config.sections import Nesting, Training
-from nested_reft.mitigation import SampledTokens, token_weights
+from nested_reft.mitigation import SampledTokens, mixture_logps, token_weights
 from nested_reft.off_policy_metrics import mean, off_policy_metrics, weight_counts
 
 MicroBatch = Mapping[str, torch.Tensor]
@@ -29,7 +30,7 @@ def ratio_and_weights(
     Args:
         batch: the micro-batch, which may be on any device.
         mitigation: the name of the mitigation.
-        parameters: its parameters, and the level of the ratio.
+        parameters: its parameters, the level of the ratio, and the share of the whole model.
         is_nested: whether layers were skipped while sampling. Otherwise mu is pi up to rounding, and no token is
             weighted.
     """
@@ -38,6 +39,7 @@ def ratio_and_weights(
         batch["sampling_per_token_logps"],
         batch["completion_mask"],
         batch["advantages"].unsqueeze(1),
+        parameters.whole_share if is_nested else 0.0,
     )
     ratio = tokens.ratio(parameters.ratio_level)
     return ratio, token_weights(mitigation, tokens, parameters) if is_nested else torch.ones_like(ratio)
@@ -48,12 +50,14 @@ def metrics_of_step(
 ) -> tuple[dict[str, float], list[int]]:
     """Return the off-policy metrics of a step, and how many of its tokens have a weight in each bin.
 
-    Without a token, because all are masked, there are no metrics. In `frac_dropped_sequences` all weights are 0.
+    How far mu is from pi is measured on the completions that the nested model has sampled, and the weights on all.
+    Without a token of the nested model, for example because all are masked, there are no metrics. In
+    `frac_dropped_sequences` all weights are 0.
 
     Args:
         batches: the micro-batches of the step.
         mitigation: the name of the mitigation.
-        parameters: its parameters, and the level of the ratio.
+        parameters: its parameters, the level of the ratio, and the share of the whole model.
         is_nested: whether layers were skipped while sampling.
     """
     columns, dropped = [], []
@@ -61,17 +65,18 @@ def metrics_of_step(
         ratio, weights = ratio_and_weights(batch, mitigation, parameters, is_nested)
         log_ratio = batch["old_per_token_logps"] - batch["sampling_per_token_logps"]  # (B, T)
         mask = batch["completion_mask"].bool()
-        columns.append((log_ratio[mask], ratio[mask], weights[mask]))
+        of_mu = mask & ~batch["is_whole"].unsqueeze(1) if "is_whole" in batch else mask
+        columns.append((log_ratio[of_mu], ratio[mask], weights[mask]))
         dropped.append(((weights == 0) | ~mask).all(dim=1)[mask.any(dim=1)])  # (sequences with a token,)
     log_ratio, ratio, weights = (torch.cat(tensors) for tensors in zip(*columns, strict=True))  # (tokens,)
-    metrics = off_policy_metrics(log_ratio, ratio, weights) if len(ratio) else {}
+    metrics = off_policy_metrics(log_ratio, ratio, weights) if len(log_ratio) else {}
     if metrics:
         metrics["sampling/frac_dropped_sequences"] = mean(torch.cat(dropped).double())
     return metrics, weight_counts(weights)
 
 
 def log_clipped_ratio(
-    batch: MicroBatch, mitigation: str, training: Training, is_nested: bool
+    batch: MicroBatch, mitigation: str, training: Training, is_nested: bool, whole_share: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log of the ratio that the loss clips, and the weight of each of its entries in a mean.
 
@@ -79,19 +84,22 @@ def log_clipped_ratio(
 
     Args:
         batch: the micro-batch.
-        mitigation: the name of the mitigation; `base` puts mu in the place of the old policy.
+        mitigation: the name of the mitigation; `base` puts mu, or the mixture, in the place of the old policy.
         training: the algorithm and the level of the ratio.
         is_nested: whether layers were skipped while sampling.
+        whole_share: the share of the completions that the whole model has sampled.
     """
     mask, pi = batch["completion_mask"], batch["old_per_token_logps"]
     now = batch.get("per_token_logps", pi)
-    old = batch["sampling_per_token_logps"] if mitigation == "base" and is_nested else pi
+    mu = batch["sampling_per_token_logps"]
+    if training.algorithm == "rloo":
+        now, pi, mu = ((logps * mask).sum(dim=1, keepdim=True) for logps in (now, pi, mu))
+    old = mixture_logps(pi, mu, whole_share) if mitigation == "base" and is_nested else pi
+    log_ratio = now - old
     if training.algorithm == "grpo" and training.importance_sampling_level == "token":
-        return now - old, mask
+        return log_ratio, mask
     if training.algorithm == "grpo":
-        log_ratio = ((now - old) * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
-    else:
-        log_ratio = (now * mask).sum(dim=1, keepdim=True) - (old * mask).sum(dim=1, keepdim=True)
+        log_ratio = (log_ratio * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
     return log_ratio, torch.ones_like(log_ratio)
 
 
@@ -127,13 +135,13 @@ def weights_in_loss(
     """
     if mitigation != "base" or not is_nested:
         return ratio_and_weights(batch, mitigation, parameters, is_nested)[1]
-    log_ratio, _ = log_clipped_ratio(batch, mitigation, training, is_nested)
+    log_ratio, _ = log_clipped_ratio(batch, mitigation, training, is_nested, parameters.whole_share)
     low, high = is_clipped(log_ratio, batch["advantages"].unsqueeze(1), training)
     return log_ratio.exp().masked_fill(low | high, 0.0)
 
 
 def clip_metrics(
-    batches: Sequence[MicroBatch], mitigation: str, training: Training, is_nested: bool
+    batches: Sequence[MicroBatch], mitigation: str, training: Training, is_nested: bool, whole_share: float = 0.0
 ) -> dict[str, float]:
     """Return TRL's metrics of the clip for the micro-batches that the ranks compute at the same time.
 
@@ -145,12 +153,13 @@ def clip_metrics(
         mitigation: the name of the mitigation.
         training: the algorithm, the level of the ratio and the clip range.
         is_nested: whether layers were skipped while sampling.
+        whole_share: the share of the completions that the whole model has sampled.
     """
     if training.algorithm == "grpo" and training.loss_type in ("sapo", "cispo"):
         return {}
     sums, shares = torch.zeros(3), []  # clipped below, clipped above, all
     for batch in batches:
-        log_ratio, weights = log_clipped_ratio(batch, mitigation, training, is_nested)
+        log_ratio, weights = log_clipped_ratio(batch, mitigation, training, is_nested, whole_share)
         low, high = is_clipped(log_ratio, batch["advantages"].unsqueeze(1), training)
         by_sequence = torch.stack(
             [(part * weights).sum(dim=1) for part in (low, high, torch.ones_like(low))]

@@ -30,7 +30,7 @@ def off_policy_metrics(log_ratio: Tensor, ratio: Tensor, weights: Tensor) -> dic
     """Return how far the behavior policy is from the target policy, on the tokens of one step.
 
     Args:
-        log_ratio: log r_t = log pi(a_t) - log mu(a_t) of each token, not clamped, (tokens,).
+        log_ratio: log pi(a_t) - log mu(a_t) of each token that mu has sampled, not clamped, (tokens of mu,).
         ratio: the ratio that the mitigation was applied to, of the token or of its sequence, (tokens,).
         weights: h, the ratio after mitigation and before any clip of the loss, (tokens,).
 

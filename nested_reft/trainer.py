@@ -5,6 +5,7 @@ TRL calls the hooks in this order; the right column has the attributes that a ho
     training_step                              for each micro-batch
     |  _generate_and_score_completions         where a new generation batch is due
     |  |  _generate_single_turn                sample from the nested model        -> _behavior_logps: log mu
+    |  |                                       and a share from the whole model    -> _is_whole
     |  |  _get_per_token_logps_and_entropies   only if TRL scores the batch        -> _target_logps: log pi
     |  |  _calculate_rewards                   keep the rewards                      -> _rewards
     |  |  (TRL computes advantages)
@@ -17,8 +18,9 @@ TRL calls the hooks in this order; the right column has the attributes that a ho
     |  |  (TRL reads the copied inputs and computes the loss)
     |  step_metrics                            after the last micro-batch of an optimizer step
 
-No forward is added to TRL's. With no layer skipped, the behavior policy is the target policy: the training is that
-of stock TRL, bit for bit with sampler `generate`. The ratio is then only logged, and shows the numerical noise.
+No forward is added to TRL's, but with `whole_share` that of log mu. With no layer skipped, the behavior policy is the
+target policy: the training is that of stock TRL, bit for bit with sampler `generate`. The ratio is then only logged,
+and shows the numerical noise.
 """
 
 import copy
@@ -42,17 +44,18 @@ from trl.trainer.utils import RepeatSampler, pad
 
 from nested_reft.config.sections import Nesting
 from nested_reft.errors import NestingError
-from nested_reft.mitigation import check_mitigation, scale_gradient
+from nested_reft.mitigation import check_mitigation, mixture_logps, scale_gradient
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
 from nested_reft.model.shared_prompts import check_shared_prompts, pack
-from nested_reft.nesting import draw_skipped_layers, num_skipped
+from nested_reft.nesting import draw_skipped_layers, num_skipped, sampled_whole
 from nested_reft.off_policy import MicroBatch, metrics_of_step, ratio_and_weights
 from nested_reft.rollout.generate import refuse_filters
+from nested_reft.rollout.mixture import sample_mixture, sampler_of_whole
 from nested_reft.rollout.sampler import Sampler
 
 # The tensors of a micro-batch that the off-policy metrics need, and those that a record of the completions adds.
-METRIC_TENSORS = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask", "advantages")
+METRIC_TENSORS = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask", "advantages", "is_whole")
 COMPLETION_TENSORS = (
     *METRIC_TENSORS,
     "per_token_logps",
@@ -73,7 +76,8 @@ class NestedRollouts(_TRLTrainer):
         skip_ratio: x, the share of the model's layers that are skipped while sampling.
         border: b: only the layers i with b <= i < N-b are skipped.
         mitigation: a name of `nested_reft.mitigation.MITIGATIONS`, such as `retrace`.
-        nesting: the level of the ratio, and the parameters of the mitigations.
+        nesting: the level of the ratio, the parameters of the mitigations, and the share of the completions that the
+            whole model samples.
         sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
             faster.
         keep_completions: whether `micro_batches` also has the prompts, the completions and their rewards.
@@ -86,7 +90,7 @@ class NestedRollouts(_TRLTrainer):
 
     Raises:
         NestingError: for a model, or an argument of TRL, with which the ratio would be silently wrong.
-        ValueError: if there is no mitigation of that name.
+        ValueError: if there is no mitigation of that name, or if the share is not a whole number of completions.
     """
 
     def __init__(
@@ -115,11 +119,15 @@ class NestedRollouts(_TRLTrainer):
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
         self.valid_layers = skippable_layers(model, border)
         draw_skipped_layers(self.valid_layers, self.num_skipped, seed=0, step=0)  # fails now, not at the first step
+        sampled_whole((), self.nesting.whole_share, self.num_generations)  # fails now
+        self.whole_share = self.nesting.whole_share if self.num_skipped else 0.0
+        self.whole_sampler = sampler_of_whole(self.sampler) if self.whole_share else self.sampler
         # Under FSDP a rank holds a part of each weight, so it samples from a copy of its own.
         self._whole_model = whole_copy(self.model, self.sampler.dtype) if self.is_fsdp_enabled else None
         # State of the current generation batch.
         self.skipped_layers, self.sampled_at_step, self.prompts_sha256 = list[int](), 0, ""
         self._behavior_logps: list[list[float]] = []  # log mu of each completion
+        self._is_whole = list[bool]()  # whether the whole model has sampled each completion
         self._target_logps: torch.Tensor | None = None  # log pi (B, T), if TRL scores the batch
         self._rewards = torch.empty(0)  # of the completions of all ranks by each function (completions, functions)
         # State of the current optimizer step.
@@ -156,7 +164,8 @@ class NestedRollouts(_TRLTrainer):
         check_equal_layers(self.accelerator, self.sampled_at_step, self.skipped_layers)
         all_prompt_ids = gather_object(prompt_ids)  # those of rank 0 first, as one process would order them
         self.prompts_sha256 = hashlib.sha256(json.dumps(all_prompt_ids).encode()).hexdigest()
-        first_row = self.accelerator.process_index * len(prompt_ids)
+        rows = [self.accelerator.process_index * len(prompt_ids) + row for row in range(len(prompt_ids))]
+        self._is_whole = sampled_whole(rows, self.whole_share, self.num_generations)
         with (
             self.timed("generate"),
             unwrap_model_for_generation(
@@ -168,15 +177,19 @@ class NestedRollouts(_TRLTrainer):
         ):
             if self._whole_model is not None:
                 gather_weights(self.model, self._whole_model.to(self.accelerator.device))
-            completion_ids, self._behavior_logps = self.sampler.sample(
+            completion_ids, self._behavior_logps = sample_mixture(
+                self.sampler,
+                self.whole_sampler,
                 self._whole_model or model,
                 self.skipped_layers,
                 prompt_ids,
+                self._is_whole,
                 self.generation_config,
                 self.eos_token_ids,
                 self.args.seed,
                 self.sampled_at_step,
-                first_row,
+                rows,
+                self.args.per_device_train_batch_size,
             )
         self.generated_tokens += sum(map(len, completion_ids))
         return (completion_ids, None) if isinstance(self, GRPOTrainer) else completion_ids
@@ -193,6 +206,7 @@ class NestedRollouts(_TRLTrainer):
             batch["sampling_per_token_logps"] = padded.to(self.accelerator.device)  # (B, T)
             first = self.accelerator.process_index * len(padded)
             batch["rewards"] = self._rewards[first : first + len(padded)]  # (B, functions)
+            batch["is_whole"] = torch.tensor(self._is_whole, device=self.accelerator.device)  # (B,)
             if self._target_logps is not None:
                 batch["old_per_token_logps"] = self._target_logps
         return batch
@@ -256,9 +270,10 @@ class NestedRollouts(_TRLTrainer):
         if self.num_skipped == 0:
             return per_token_logps
         if self.mitigation == "base":
-            mask, sampling_per_token_logps = inputs["completion_mask"], inputs["sampling_per_token_logps"]
-            inputs["old_per_token_logps"] = sampling_per_token_logps  # read by GRPO, per token
-            inputs["old_logps"] = (sampling_per_token_logps * mask).sum(dim=1)  # read by RLOO, per sequence
+            names = ("completion_mask", "old_per_token_logps", "sampling_per_token_logps")
+            (mask, pi, mu), share = (micro_batch[name] for name in names), self.whole_share
+            inputs["old_per_token_logps"] = mixture_logps(pi, mu, share)  # read by GRPO, per token
+            inputs["old_logps"] = mixture_logps((pi * mask).sum(dim=1), (mu * mask).sum(dim=1), share)  # read by RLOO
             return per_token_logps
         _, weights = ratio_and_weights(micro_batch, self.mitigation, self.nesting, is_nested=True)
         return scale_gradient(per_token_logps, weights)

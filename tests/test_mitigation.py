@@ -1,5 +1,6 @@
 """The mitigations as functions; test_trainer.py has their gradients, test_theorem_1.py what they estimate."""
 
+import math
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from nested_reft.mitigation import (
     WITHOUT_LEVEL,
     SampledTokens,
     importance_ratio,
+    mixture_logps,
+    ratio_to_mixture,
     scale_gradient,
     token_weights,
 )
@@ -196,3 +199,31 @@ def test_the_mitigations_without_a_level_are_those_whose_weights_do_not_depend_o
             token_weights(mitigation, tokens, Nesting(ratio_level=level)) for level in ("token", "sequence")
         )
         assert torch.equal(by_token, by_sequence) == (mitigation in WITHOUT_LEVEL), mitigation
+
+
+def test_the_ratio_to_the_mixture_reads_as_its_formula():
+    log_ratio = torch.tensor([-300.0, -2.0, 0.0, 1.0, 300.0])
+    assert ratio_to_mixture(log_ratio, 0.0) is log_ratio
+    for share in (0.125, 0.5, 0.9):
+        expected = [math.exp(value) / (share * math.exp(value) + 1 - share) for value in log_ratio.tolist()]
+        assert ratio_to_mixture(log_ratio, share).exp().tolist() == pytest.approx(expected)
+        pi, mu = torch.tensor([-0.1, -3.0]), torch.tensor([-2.0, -0.2])
+        mixture = share * pi.exp() + (1 - share) * mu.exp()
+        assert torch.allclose(mixture_logps(pi, mu, share), mixture.log())
+
+
+@pytest.mark.parametrize("level", RATIO_LEVELS)
+def test_with_a_share_of_the_whole_model_every_ratio_is_bounded_at_every_level(level):
+    tokens = sampled([30.0, 0.2, 10.0, 50.0, 1.0], mask=[1, 1, 1, 1, 0])
+    without, share = tokens.ratio(level)[0], 0.25
+    found = tokens._replace(whole_share=share).ratio(level)[0]
+    assert torch.allclose(found, without / (share * without + 1 - share))
+    assert found.max() <= (1 + 1e-6) / share and (level == "prefix_min" or found[:4].max() > 2.4)
+
+
+def test_opsm_takes_the_mean_of_the_ratio_to_the_mixture():
+    """The mean of log mu - log pi is log 4; against a mixture of equal parts it is -log(0.25 / 0.625)."""
+    tokens = sampled([0.25, 0.25], advantage=-1.0)
+    for threshold, share, weight in ((1.3, 0.0, 0.0), (1.3, 0.5, 1.0), (0.93, 0.5, 1.0), (0.91, 0.5, 0.0)):
+        found = token_weights("opsm", tokens._replace(whole_share=share), Nesting(opsm_threshold=threshold))
+        assert found.tolist() == [[weight, weight]], (threshold, share)

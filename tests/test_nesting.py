@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nested_reft.model.layers import nested
-from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped, valid_layers
+from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped, num_whole, sampled_whole, valid_layers
 
 
 def test_table_1_of_the_paper():
@@ -32,6 +32,28 @@ def test_bounds_on_the_speed_up():
     assert bounds(28, 0, 100, 50) == (1.0, 1.0)
     assert bounds(28, 4, 100, 0) == (28 / 24, 28 / 24)
     assert bounds(28, 4, 100, 400) == (28 / 24, 32 / 28)
+
+
+def test_the_whole_model_samples_the_first_completions_of_each_prompt_on_any_rank():
+    assert sampled_whole(range(8), 0.25, 4) == [True, False, False, False] * 2
+    assert sampled_whole(range(3, 6), 0.5, 4) == [False, True, True]  # a rank whose rows begin within a group
+    assert sampled_whole(range(4), 0.0, 4) == [False] * 4
+    assert (num_whole(0.1, 10), num_whole(0.333333, 6), num_whole(0.875, 8)) == (1, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "nearest"),
+    [
+        (0.3, 8, r"0.3 is 2.4 of the 8 .*set it to 0 or 0.25 \(2\) or 0.375 \(3\)"),
+        (0.05, 8, r"0 or 0.125 \(1\)$"),
+        (0.99, 8, r"0 or 0.875 \(7\)$"),
+        (0.3, 2, r"0 or 0.5 \(1\)$"),
+        (0.3, 3, r"0 or 0.333333 \(1\)$"),
+    ],
+)
+def test_a_share_that_is_no_whole_number_of_completions_is_refused_with_the_nearest(share, size, nearest):
+    with pytest.raises(ValueError, match=nearest):
+        num_whole(share, size)
 
 
 def test_draws_are_a_pure_function_of_seed_and_step():

@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from nested_reft.config.sections import Nesting
 from nested_reft.errors import NestingError
 from nested_reft.grading.rewards import correctness
-from nested_reft.mitigation import MITIGATIONS, SampledTokens, token_weights
+from nested_reft.mitigation import MITIGATIONS, SampledTokens, importance_ratio, token_weights
 from nested_reft.model.layers import decoder_layers, nested
 from nested_reft.model.loading import load_model
 from nested_reft.nesting import draw_skipped_layers, valid_layers
@@ -244,6 +244,74 @@ def test_mitigations_are_what_stock_trl_makes_of_nested_samples(
     model = copy.deepcopy(small_model)
     stock = trained(make(reference(algorithm), copy.deepcopy(small_model), tmp_path, algorithm, arguments))
     assert equal(trained(ours(model, tmp_path, algorithm, 0.5, mitigation, arguments)), stock)
+
+
+# ---- a share of the completions from the whole model ----------------------------------------------
+
+
+def first_rollout(some_trainer):
+    """Return prompts, completions and log mu of the first roll-out, by row, and the skipped layers."""
+    seen = []
+    generate_turn = some_trainer._generate_single_turn
+
+    def generate_and_note(prompt_ids, *args):
+        generated = generate_turn(prompt_ids, *args)
+        seen.append((prompt_ids, generated[0], some_trainer._behavior_logps, some_trainer.skipped_layers))
+        return generated
+
+    some_trainer._generate_single_turn = generate_and_note
+    some_trainer.train()
+    return seen[0]
+
+
+def test_both_policies_draw_what_each_draws_alone_and_all_log_probs_are_those_of_the_nested_model(
+    small_model, tmp_path
+):
+    arguments = {"max_steps": 1, "learning_rate": 0.0}
+    rollouts = {}
+    for name, skip_ratio, share in (("nested", 0.5, 0.0), ("whole", 0.0, 0.0), ("mixture", 0.5, 0.25)):
+        chosen = Sampler("engine")
+        some_trainer = ours(small_model, tmp_path, "grpo", skip_ratio, "is", arguments, chosen, whole_share=share)
+        rollouts[name] = first_rollout(some_trainer)
+    prompts, completions, logps, skipped = rollouts["mixture"]
+    assert some_trainer._is_whole == [True, False, False, False] * 2
+    for row, is_whole in enumerate(some_trainer._is_whole):
+        assert completions[row] == rollouts["whole" if is_whole else "nested"][1][row]
+        ids = torch.tensor([prompts[row] + completions[row]])
+        with torch.no_grad(), nested(small_model, skipped):
+            scored = (small_model(ids).logits[0, len(prompts[row]) - 1 : -1] / 0.8).log_softmax(-1)
+        expected = scored.gather(1, torch.tensor(completions[row]).unsqueeze(1)).squeeze(1)
+        assert torch.allclose(torch.tensor(logps[row]), expected, atol=1e-5)
+    assert completions[0] != rollouts["nested"][1][0]
+
+
+@pytest.mark.parametrize(("algorithm", "mitigation"), [("grpo", "is"), ("rloo", "base")])
+def test_with_a_share_of_the_whole_model_no_weight_exceeds_its_inverse(algorithm, mitigation, small_model, tmp_path):
+    arguments, nesting = {"logging_steps": 1, "max_steps": 3}, {"ratio_level": "sequence", "whole_share": 0.5}
+    some_trainer = ours(small_model, tmp_path, algorithm, 0.5, mitigation, arguments, **nesting)
+    some_trainer.train()
+    rows = [row for row in some_trainer.state.log_history if "loss" in row]
+    assert max(row["sampling/importance_sampling_ratio/max"] for row in rows) <= 2 * (1 + 1e-6)
+    names = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask", "is_whole")
+    pi, mu, mask, is_whole = (torch.cat([batch[name] for batch in some_trainer.micro_batches]) for name in names)
+    assert importance_ratio(pi, mu, mask, "sequence").max() > 10  # without the mixture
+    assert is_whole.sum() == 4  # of the eight completions of a step
+    assert rows[-1]["sampling/kl"] == pytest.approx((mu - pi)[~is_whole][mask[~is_whole].bool()].mean().item())
+
+
+def test_without_a_skipped_layer_a_share_of_the_whole_model_is_stock_trl_bit_for_bit(small_model, tmp_path):
+    arguments = {"max_steps": 1}
+    stock = trained(make(GRPOTrainer, copy.deepcopy(small_model), tmp_path, "grpo", arguments))
+    assert equal(trained(ours(small_model, tmp_path, "grpo", 0.0, "is", arguments, whole_share=0.5)), stock)
+
+
+def test_a_share_that_cannot_be_sampled_is_refused(small_model, tmp_path):
+    with pytest.raises(ValueError, match=r"whole_share 0.3 is 1.2 of the 4 completions.*0 or 0.25 \(1\) or 0.5 \(2\)"):
+        ours(small_model, tmp_path, whole_share=0.3)
+    chosen = Sampler("engine")
+    chosen.kind = "vllm"
+    with pytest.raises(NestingError, match=r"the sampler vllm has an engine for one number of layers; set"):
+        ours(small_model, tmp_path, sampler=chosen, whole_share=0.5)
 
 
 # ---- a pretrained model ---------------------------------------------------------------------------
@@ -638,6 +706,18 @@ def test_the_share_that_a_mitigation_modifies(small_model, tmp_path, monkeypatch
         gradient(some_trainer, monkeypatch, 1.0)
         metrics = some_trainer.step_metrics()
         assert metrics["sampling/frac_modified_importance_sampling_ratio"] == pytest.approx(share), (mitigation, level)
+
+
+def test_the_gradient_with_a_share_of_the_whole_model_has_the_ratio_to_the_mixture(small_model, tmp_path, monkeypatch):
+    """2 r / (r + 1) with equal parts, in the loss's own clip with `base`, and of the sequence with RLOO."""
+    mixed = [2 * ratio / (ratio + 1) for ratio in RATIOS]
+    for mitigation, expected in (("is", mixed), ("base", [*mixed[:4], 0.0, 0.0])):
+        some_trainer = ours(small_model, tmp_path, "grpo", 0.5, mitigation, whole_share=0.5)
+        assert gradient(some_trainer, monkeypatch, 1.0) == pytest.approx(expected, abs=1e-4), mitigation
+    monkeypatch.undo()
+    some_trainer = ours(small_model, tmp_path, "rloo", 0.5, "base", whole_share=0.5)
+    product = [2 * 64 / 65] * 6
+    assert gradient(some_trainer, monkeypatch, -1.0, [2.0] * 6) == pytest.approx(product, abs=1e-3)
 
 
 def test_lambda_scales_retrace(small_model, tmp_path, monkeypatch):

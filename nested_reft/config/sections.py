@@ -29,6 +29,7 @@ from nested_reft.config.mirror import HUB_NAME, broken_link, is_fetched_revision
 from nested_reft.config.templates import TEMPLATES, read_template
 from nested_reft.embedded.problems import DATASETS
 from nested_reft.mitigation import MITIGATIONS, RATIO_LEVELS
+from nested_reft.nesting import num_whole
 
 PACKAGE = Path(__file__).parent.parent
 # In the folder of a model that was made from a GGUF file: the file, and the checksums of what was made from it.
@@ -400,7 +401,18 @@ class Prompt(Section):
 
 
 class Nesting(Section):
-    """The parameters of the mitigations."""
+    """The share of the whole model in the roll-outs, and the parameters of the mitigations."""
+
+    whole_share: float = key(
+        0.0,
+        "b: the share of the completions of each prompt that the whole model samples, while the nested model samples "
+        "the others. The ratio is then that to the mixture, pi / (b pi + (1-b) mu), which is at most 1/b. b times "
+        "`training.num_generations` must be a whole number. 0 samples all completions from the nested model.",
+        "paper",
+        ge=0,
+        lt=1,
+        exclude_if=lambda share: share == 0,  # the settings of studies without it stay as they were
+    )
 
     retrace_lambda: float = key(
         1.0,
@@ -439,6 +451,23 @@ class Nesting(Section):
         "sequence.",
         "paper",
     )
+
+
+def check_whole_share(nesting: Nesting, training: "Training") -> None:
+    """Check that the whole model samples a whole number of the completions of a prompt, with a sampler that can.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        num_whole(nesting.whole_share, training.num_generations)
+    except ValueError as error:
+        raise ValueError(f"has a section nesting whose {error}") from None
+    if nesting.whole_share and training.sampler == "vllm":
+        raise ValueError(
+            f"has nesting.whole_share {nesting.whole_share:g} with training.sampler vllm, which has an engine for one "
+            "number of layers; set nesting.whole_share to 0, or training.sampler to engine"
+        )
 
 
 class Lora(Section):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nested_reft.config.sections import (
     BenchmarkSource,
@@ -23,6 +23,7 @@ from nested_reft.config.sections import (
     Sft,
     Template,
     Training,
+    check_whole_share,
     key,
 )
 from nested_reft.config.study import Run, Study
@@ -66,6 +67,12 @@ class TrainStage(Section):
     training: Training
     nesting: Nesting
     prompt: Prompt
+
+    @model_validator(mode="after")
+    def groups_divide(self) -> "TrainStage":
+        """Refuse what the study refuses."""
+        check_whole_share(self.nesting, self.training)
+        return self
 
 
 class EvaluateStage(Section):

@@ -24,6 +24,7 @@ from nested_reft.config.sections import (
     Sft,
     Tracking,
     Training,
+    check_whole_share,
     key,
     local_folder,
     model_shape,
@@ -130,6 +131,12 @@ class Study(Section):
             if shape := self.models[name].shape:
                 for border in self.grid.border:
                     check_skip_ratios(name, shape, border, self.grid.skip_ratio)
+        return self
+
+    @model_validator(mode="after")
+    def groups_divide(self) -> "Study":
+        """Refuse a share of the whole model that is not a whole number of completions, and one that vLLM samples."""
+        check_whole_share(self.nesting, self.training)
         return self
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ def config_table(config: Mapping[str, Any]) -> pd.DataFrame:
         "grid": {name: field.default for name, field in Grid.model_fields.items() if not field.is_required()},
         "decontamination": Decontamination().model_dump(),
         "prompt": Prompt().model_dump(),
-        "nesting": Nesting().model_dump(),
+        "nesting": dict(Nesting()),  # with `whole_share`, which the settings have only if it is not 0
         "sft": Sft().model_dump(),
         "training": Training().model_dump(),
         "evaluation": Evaluation().model_dump(),

@@ -66,9 +66,8 @@ class RolloutEngine:
         step: int = 0,
         skipped: Sequence[int] = (),
         batch_size: int | None = None,
-        first_row: int = 0,
+        rows: Sequence[int] | None = None,
         on_finished: Callable[[int], object] = lambda num_finished: None,
-        row_step: int = 1,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sample one completion for each prompt.
 
@@ -79,9 +78,8 @@ class RolloutEngine:
             step: the optimizer step for which the skipped layers were drawn.
             skipped: the indices of the skipped layers.
             batch_size: the largest number of completions sampled at once, which bounds memory; None means all.
-            first_row: the index of the first prompt among the prompts of all processes.
+            rows: the index of each prompt among the prompts of all processes; None means 0, 1, 2, ...
             on_finished: called with the number of completions that have just ended.
-            row_step: the difference between the indices of two neighboring prompts.
 
         Returns:
             The completions, each up to and including its first EOS token, and log mu(a_t) of their tokens in nats.
@@ -92,7 +90,7 @@ class RolloutEngine:
             self.sync_weights()
         interval = self.eos_check_interval(sampling)
         batch = BatchRows(prompt_ids, sampling, positions, interval)
-        rows = range(first_row, first_row + row_step * batch.output_size[0], row_step)
+        rows = [*(range(len(prompt_ids)) if rows is None else rows), 0]  # the last is that of idle rows
         uniforms = self.uniforms(seed, step, rows, batch.output_size[1], sampling)
         with self.layers_replaced(skipped):
             while not batch.is_done:

@@ -50,7 +50,7 @@ class Sampler:
         eos_token_ids: list[int],
         seed: int,
         step: int,
-        first_row: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sample one completion for each prompt from the model without its skipped layers.
 
@@ -65,7 +65,7 @@ class Sampler:
             eos_token_ids: every token that ends a completion.
             seed: the seed of the run.
             step: the optimizer step for which the skipped layers were drawn.
-            first_row: the index of the first prompt among the prompts of all processes.
+            rows: the index of each prompt among the prompts of all processes; None means 0, 1, 2, ...
 
         Returns:
             B completions, each up to and including its first EOS token, and for each of their tokens log mu(a_t).
@@ -89,14 +89,14 @@ class Sampler:
             )
         if self.kind == "vllm":
             engine = self.vllm_engine_for(model, skipped, prompt_ids, sampling)
-            return engine.sample(prompt_ids, sampling, seed, step, skipped, first_row)
+            return engine.sample(prompt_ids, sampling, seed, step, skipped, rows)
         if self.kind != "generate" and self.engine is None:
             self.engine = engine_for(model, self.kind, prompt_ids, sampling, skipped=skipped, dtype=self.dtype)
             self.kind = sampler_name(self.engine)
         if self.engine is None:
             with nested(model, skipped), torch.no_grad():
                 return sample_by_generate(model, prompt_ids, generation_config, eos_token_ids)
-        return self.engine.sample(prompt_ids, sampling, seed, step, skipped, first_row=first_row)
+        return self.engine.sample(prompt_ids, sampling, seed, step, skipped, rows=rows)
 
     def vllm_engine_for(
         self,

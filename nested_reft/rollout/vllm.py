@@ -272,7 +272,7 @@ class NestedVllmEngine(VllmEngine):
         seed: int,
         step: int,
         skipped: Sequence[int],
-        first_row: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sample one completion for each prompt from the current weights without the skipped layers.
 
@@ -282,7 +282,7 @@ class NestedVllmEngine(VllmEngine):
             seed: the seed of the run.
             step: the optimizer step for which the skipped layers were drawn.
             skipped: the indices of the k skipped layers.
-            first_row: the index of the first prompt among the prompts of all processes.
+            rows: the index of each prompt among the prompts of all processes; None means 0, 1, 2, ...
 
         Returns:
             The completions, each up to and including its first EOS token, and log mu(a_t) of their tokens in nats.
@@ -294,8 +294,7 @@ class NestedVllmEngine(VllmEngine):
             torch.cuda.empty_cache()
             self.llm.wake_up()
         self.push(skipped)
-        rows = range(first_row, first_row + len(prompt_ids))
-        sampled = self.complete(prompt_ids, sampling, seed, step, rows)
+        sampled = self.complete(prompt_ids, sampling, seed, step, range(len(prompt_ids)) if rows is None else rows)
         if self.sleeps:
             self.llm.sleep(level=2)  # the weights need not be kept, since each roll-out pushes them
         return sampled

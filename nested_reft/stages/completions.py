@@ -75,6 +75,7 @@ def to_table(
         for name, rewards in zip(reward_names, batch["rewards"].T, strict=True):
             columns[f"rewards/{name}"] = pa.array(rewards.numpy(), pa.float32())
         columns["advantage"] = pa.array(batch["advantages"].float().numpy(), pa.float32())
+        columns["is_whole"] = pa.array(batch["is_whole"].numpy())
         columns["skipped_layers"] = pa.array([list(skipped_layers)] * size, pa.list_(pa.int32()))
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
@@ -92,6 +93,8 @@ def to_micro_batches(rows: pa.Table) -> list[dict[str, torch.Tensor]]:
     for start, end in pairwise(starts):
         part = rows.slice(start, end - start).combine_chunks()
         batch = {"advantages": torch.tensor(part["advantage"].to_numpy())}
+        if "is_whole" in part.column_names:  # a record of an earlier version lacks it
+            batch["is_whole"] = torch.tensor(part["is_whole"].to_numpy(zero_copy_only=False))
         for name in ("old_per_token_logps", "sampling_per_token_logps", "per_token_logps", "completion_mask"):
             if part[name].null_count == 0:
                 values = part[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)

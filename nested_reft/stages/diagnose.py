@@ -114,7 +114,7 @@ class CompletionSampler:
                 self.eos_token_ids,
                 self.settings.seed,
                 step,
-                first_row=start,
+                rows=range(start, start + len(batch)),
             )
             completion_ids += completions
             logps += batch_logps

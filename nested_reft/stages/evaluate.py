@@ -137,9 +137,8 @@ def open_sampler(
                 sampling,
                 settings.seed,
                 batch_size=settings.batch_size,
-                first_row=rows.start,
+                rows=rows,
                 on_finished=log_finished,
-                row_step=rows.step,
             )
         return merge_shares(gather(completions))
 

@@ -47,7 +47,10 @@ def replay_step(
     """
     metrics, counts = metrics_of_step(batches, mitigation, nesting, is_nested)
     per_rank = len(batches) // num_processes
-    clips = [clip_metrics(batches[index::per_rank], mitigation, training, is_nested) for index in range(per_rank)]
+    clips = [
+        clip_metrics(batches[index::per_rank], mitigation, training, is_nested, nesting.whole_share)
+        for index in range(per_rank)
+    ]
     for name in dict.fromkeys(name for clip in clips for name in clip):
         values = [clip[name] for clip in clips if name in clip]
         metrics[name] = sum(values) / len(values)  # TRL logs the mean over the micro-batches

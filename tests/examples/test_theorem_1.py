@@ -66,6 +66,14 @@ def test_by_enumeration(k, model, gradients):
     assert by_deviation[0] == "trace" and by_deviation[-2:] == ["is, prefix", "is, sequence"]
 
 
+def test_a_share_of_the_whole_model_is_unbiased_and_has_a_smaller_variance(model, gradients):
+    """With the ratio of the whole sequence; the ratio of a token remains biased."""
+    found = [toy.moments(2, "is", "sequence", model, gradients, whole_share=share) for share in (0, *toy.WHOLE_SHARES)]
+    assert max(moments.bias for moments in found) < 1e-9
+    assert [moments.standard_deviation for moments in found] == pytest.approx([34.33, 15.85, 13.43, 11.42], abs=0.01)
+    assert toy.moments(2, "is", "token", model, gradients, whole_share=0.25).bias > 0.5
+
+
 def test_the_prefix_ratio_is_unbiased_only_for_rewards_that_no_later_token_changes(model, gradients):
     first, second = toy.SEQUENCES[:, 0] == 2, toy.SEQUENCES[:, 1] == 4
     assert len(toy.PREFIX_ADVANTAGES[first, 0].unique()) == len(toy.PREFIX_ADVANTAGES[first & second, 1].unique()) == 1

@@ -49,7 +49,7 @@ def test_completions_depend_on_seed_step_and_row_and_not_on_the_batch(small_mode
     whole = engine.sample(prompts, sampling, seed=1, step=7)[0]
     assert engine.sample(prompts, sampling, seed=1, step=7, batch_size=5)[0] == whole
     assert RolloutEngine(small_model).sample(prompts, sampling, seed=1, step=7, batch_size=1)[0] == whole
-    shares = [engine.sample(prompts[rank::2], sampling, seed=1, step=7, first_row=rank, row_step=2) for rank in (0, 1)]
+    shares = [engine.sample(prompts[rank::2], sampling, 1, 7, rows=range(rank, len(prompts), 2)) for rank in (0, 1)]
     assert [shares[row % 2][0][row // 2] for row in range(len(prompts))] == whole
     assert engine.sample(prompts, sampling, seed=1, step=8)[0] != whole
     assert engine.sample(prompts, sampling, seed=2, step=7)[0] != whole

@@ -192,7 +192,7 @@ def test_completions_end_at_the_first_eos_token_and_depend_on_seed_step_and_row(
     assert all(end == [False] * (len(end) - 1) + [True] or (len(end) == 40 and not any(end)) for end in ends)
     assert sum(end[-1] for end in ends) > 5
     assert engine.sample(prompts, sampling, 1, 7, skipped)[0] == whole
-    assert engine.sample(prompts[6:], sampling, 1, 7, skipped, first_row=6)[0] == whole[6:]
+    assert engine.sample(prompts[6:], sampling, 1, 7, skipped, rows=range(6, len(prompts)))[0] == whole[6:]
     assert engine.sample(prompts, sampling, 1, 8, skipped)[0] != whole
     assert engine.sample(prompts, sampling, 2, 7, skipped)[0] != whole
     assert len({tuple(row) for row in whole[6:9]}) > 1  # rows of one prompt differ

@@ -82,3 +82,13 @@ def test_a_record_changes_nothing_and_replays_its_run_and_the_first_step_of_othe
         replayed(base, "base")
     with pytest.raises(UserError, match=r"without has no record of its completions; set training.log_completions to"):
         replayed(without, "base")
+
+
+def test_a_replay_of_the_mixture_is_that_of_its_run_bit_for_bit(tmp_path, data):
+    recorded = SMALL.model_copy(update={"log_completions": True, "max_steps": 1})
+    base = train_run(tmp_path / "base", data, 0.15, "base", recorded, Nesting(whole_share=0.5))
+    rows = replayed(base, "base")
+    assert rows == logged(base, rows)
+    table = pd.read_parquet(base / "completions")
+    assert table["is_whole"].sum() == 4 and (table.groupby("prompt")["is_whole"].sum() == 2).all()
+    assert max(map(max, table["token_weights"])) < 2

@@ -35,12 +35,15 @@ SMALL = Training(
 )
 
 
-def train_run(out, data, skip_ratio, mitigation, settings=SMALL):
+NESTING = Nesting()
+
+
+def train_run(out, data, skip_ratio, mitigation, settings=SMALL, nesting=NESTING):
     """Train one run as the stage does; return its folder."""
     run = Run(model="tiny-28", dataset="mixed", skip_ratio=skip_ratio, border=1, mitigation=mitigation, seed=0)
-    stage = TrainStage(run=run, training=settings, nesting=Nesting(), prompt=Prompt()).model_dump(mode="json")
+    stage = TrainStage(run=run, training=settings, nesting=nesting, prompt=Prompt()).model_dump(mode="json")
     record = StageRecord(out, "train", run.model_dump(), stage, {}, None, "test")
-    training.train(settings, Nesting(), Prompt(), run, TINY, data, record)
+    training.train(settings, nesting, Prompt(), run, TINY, data, record)
     return out
 
 
@@ -153,13 +156,14 @@ REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_pe
 
 
 @pytest.mark.parametrize(
-    ("settings", "algorithm"),
-    [(SMALL, "grpo"), (SMALL, "rloo"), (REUSED, "grpo"), (LORA, "grpo")],
-    ids=["grpo", "rloo", "reused", "lora"],
+    ("settings", "algorithm", "share"),
+    [(SMALL, "grpo", 0.0), (SMALL, "rloo", 0.5), (REUSED, "grpo", 0.25), (LORA, "grpo", 0.0)],
+    ids=["grpo", "rloo, mixture", "reused, mixture", "lora"],
 )
-def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path, data, monkeypatch):
+def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, share, tmp_path, data, monkeypatch):
     settings = settings.model_copy(update={"algorithm": algorithm, "log_completions": True})
-    whole = train_run(tmp_path / "whole", data, 0.15, "retrace", settings)
+    common = data, 0.15, "retrace", settings, Nesting(whole_share=share)
+    whole = train_run(tmp_path / "whole", *common)
     stopped = tmp_path / "stopped"
     log = StageRecord.log
 
@@ -170,13 +174,13 @@ def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, tmp_path,
 
     monkeypatch.setattr(StageRecord, "log", die_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        train_run(stopped, data, 0.15, "retrace", settings)
+        train_run(stopped, *common)
     monkeypatch.setattr(StageRecord, "log", log)
     assert not (stopped / "run.json").exists() and not (stopped / "model").exists()
     saved = {path.name for path in stopped.glob("checkpoints/checkpoint-*/*")}
     assert ("adapter_model.safetensors" in saved) == (settings.lora is not None)
     assert ("model.safetensors" in saved) == (settings.lora is None)
-    train_run(stopped, data, 0.15, "retrace", settings)
+    train_run(stopped, *common)
     assert read_json(stopped / "run.json")["attempts"] == 2
     assert untimed(stopped) == untimed(whole)
     assert (stopped / "skipped_layers.jsonl").read_text() == (whole / "skipped_layers.jsonl").read_text()
