@@ -1,7 +1,7 @@
 """Bias, cosine and variance of gradient estimates against an on-policy reference, from independent batches.
 
-A batch gives one gradient of each arm, (n, D) for n batches, and one of the reference on the same problems. The bias
-is that of the differences from the twin, an on-policy gradient that may share the random numbers of the arm. Each
+A batch gives one gradient of each arm, (n, D) for n batches, and one of the reference on the same problems. A part of
+the reference, the twin, may share the random numbers of the arm, which makes their difference less noisy. Each
 expectation of a product is the mean over pairs of different batches: their noise is independent, so that, unlike the
 squared norm of a mean, it does not contain the variance of the mean. Such an estimate of a squared norm can be
 negative. Intervals are those of the jackknife over batches, with the quantile of Student's t. Where a bias is zero,
@@ -65,13 +65,27 @@ class Moments(NamedTuple):
     variance: Floats  # the trace of the covariance of a batch's gradient, over |E r|^2
 
 
+def differences(arm: Floats, twin: Floats, reference: Floats) -> Floats:
+    """Return the differences of an arm from on-policy gradients with the weight of the twin that varies least, (n, D).
+
+    The expected difference is the same for every weight, because the twin and the reference have the same expectation.
+    """
+    of_twin, of_arm = (gradients - reference for gradients in (twin, arm))
+    centered = of_twin - of_twin.mean(axis=0)
+    spread = (centered**2).sum()
+    weight = (of_arm * centered).sum() / spread if spread else 0.0  # the twin is the whole reference
+    return of_arm - weight * of_twin
+
+
 def moments(arm: Floats, twin: Floats, reference: Floats) -> Moments:
-    """Return the moments of an arm from its gradients, those of its twin and those of the reference, (n, D) each."""
+    """Return the moments of an arm from its gradients, those of the twin and those of the reference, (n, D) each."""
     own, on_policy = products(arm, arm), products(reference, reference).different
-    cross, bias = products(arm, reference).different, products(arm - twin, arm - twin).different
+    cross, difference = products(arm, reference).different, differences(arm, twin, reference)
     with np.errstate(invalid="ignore"):
         cosine = cross / np.sqrt(own.different * on_policy)
-    return Moments(bias / on_policy, cosine, (own.same - own.different) / on_policy)
+    return Moments(
+        products(difference, difference).different / on_policy, cosine, (own.same - own.different) / on_policy
+    )
 
 
 def root(values: Interval) -> Interval:
@@ -84,7 +98,7 @@ def row_of_arm(arm: Floats, twin: Floats, reference: Floats, seconds: float, tok
 
     Args:
         arm: its gradients, (n, D).
-        twin: on-policy gradients, from which its bias is measured, (n, D).
+        twin: those of a part of the reference, (n, D).
         reference: those of the reference, (n, D).
         seconds: the time of a batch: its roll-out, and forward and backward.
         tokens: the sampled tokens of a batch.
@@ -116,7 +130,7 @@ def rank_correlations(arms: Sequence[Floats], twin: Floats, reference: Floats) -
 
     Args:
         arms: the gradients of at least two arms, (n, D) each, of at least four batches.
-        twin: the on-policy gradients from which their bias is measured, (n, D).
+        twin: those of a part of the reference, (n, D).
         reference: those of the reference, (n, D).
     """
     halves = [[moments(arm[start::2], twin[start::2], reference[start::2]) for arm in arms] for start in (0, 1)]

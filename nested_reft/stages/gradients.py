@@ -3,9 +3,9 @@
 An arm is a skip ratio, a mitigation and a level of the importance ratio. In each batch, problems and skipped layers
 are drawn as in training. One roll-out of each skip ratio serves all arms of that ratio: the whole model scores it
 once, and each arm is one backward pass. The reference is a larger roll-out of the whole model on the same problems.
-Its first part, the twin, is sampled with the random numbers of the nested roll-outs, so that most of its completions
-are theirs: the difference of an arm and the twin has the bias of the arm and little of its noise. The arm of skip
-ratio 0 has random numbers of its own, and its bias must be zero up to its noise.
+Its first part, the twin, is sampled with the random numbers of the nested roll-outs, so that many of its tokens are
+theirs, and the difference of an arm and the twin has the bias of the arm and less of its noise. The arm of skip ratio
+0 has random numbers of its own, and its bias must be zero up to its noise.
 
 A batch is written to a file of its own, which holds a sketch of each gradient. A second start reads these files.
 """
@@ -357,7 +357,6 @@ def table_of(arms: Sequence[Arm], batches: Sequence[Batch]) -> tuple[pd.DataFram
     """
     sketches = np.stack([batch["sketches"] for batch in batches]).astype(np.float64)  # (n, 2 + arms, D)
     reference, twin, *of_arms = sketches.transpose(1, 0, 2)
-    twins = [reference, *[twin] * (len(arms) - 1)]  # the whole model has random numbers of its own
     if not norm_of_reference(reference).low > 0:
         raise UserError(
             f"the on-policy gradient cannot be distinguished from zero after --num-batches {len(batches)}, so that no "
@@ -371,7 +370,7 @@ def table_of(arms: Sequence[Arm], batches: Sequence[Batch]) -> tuple[pd.DataFram
     for place, (arm, gradients) in enumerate(zip(arms, of_arms, strict=True)):
         own = {name: float(values[place]) for name, values in columns.items()}
         seconds = own["rollout_seconds"] + own["update_seconds"]
-        statistics = row_of_arm(gradients, twins[place], reference, seconds, own["tokens"])
+        statistics = row_of_arm(gradients, twin, reference, seconds, own["tokens"])
         rows.append(arm._asdict() | statistics | {"seconds": seconds} | own)
     correlations = rank_correlations(of_arms[1:], twin, reference) if len(of_arms) > 3 else None
     return pd.DataFrame(rows), correlations

@@ -11,17 +11,20 @@ DIMENSION, BATCHES, REPEATS = 30, 24, 300
 MEAN = np.full(DIMENSION, 1 / DIMENSION**0.5)  # of norm 1
 
 
-def simulated(rng, bias, deviation):
-    """Return gradients of an arm and of the reference that share the noise of the problems, (n, D) each."""
-    problems = rng.normal(size=(BATCHES, DIMENSION))
+def simulated(rng, bias):
+    """Return gradients of an arm, the twin and the reference that share the noise of the problems, (n, D) each.
+
+    The arm and the twin also share the noise of their random numbers. The twin is a quarter of the reference.
+    """
+    problems, numbers, own, other = rng.normal(size=(4, BATCHES, DIMENSION))
     shift = np.zeros(DIMENSION)
     shift[0] = bias
-    arm = MEAN + shift + problems + deviation * rng.normal(size=(BATCHES, DIMENSION))
-    return arm, MEAN + problems + 0.5 * rng.normal(size=(BATCHES, DIMENSION))
+    twin = MEAN + problems + numbers
+    return MEAN + shift + problems + numbers + own, twin, twin / 4 + 0.75 * (MEAN + problems + other)
 
 
 def test_products_without_a_batch_are_those_of_the_other_batches():
-    a, b = simulated(np.random.default_rng(0), 1.0, 1.0)
+    a, b, _ = simulated(np.random.default_rng(0), 1.0)
     found = gradients.products(a, b)
     for batch in range(BATCHES):
         alone = gradients.products(np.delete(a, batch, axis=0), np.delete(b, batch, axis=0))
@@ -39,21 +42,16 @@ def test_estimates_are_unbiased_and_intervals_hold_the_truth(bias):
     truth = MEAN + np.eye(DIMENSION)[0] * bias
     expected = {
         "squared_bias": bias**2,
-        "cosine": truth @ MEAN / np.linalg.norm(truth),
-        "variance": 2.0 * DIMENSION,
+        "cosine": (truth + 30 * MEAN) @ MEAN / np.linalg.norm(truth + 30 * MEAN),
+        "variance": 3.0 * DIMENSION,
     }
     found = {name: [] for name in expected}
     for _ in range(REPEATS):
-        arm, reference = simulated(rng, bias, 1.0)
-        reference += 30 * MEAN  # a norm that is known well, so that a ratio to it has no bias of its own
-        arm += 30 * MEAN
-        of_all = gradients.moments(arm, reference, reference)
+        # With a norm that is known well, a ratio to it has no bias of its own.
+        of_all = gradients.moments(*(drawn + 30 * MEAN for drawn in simulated(rng, bias)))
         for name, scale in (("squared_bias", 31.0**2), ("variance", 31.0**2)):
             found[name].append(gradients.interval(getattr(of_all, name) * scale))
         found["cosine"].append(gradients.interval(of_all.cosine))
-    # The cosine of the shifted means.
-    shifted = truth + 30 * MEAN
-    expected["cosine"] = shifted @ MEAN / np.linalg.norm(shifted)
     for name, intervals in found.items():
         centers = np.array([one.center for one in intervals])
         tolerance = 4 * centers.std() / REPEATS**0.5 + 1e-4
@@ -61,6 +59,21 @@ def test_estimates_are_unbiased_and_intervals_hold_the_truth(bias):
         coverage = np.mean([one.low <= expected[name] <= one.high for one in intervals])
         assert coverage >= 0.92, (name, coverage)
         assert coverage <= 0.985 or name != "variance", (name, coverage)
+
+
+def test_differences_have_the_weight_of_the_twin_that_varies_least():
+    arm, twin, reference = simulated(np.random.default_rng(3), 0.5)
+
+    def variance(difference):
+        return (
+            gradients.products(difference, difference).same[0]
+            - gradients.products(difference, difference).different[0]
+        )
+
+    found = variance(gradients.differences(arm, twin, reference))
+    of_weights = [variance(arm - (1 - share) * reference - share * twin) for share in np.linspace(-1, 2, 301)]
+    assert found == pytest.approx(min(of_weights), rel=1e-3) and found < 0.9 * variance(arm - reference)
+    assert np.array_equal(gradients.differences(arm, reference, reference), arm - reference)
 
 
 def test_the_order_of_arms_is_compared_between_halves_and_drawn():
