@@ -30,7 +30,7 @@ def gradients(table: pd.DataFrame) -> Figure:
         table: a row per arm; the first is that of the whole model.
     """
     control, arms = table.iloc[0], table.iloc[1:]
-    ratios, levels = sorted(arms["skip_ratio"].unique()), list(arms["ratio_level"].unique())
+    ratios, levels = sorted(arms["skip_ratio"].unique()), [level for level in arms["ratio_level"].unique() if level]
     sizes = {ratio: 4 + 5 * (place + 1) / len(ratios) for place, ratio in enumerate(ratios)}  # points
     figure, axes = panels(1, 2, 4.4, sharex=True)
     handles = [sample("whole model", color=BASELINE, marker="*", markersize=10, linestyle="none")]
@@ -38,7 +38,7 @@ def gradients(table: pd.DataFrame) -> Figure:
         style = {
             "color": COLORS[str(mitigation)],
             "marker": MARKERS[str(mitigation)],
-            "fillstyle": FILLS[levels.index(level)],
+            "fillstyle": FILLS[levels.index(level) if level else 0],
         }
         handles.append(sample(f"{mitigation}, {level}" if level else str(mitigation), linestyle="none", **style))
         for axis, name in zip(axes[0], PANELS, strict=True):
@@ -59,7 +59,10 @@ def gradients(table: pd.DataFrame) -> Figure:
         axis.plot(control["bias"], control[name], color=BASELINE, marker="*", markersize=10, linestyle="none")
         axis.axhline(control[name], color=BASELINE, linewidth=0.8, linestyle="--")
         axis.set_yscale("log")
-        axis.set_xlim(left=0)
+        # Intervals of arms that are hardly known would hide the others.
+        widest = 1.3 * max(table["bias"].max(), 0.1)
+        axis.set_xlim(-0.03 * widest, widest)
+        axis.set_ylim(table[name].min() / 1.5, table[name].max() * 1.5)
         axis.set_title(f"standard deviation {title}")
         axis.set_xlabel("bias")
     axes[0, 0].set_ylabel("relative to the norm of the on-policy gradient")
