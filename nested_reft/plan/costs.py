@@ -416,6 +416,31 @@ def rollout_cost(
     return prefill + new_tokens * decode, flops
 
 
+def mixture_cost(
+    shape: ModelShape, settings: Training, prompt: Lengths, rows: int, whole_rows: int, num_skipped: int, card: Card
+) -> tuple[float, float]:
+    """Return the seconds and the operations of a roll-out of which the whole model samples some completions.
+
+    Args:
+        shape: the shape of the model.
+        settings: the section `training`.
+        prompt: the lengths of prompts.
+        rows: the completions of the nested model.
+        whole_rows: those of the whole model, which one forward of the nested model scores.
+        num_skipped: k, the layers that the nested model skips.
+        card: the card.
+    """
+    if not whole_rows:
+        return rollout_cost(shape, settings, prompt, rows, num_skipped, card)
+    nested, of_nested = rollout_cost(shape, settings, prompt, rows, num_skipped, card)
+    whole, of_whole = rollout_cost(shape, settings, prompt, whole_rows, 0, card)
+    length, layers = prompt.mean + settings.max_completion_length, shape.num_layers - num_skipped
+    scoring = shape.forward_flops(whole_rows * length, length, whole_rows * settings.max_completion_length)
+    scoring *= layers / shape.num_layers
+    seconds = card.seconds(scoring, 0.0, layers * FORWARD_OPS, settings.dtype)
+    return nested + whole + seconds, of_nested + of_whole + scoring
+
+
 def rollout_memory(shape: ModelShape, settings: Training, prompt: Lengths, rows: int) -> dict[str, float]:
     """Return the activations and the logits of a roll-out, in bytes."""
     size = BYTES[settings.sampling_dtype or settings.dtype]
@@ -471,6 +496,7 @@ def train_cost(
     num_skipped: int,
     card: Card,
     layout: Layout = ONE_PROCESS,
+    whole_share: float = 0.0,
 ) -> Cost:
     """Return the cost of a training.
 
@@ -481,6 +507,7 @@ def train_cost(
         num_skipped: k, the layers that roll-outs skip.
         card: the card.
         layout: the processes.
+        whole_share: the share of the completions that the whole model samples.
     """
     trained, new_tokens = trained_parameters(shape, settings), settings.max_completion_length
     dtype = settings.sampling_dtype or settings.dtype
@@ -490,7 +517,8 @@ def train_cost(
 
     length = prompt.typical + new_tokens
     update, flops = update_seconds(shape, settings, sequences, length, new_tokens, card)
-    sampling, sampling_flops = rollout_cost(shape, settings, prompt, rows, num_skipped, card)
+    whole_rows = round(whole_share * rows) if num_skipped else 0
+    sampling, sampling_flops = mixture_cost(shape, settings, prompt, rows - whole_rows, whole_rows, num_skipped, card)
     exchange = exchange_seconds(shape, settings, sequences / settings.per_device_train_batch_size, card, layout)
     if layout.sharded:  # the weights are gathered for each sampling
         exchange += samplings * card.exchange_seconds(shape.parameters * BYTES[settings.dtype], layout.processes)
@@ -514,6 +542,8 @@ def train_cost(
     # Where weights are sharded, a process samples from a whole copy, which it keeps. vLLM has a copy of its own.
     has_copy = dtype != settings.dtype or layout.sharded
     num_copies = 1 + layout.sharded if settings.sampler == "vllm" else int(has_copy)
+    if whole_rows and settings.sampling_dtype and settings.sampling_dtype != settings.dtype:
+        num_copies += 1  # the whole model has a sampler of its own
     copy = num_copies * shape.parameters * BYTES[dtype]
     keeps = settings.sampler != "generate"
     memory = update_memory(

@@ -192,7 +192,7 @@ class Planner:
             else:
                 prompt = lengths(texts.prompts, settings.prompts_per_generation)
                 k = num_skipped(shape.num_layers, skip_ratio)
-                cost = train_cost(shape, settings, prompt, k, card, spread)
+                cost = train_cost(shape, settings, prompt, k, card, spread, self.study.nesting.whole_share)
         seconds = {phase: time * self.factors.get(phase, 1.0) for phase, time in cost.seconds.items()}
         return cost._replace(seconds=seconds)
 

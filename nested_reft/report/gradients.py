@@ -44,7 +44,7 @@ def products(a: Floats, b: Floats) -> Products:
     same = diagonal.sum() - np.append(0.0, diagonal)
     different = inner.sum() - diagonal.sum() - np.append(0.0, with_batch)
     counts = np.append(n, np.full(n, n - 1))
-    with np.errstate(invalid="ignore"):  # of two batches without one, no pair is left
+    with np.errstate(divide="ignore", invalid="ignore"):  # of two batches without one, no pair is left
         return Products(same / counts, different / (counts * (counts - 1)))
 
 
@@ -81,7 +81,7 @@ def moments(arm: Floats, twin: Floats, reference: Floats) -> Moments:
     """Return the moments of an arm from its gradients, those of the twin and those of the reference, (n, D) each."""
     own, on_policy = products(arm, arm), products(reference, reference).different
     cross, difference = products(arm, reference).different, differences(arm, twin, reference)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         cosine = cross / np.sqrt(own.different * on_policy)
     return Moments(
         products(difference, difference).different / on_policy, cosine, (own.same - own.different) / on_policy

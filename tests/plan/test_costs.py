@@ -142,6 +142,22 @@ def test_two_passes_over_a_batch_score_it_and_sample_it_once():
     assert twice.seconds["update"] == once.seconds["update"]
 
 
+def test_a_share_of_the_whole_model_is_sampled_by_it_and_scored_by_the_nested_model():
+    settings = Training(max_steps=10)
+    nested, half, whole = (
+        train_cost(SMALL, settings, PROMPT, skipped, H100, whole_share=share)
+        for skipped, share in ((3, 0.0), (3, 0.5), (0, 0.5))
+    )
+    assert whole == train_cost(SMALL, settings, PROMPT, 0, H100)  # without skipped layers there is no mixture
+    # Reading the weights takes most of a decode step, so that a batch of half the size takes nearly as long.
+    assert half.seconds["generate"] == pytest.approx(nested.seconds["generate"] + whole.seconds["generate"], rel=0.1)
+    sampled = settings.max_steps * settings.prompts_per_step * settings.num_generations
+    length, scored = PROMPT.mean + settings.max_completion_length, sampled / 2
+    forward = SMALL.forward_flops(scored * length, length, scored * settings.max_completion_length)
+    forward *= (SMALL.num_layers - 3) / SMALL.num_layers
+    assert half.flops == pytest.approx((nested.flops + whole.flops) / 2 + forward)
+
+
 def test_an_evaluation_keeps_the_longest_completions():
     short, long = (
         evaluate_cost(SMALL, Evaluation(max_new_tokens=tokens), 1000, PROMPT, 500, H100) for tokens in (500, 3000)
