@@ -29,16 +29,18 @@ from nested_reft.model.layers import (
     decoder_layers,
     layers_return_tuples,
     nested,
+    parameter_counts,
     replaced_forwards,
     skippable_layers,
 )
 from nested_reft.model.loading import end_token_ids, load_model
 from nested_reft.model.scoring import completion_logits, log_probs
-from nested_reft.nesting import draw_skipped_layers, num_skipped
+from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped
 from nested_reft.off_policy_metrics import off_policy_metrics
 from nested_reft.report import style
 from nested_reft.report.figures.diagnosis import LOWEST, UNIFORM, diagnosis
 from nested_reft.rollout.sampler import Sampler
+from nested_reft.rollout.speculative import best_draft
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
 
@@ -272,6 +274,21 @@ def row_of_ratio(draws: Sequence[Draw]) -> dict[str, float]:
     return metrics_of(draws) | spread | {"reward_lowest": min(rewards), "reward_highest": max(rewards)}
 
 
+def drafts_of(model: PreTrainedModel, draws: Sequence[Draw]) -> dict[str, float]:
+    """Return the best length of drafts by the model without these layers, and the speed-up of speculative sampling.
+
+    A token of the nested model is taken to cost what the bound with the output projection says.
+    """
+    log_ratios = [
+        values.double().numpy()
+        for draw in draws
+        for values in draw.log_ratios.split([len(completion) for completion in draw.rollouts.completion_ids])
+    ]
+    _, bound = bounds(len(decoder_layers(model)), len(draws[0].skipped_layers), *parameter_counts(model))
+    draft = best_draft(log_ratios, 1 / bound)
+    return {"draft_length": draft.length, "speculative_speed_up": draft.speed_up}
+
+
 def load_with_draws(
     model_path: Path, settings: NestedSampling, num_draws: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[float, list[list[int]]]]:
@@ -369,7 +386,9 @@ def diagnose(model_path: Path, data: Path, settings: DiagnosisSettings) -> Diagn
     return Diagnosis(
         pd.DataFrame(
             [
-                {"skip_ratio": ratio, "num_skipped": len(of_ratio[0].skipped_layers)} | row_of_ratio(of_ratio)
+                {"skip_ratio": ratio, "num_skipped": len(of_ratio[0].skipped_layers)}
+                | row_of_ratio(of_ratio)
+                | drafts_of(model, of_ratio)
                 for ratio, of_ratio in draws.items()
             ]
         ),

@@ -48,6 +48,10 @@ def test_a_diagnosis_orders_ratios_and_layers(tmp_path, data):
     assert (by_ratio["mean_length"] == 12).all()
     assert abs(by_ratio["overlap"] - by_ratio["acceptance_rate"]).max() < 0.1  # exact, and its estimate from samples
     assert (by_ratio["overlap_p5"] < by_ratio["overlap"])[1:].all() and by_ratio["overlap_p5"][0] > 0.999
+    # Drafts gain less than their tokens are cheaper, and drafts that cost as much as the whole model gain nothing.
+    assert by_ratio["draft_length"][0] == 0 and by_ratio["speculative_speed_up"][0] == 1
+    assert (by_ratio["speculative_speed_up"] >= 1).all() and by_ratio["speculative_speed_up"][1] < 28 / 27
+    assert 1 < by_ratio["speculative_speed_up"][2] < 2 and by_ratio["draft_length"][2] > 0
     by_layer = pd.read_csv(tmp_path / "out" / "layers.csv")
     assert by_layer["layer"].tolist() == list(range(1, 27)) and (by_layer["kl"] > 0).all()
     by_set = pd.read_csv(tmp_path / "out" / "sets.csv", dtype={"layers": str}, keep_default_na=False)
