@@ -90,7 +90,8 @@ class NestedRollouts(_TRLTrainer):
 
     Raises:
         NestingError: for a model, or an argument of TRL, with which the ratio would be silently wrong.
-        ValueError: if there is no mitigation of that name, or if the share is not a whole number of completions.
+        ValueError: if no mitigation has that name, or if `nesting.whole_share` times the completions of a prompt is
+            not a whole number.
     """
 
     def __init__(

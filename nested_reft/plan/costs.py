@@ -542,7 +542,7 @@ def train_cost(
     # Where weights are sharded, a process samples from a whole copy, which it keeps. vLLM has a copy of its own.
     has_copy = dtype != settings.dtype or layout.sharded
     num_copies = 1 + layout.sharded if settings.sampler == "vllm" else int(has_copy)
-    if whole_rows and settings.sampling_dtype and settings.sampling_dtype != settings.dtype:
+    if whole_rows and dtype != settings.dtype:
         num_copies += 1  # the whole model has a sampler of its own
     copy = num_copies * shape.parameters * BYTES[dtype]
     keeps = settings.sampler != "generate"

@@ -382,7 +382,7 @@ def write_gradients(
     """Write the table as CSV, the same with the settings as JSON, and the figure."""
     table.to_csv(out / "gradients.csv", index=False, float_format="%.6g")
     arms = [
-        {name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")
+        {name: None if pd.isna(value) else value for name, value in row.items()} for row in table.to_dict("records")
     ]
     write_json(
         out / "gradients.json",

@@ -148,7 +148,7 @@ def test_a_share_of_the_whole_model_is_sampled_by_it_and_scored_by_the_nested_mo
         train_cost(SMALL, settings, PROMPT, skipped, H100, whole_share=share)
         for skipped, share in ((3, 0.0), (3, 0.5), (0, 0.5))
     )
-    assert whole == train_cost(SMALL, settings, PROMPT, 0, H100)  # without skipped layers there is no mixture
+    assert whole == train_cost(SMALL, settings, PROMPT, 0, H100)  # a roll-out without skipped layers ignores the share
     # Reading the weights takes most of a decode step, so that a batch of half the size takes nearly as long.
     assert half.seconds["generate"] == pytest.approx(nested.seconds["generate"] + whole.seconds["generate"], rel=0.1)
     sampled = settings.max_steps * settings.prompts_per_step * settings.num_generations
