@@ -1,5 +1,6 @@
 """Paths, commands, a small model and one complete smoke study for tests of several folders."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,16 @@ DATA = Path(os.environ.get("NESTED_REFT_DATA", "/nowhere"))
 TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"
 # The grid of `smoke_study`: that of config/smoke.yaml with one more mitigation.
 SMOKE_GRID = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
+
+# The tests import torch, transformers and TRL. See `quick_imports`, which does the same for commands.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector search only what tests make, not the libraries that their modules have imported."""
+    gc.freeze()
+    gc.enable()
+
 
 # No test may reach a network; a test that tries to fails.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -19,6 +19,7 @@ from nested_reft.cli.options import (
 )
 from nested_reft.config import parse, stage_settings
 from nested_reft.errors import UserError
+from nested_reft.startup import quick_imports
 
 
 def layers(
@@ -61,7 +62,8 @@ def diagnose(
     )
     check_out_folder(out)
     apply_resource_limits()
-    from nested_reft.stages import diagnose as diagnosis
+    with quick_imports():
+        from nested_reft.stages import diagnose as diagnosis
 
     found = diagnosis.diagnose(model, data, settings)
     diagnosis.write_diagnosis(found, out)
@@ -92,8 +94,9 @@ def gradients(
     settings = parse.parse_settings(stage_settings.GradientSettings, lists | options, parse.option_name)
     check_out_folder(out)
     apply_resource_limits()
-    from nested_reft.report.gradients import text
-    from nested_reft.stages import gradients as bench
+    with quick_imports():
+        from nested_reft.report.gradients import text
+        from nested_reft.stages import gradients as bench
 
     table, correlations = bench.table_of(bench.arms_of(settings), bench.measure(model, data, settings, out))
     bench.write_gradients(table, correlations, settings, out)

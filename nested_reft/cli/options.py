@@ -20,6 +20,7 @@ from nested_reft.config.mirror import mirrored
 from nested_reft.config.study_file import read_mapping
 from nested_reft.errors import PreemptedError, UserError
 from nested_reft.model.devices import LEASED, leased_devices, lock_paths
+from nested_reft.startup import quick_imports
 
 if TYPE_CHECKING:
     from nested_reft.records.stage_record import StageRecord
@@ -208,7 +209,8 @@ def apply_resource_limits() -> None:
     processes.end_with_launcher()
     if processes.num_processes() == 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    import torch
+    with quick_imports():
+        import torch
 
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -230,9 +232,10 @@ def open_record(
         inputs: name -> file or folder that the stage reads.
         tracking: the tracking.json of the study, or None.
     """
-    from nested_reft.records.files import read_json
-    from nested_reft.records.lock import lock_product
-    from nested_reft.records.stage_record import SilentRecord, StageRecord
+    with quick_imports():
+        from nested_reft.records.files import read_json
+        from nested_reft.records.lock import lock_product
+        from nested_reft.records.stage_record import SilentRecord, StageRecord
 
     if processes.rank() > 0:
         processes.join()  # returns when rank 0 has opened the record

@@ -10,6 +10,7 @@ from nested_reft.cli.options import apply_resource_limits, check_out_folder, mod
 from nested_reft.config.parse import option_name, parse_settings
 from nested_reft.config.sections import Evaluation
 from nested_reft.errors import UserError
+from nested_reft.startup import quick_imports
 
 Compared = Annotated[
     Path,
@@ -132,7 +133,8 @@ def replay(
     if unknown:
         raise UserError(f"--mitigation has {unknown[0]!r}; choose from {', '.join(MITIGATIONS)}, or all")
     apply_resource_limits()
-    from nested_reft.stages import replay as replaying
+    with quick_imports():
+        from nested_reft.stages import replay as replaying
 
     parameters = {
         "retrace_lambda": retrace_lambda,
@@ -171,13 +173,14 @@ def sample(
 ) -> None:
     """Show what one or several models answer to a problem. Each is asked with the prompt template of its run."""
     apply_resource_limits()
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    with quick_imports():
+        import torch
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
 
-    from nested_reft.grading.extract import extract_answer
-    from nested_reft.stages import sample as sampling
+        from nested_reft.grading.extract import extract_answer
+        from nested_reft.stages import sample as sampling
 
     chosen = {
         "num_samples": num_samples,

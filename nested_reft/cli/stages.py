@@ -25,6 +25,7 @@ from nested_reft.cli.options import (
 )
 from nested_reft.config import layout, sections, stage_settings, study
 from nested_reft.errors import UserError
+from nested_reft.startup import quick_imports
 
 
 def prepare_model(settings: Settings, out: Out) -> None:
@@ -83,8 +84,9 @@ def sft(
         return
     with leased_device():
         apply_resource_limits()
-        from nested_reft.records.model_card import write_model_card
-        from nested_reft.stages import sft
+        with quick_imports():
+            from nested_reft.records.model_card import write_model_card
+            from nested_reft.stages import sft
 
         with open_record(out, "sft", parsed.run.model_dump(), parsed, inputs, tracking) as record:
             sft.sft(parsed.sft, parsed.prompt, inputs["model"], parsed.run.seed, data, record, distributed)
@@ -110,8 +112,9 @@ def train(
         return
     with leased_device():
         apply_resource_limits()
-        from nested_reft.records.model_card import write_model_card
-        from nested_reft.stages import train
+        with quick_imports():
+            from nested_reft.records.model_card import write_model_card
+            from nested_reft.stages import train
 
         with open_record(out, "train", parsed.run.model_dump(), parsed, inputs, tracking) as record:
             train.train(parsed.training, parsed.nesting, parsed.prompt, parsed.run, model, data, record, distributed)
@@ -183,9 +186,10 @@ def measure_speed(
         return
     with leased_device():
         apply_resource_limits()
-        import torch
+        with quick_imports():
+            import torch
 
-        from nested_reft.bench.measure_speed import measure_speed
+            from nested_reft.bench.measure_speed import measure_speed
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -213,7 +217,8 @@ def analyse(
     if report is not None:
         if settings is not None or results is not None or tracking is not None:
             raise UserError("--from reads only the report; leave --settings, --results and --tracking out")
-        from nested_reft.report import build
+        with quick_imports():
+            from nested_reft.report import build
 
         check_out_folder(out or report)
         sources = build.rebuild(report, out or report)
@@ -225,7 +230,8 @@ def analyse(
         )
     parsed = read_settings(study.Study, settings)
     check_out_folder(out)
-    from nested_reft.report import build
+    with quick_imports():
+        from nested_reft.report import build
 
     sources = build.report(parsed, results, out, Path(layout.LOGS.format(study=parsed.study)))
     typer.echo(f"{out}: {build.summary(sources)}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from nested_reft.config.parse import flatten
 from nested_reft.records.mlflow_views import curve_names, description, experiment_tags, result_names, run_name
+from nested_reft.startup import quick_imports
 from nested_reft.records.mounts import network_file_system
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # the callers report a failure in one sentence
-    from mlflow.tracking import MlflowClient
+    with quick_imports():
+        from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
 

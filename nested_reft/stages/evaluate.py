@@ -33,6 +33,7 @@ from nested_reft.report.clusters import cluster_codes
 from nested_reft.report.sources import problem_scores
 from nested_reft.report.statistics import accuracy_interval, pass_at_k, problem_interval
 from nested_reft.stages.signals import ended_by_signals
+from nested_reft.startup import quick_imports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,12 +101,13 @@ def open_sampler(
         from nested_reft.rollout.vllm import open_vllm
 
         return *open_vllm(model_path, prompts, settings), "vllm"
-    import torch
+    with quick_imports():
+        import torch
 
-    from nested_reft.model.loading import end_token_ids, load_model
-    from nested_reft.rollout.generate import complete_by_generate
-    from nested_reft.rollout.sampler import engine_for, sampler_name
-    from nested_reft.rollout.token_sampling import SamplingParams
+        from nested_reft.model.loading import end_token_ids, load_model
+        from nested_reft.rollout.generate import complete_by_generate
+        from nested_reft.rollout.sampler import engine_for, sampler_name
+        from nested_reft.rollout.token_sampling import SamplingParams
 
     model, tokenizer = load_model(Path(model_path), settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
