@@ -13,8 +13,8 @@ from typing import Any
 
 from nested_reft.config.parse import flatten
 from nested_reft.records.mlflow_views import curve_names, description, experiment_tags, result_names, run_name
-from nested_reft.startup import quick_imports
 from nested_reft.records.mounts import network_file_system
+from nested_reft.startup import quick_imports
 
 log = logging.getLogger(__name__)
 
