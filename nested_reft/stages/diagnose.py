@@ -6,12 +6,10 @@ are scored again with that layer alone skipped. The layers with the smallest eff
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -27,26 +25,25 @@ from nested_reft.grading.rewards import correctness, first_answer_correctness
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import (
     decoder_layers,
-    layers_return_tuples,
-    nested,
     parameter_counts,
-    replaced_forwards,
     skippable_layers,
 )
-from nested_reft.model.loading import end_token_ids, load_model
-from nested_reft.model.scoring import completion_logits, log_probs
+from nested_reft.model.loading import load_model
 from nested_reft.nesting import bounds, draw_skipped_layers, num_skipped
 from nested_reft.off_policy_metrics import off_policy_metrics
 from nested_reft.report import style
 from nested_reft.report.figures.diagnosis import LOWEST, UNIFORM, diagnosis
-from nested_reft.rollout.sampler import Sampler
+from nested_reft.rollout.divergence import (
+    CompletionSampler,
+    Rollouts,
+    groups_of_rows,
+    layer_kls,
+    percentile,
+    score_set,
+)
 from nested_reft.rollout.speculative import best_draft
 
 SHOWN_METRICS = ["kl", "k3_kl", "acceptance_rate", "ess"]
-
-# The largest number of logits of a forward that scores completions, and of a chunk of them whose KL is computed at
-# once. The first bounds the memory, and a chunk stays in the cache of a CPU.
-LOGITS_PER_FORWARD, LOGITS_PER_CHUNK = 2**26, 2**20
 
 
 class Problems(NamedTuple):
@@ -54,14 +51,6 @@ class Problems(NamedTuple):
 
     prompt_ids: list[list[int]]
     answers: list[list[str]]  # the accepted answers of each
-
-
-class Rollouts(NamedTuple):
-    """Prompts with sampled completions, and log mu(a_t) of their tokens."""
-
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    sampling_per_token_logps: list[list[float]]
 
 
 class Draw(NamedTuple):
@@ -81,156 +70,6 @@ class Diagnosis(NamedTuple):
     by_ratio: pd.DataFrame
     by_layer: pd.DataFrame
     by_set: pd.DataFrame
-
-
-class CompletionSampler:
-    """Samples completions in batches from the model without its skipped layers, for a diagnosis or for gradients."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: NestedSampling) -> None:
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.sampler = Sampler(settings.sampler)
-        self.eos_token_ids = list(end_token_ids(model, tokenizer))
-        self.generation_config = GenerationConfig(
-            do_sample=True,
-            temperature=settings.temperature,
-            top_p=1.0,
-            top_k=0,
-            repetition_penalty=1.0,
-            max_new_tokens=settings.max_completion_length,
-            min_new_tokens=settings.max_completion_length if settings.fixed_length else None,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=self.eos_token_ids,
-        )
-
-    def sample(self, prompt_ids: list[list[int]], skipped_layers: list[int], step: int) -> Rollouts:
-        """Sample a completion for each prompt; an engine's random numbers are a function of the seed and the step."""
-        completion_ids: list[list[int]] = []
-        logps: list[list[float]] = []
-        for start in range(0, len(prompt_ids), self.settings.batch_size):
-            batch = prompt_ids[start : start + self.settings.batch_size]
-            completions, batch_logps = self.sampler.sample(
-                self.model,
-                skipped_layers,
-                batch,
-                self.generation_config,
-                self.eos_token_ids,
-                self.settings.seed,
-                step,
-                rows=range(start, start + len(batch)),
-            )
-            completion_ids += completions
-            logps += batch_logps
-        return Rollouts(prompt_ids, completion_ids, logps)
-
-
-def groups_of_rows(model: PreTrainedModel, rollouts: Rollouts, settings: NestedSampling) -> list[slice]:
-    """Return the rows that are scored at once: at most `batch_size` of them, and at most LOGITS_PER_FORWARD logits."""
-    longest = max(len(prompt) + len(tokens) for prompt, tokens in zip(*rollouts[:2], strict=True))
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    size = max(1, min(settings.batch_size, LOGITS_PER_FORWARD // (longest * vocab_size)))
-    return [slice(start, start + size) for start in range(0, len(rollouts.prompt_ids), size)]
-
-
-def vocabulary_logps(logits: torch.Tensor, settings: NestedSampling) -> torch.Tensor:
-    """Return the log-probs (T, V) of the whole vocabulary from logits (T, V)."""
-    return log_probs(logits.float() / settings.temperature)
-
-
-def divergences(
-    logits_of_mu: Sequence[torch.Tensor], log_pis: Sequence[torch.Tensor], settings: NestedSampling
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return KL(mu || pi) and 1 - TV(mu, pi) of each token's distribution, exact over the vocabulary, (tokens,) each.
-
-    Args:
-        logits_of_mu: the logits of the nested model, (T, V) for each completion.
-        log_pis: the log-probs of the full model, (T, V) for each completion.
-        settings: the settings of the diagnosis.
-    """
-    kls, overlaps = [], []
-    for logits, log_pi in zip(logits_of_mu, log_pis, strict=True):
-        size = max(1, LOGITS_PER_CHUNK // logits.shape[1])
-        for logits_of_chunk, log_pi_of_chunk in zip(logits.split(size), log_pi.split(size), strict=True):
-            log_mu = vocabulary_logps(logits_of_chunk, settings)
-            kls.append((log_mu.exp() * (log_mu - log_pi_of_chunk)).sum(dim=-1))
-            overlaps.append(torch.minimum(log_mu, log_pi_of_chunk).exp().sum(dim=-1))
-    return torch.cat(kls).cpu(), torch.cat(overlaps).cpu()
-
-
-def score_set(
-    model: PreTrainedModel, skipped_layers: Sequence[int], rollouts: Rollouts, settings: NestedSampling
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return log pi(a_t) - log mu(a_t) of all sampled tokens, and the `divergences` there, (tokens,) each.
-
-    The model is pi, and mu skips these layers. Each model scores the roll-outs once.
-    """
-    ratios, divergences_of_rows = [], []
-    for rows in groups_of_rows(model, rollouts, settings):
-        prompt_ids, completion_ids, sampling_logps = (column[rows] for column in rollouts)
-        log_pis = [
-            vocabulary_logps(logits, settings) for logits in completion_logits(model, prompt_ids, completion_ids)
-        ]
-        for completion, mu_logps, log_pi in zip(completion_ids, sampling_logps, log_pis, strict=True):
-            tokens = torch.tensor(completion, device=model.device)
-            target_logps = log_pi.gather(1, tokens.unsqueeze(1)).squeeze(1)
-            ratios.append(target_logps.cpu() - torch.tensor(mu_logps))
-        with nested(model, skipped_layers):
-            logits_of_mu = completion_logits(model, prompt_ids, completion_ids)
-        divergences_of_rows.append(divergences(logits_of_mu, log_pis, settings))
-    kls, overlaps = zip(*divergences_of_rows, strict=True)
-    return torch.cat(ratios), torch.cat(kls), torch.cat(overlaps)
-
-
-@contextmanager
-def hidden_states_kept(layers: torch.nn.ModuleList) -> Iterator[list[torch.Tensor]]:
-    """Yield the list of the hidden states (R, T, W) that each layer gets in the forward of the block."""
-    kept: list[torch.Tensor] = []
-
-    def keep(layer: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
-
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def layer_kls(
-    model: PreTrainedModel,
-    layers: Sequence[int],
-    rollouts: Rollouts,
-    settings: DiagnosisSettings,
-    on_pass: Callable[[], object] = lambda: None,
-) -> dict[int, float]:
-    """Return KL(mu || pi) in nats per token, exact over the vocabulary, where mu skips one layer alone, by layer.
-
-    The model is pi. The layers before the skipped one compute the same in mu as in pi, so that the forward of mu
-    begins with the hidden states that pi has at the skipped layer.
-
-    Args:
-        model: the model.
-        layers: the indices of the layers.
-        rollouts: the completions whose tokens are scored.
-        settings: the settings of the diagnosis.
-        on_pass: called after each forward of a nested model.
-    """
-    stack, as_tuple = decoder_layers(model), layers_return_tuples(model)
-    totals, tokens = dict.fromkeys(layers, 0.0), sum(map(len, rollouts.completion_ids))
-    for rows in groups_of_rows(model, rollouts, settings):
-        prompt_ids, completion_ids = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
-        with hidden_states_kept(stack) as hidden_states:
-            log_pis = [
-                vocabulary_logps(logits, settings) for logits in completion_logits(model, prompt_ids, completion_ids)
-            ]
-        for layer in layers:
-            known = hidden_states[layer]
-            output: Any = (known, None) if as_tuple else known
-            with replaced_forwards(stack, dict.fromkeys(range(layer + 1), lambda *_, output=output, **__: output)):
-                kls, _ = divergences(completion_logits(model, prompt_ids, completion_ids), log_pis, settings)
-            totals[layer] += kls.sum().item()
-            on_pass()
-    return {layer: total / tokens for layer, total in totals.items()}
 
 
 def diagnose_set(sampler: CompletionSampler, skipped_layers: list[int], problems: Problems, step: int) -> Draw:
@@ -260,11 +99,6 @@ def metrics_of(draws: Sequence[Draw]) -> dict[str, float]:
         "reward": sum(draw.reward for draw in draws) / len(draws),
         "mean_length": sum(lengths) / len(lengths),
     }
-
-
-def percentile(values: torch.Tensor, percent: float) -> float:
-    """Return a percentile of values (n,)."""
-    return float(np.percentile(values.numpy(), percent))
 
 
 def row_of_ratio(draws: Sequence[Draw]) -> dict[str, float]:

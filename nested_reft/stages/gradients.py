@@ -41,15 +41,8 @@ from nested_reft.records.files import checksum, read_json, write_json
 from nested_reft.report import style
 from nested_reft.report.figures.gradients import gradients as gradients_figure
 from nested_reft.report.gradients import norm_of_reference, rank_correlations, row_of_arm
-from nested_reft.stages.diagnose import (
-    CompletionSampler,
-    Rollouts,
-    groups_of_rows,
-    load_with_draws,
-    problems_in,
-    progress_bar,
-    vocabulary_logps,
-)
+from nested_reft.rollout.divergence import CompletionSampler, Rollouts, groups_of_rows, vocabulary_logps
+from nested_reft.stages.diagnose import load_with_draws, problems_in, progress_bar
 
 # What is kept of a batch: sketches of the reference, of its twin and of each arm, and facts of each arm.
 Batch = dict[str, npt.NDArray[Any]]

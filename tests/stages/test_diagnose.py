@@ -1,19 +1,15 @@
-"""`nested-reft diagnose`: its tables, its options, and the samplers that it uses."""
+"""`nested-reft diagnose`: its tables and its options."""
 
 import json
 
 import pandas as pd
 import pytest
-import torch
-from transformers import AutoTokenizer
 
 from nested_reft.config.stage_settings import DiagnosisSettings
 from nested_reft.embedded.problems import generate
 from nested_reft.errors import UserError
-from nested_reft.model.layers import nested
 from nested_reft.stages import diagnose as diagnosis
 from tests.conftest import TINY, run
-from tests.model.families import build
 
 SMALL = DiagnosisSettings(max_completion_length=16, batch_size=64)
 
@@ -66,61 +62,6 @@ def test_a_diagnosis_orders_ratios_and_layers(tmp_path, data):
     ]
     assert by_set["exact_kl"].tolist()[-1] < by_set[by_set["num_skipped"] == 14]["exact_kl"].iloc[:2].mean()
     assert (tmp_path / "out" / "diagnosis.svg").exists() and (tmp_path / "out" / "diagnosis.png").exists()
-
-
-def test_the_kl_of_a_layer_is_that_of_its_samples(small_model):
-    """The exact KL of skipping one layer against the k1 estimate from tokens sampled with it skipped."""
-    sampler = diagnosis.CompletionSampler(small_model, AutoTokenizer.from_pretrained(TINY), SMALL)
-    rollouts = sampler.sample([[5, 6, 7], [8, 9]] * 200, [2], step=0)
-    assert sampler.sampler.kind == "engine"
-    estimate = -diagnosis.score_set(small_model, [2], rollouts, SMALL)[0]
-    exact = diagnosis.layer_kls(small_model, [2], rollouts, SMALL)[2]
-    assert exact > 0.01
-    assert estimate.mean().item() == pytest.approx(exact, abs=4 * estimate.std().item() / len(estimate) ** 0.5)
-
-
-@pytest.mark.parametrize("family", ["qwen2", "gemma2", "falcon"])  # layers of Falcon return tuples
-def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family, monkeypatch):
-    """Prompts and completions of several lengths, in several groups and chunks, at a temperature."""
-    model, settings = build(family), SMALL.model_copy(update={"temperature": 0.7})
-    prompts, completions = [[5, 6, 7, 8], [9], [10, 11]], [[12, 13], [14, 15, 16, 17], [18]]
-    rollouts = diagnosis.Rollouts(prompts, completions, [[0.0] * len(tokens) for tokens in completions])
-    monkeypatch.setattr(diagnosis, "LOGITS_PER_FORWARD", 2 * 6 * 160)
-    monkeypatch.setattr(diagnosis, "LOGITS_PER_CHUNK", 3 * 160)
-    passes = []
-    found = diagnosis.layer_kls(model, [1, 2, 4], rollouts, settings, lambda: passes.append(1))
-    assert len(passes) == 6 and list(found) == [1, 2, 4]
-
-    def logps(skipped):
-        with torch.no_grad(), nested(model, skipped):
-            logits = [
-                model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-                for prompt, tokens in zip(prompts, completions, strict=True)
-            ]
-        return (torch.cat(logits) / 0.7).log_softmax(dim=-1)
-
-    ratios, kl, overlap = diagnosis.score_set(model, [1, 4], rollouts, settings)
-    log_mu, log_pi = logps([1, 4]), logps([])
-    assert torch.allclose(kl, (log_mu.exp() * (log_mu - log_pi)).sum(dim=-1), atol=1e-5)
-    assert torch.allclose(overlap, 1 - (log_mu.exp() - log_pi.exp()).abs().sum(dim=-1) / 2, atol=1e-5)
-    for layer, kl in found.items():
-        expected = (logps([layer]).exp() * (logps([layer]) - logps([]))).sum(dim=-1).mean().item()
-        assert kl == pytest.approx(expected, rel=1e-4) and kl > 1e-3
-    tokens = torch.tensor([token for row in completions for token in row])
-    assert torch.allclose(ratios, logps([]).gather(1, tokens.unsqueeze(1)).squeeze(1), atol=1e-5)
-
-
-@pytest.mark.parametrize("sampler", ["engine", "generate"])
-def test_samples_follow_the_seed_and_an_engine_s_not_the_batch_size(sampler, small_model):
-    tokenizer, prompts = AutoTokenizer.from_pretrained(TINY), [[5, 6, 7], [8, 9]] * 4
-
-    def completions(**changes):
-        settings = SMALL.model_copy(update={"sampler": sampler} | changes)
-        torch.manual_seed(settings.seed)
-        return diagnosis.CompletionSampler(small_model, tokenizer, settings).sample(prompts, [2], 0).completion_ids
-
-    assert completions() == completions() != completions(seed=1)
-    assert (completions() == completions(batch_size=3)) == (sampler == "engine")
 
 
 def test_a_diagnosis_of_what_cannot_be_nested_is_one_sentence(data):

@@ -16,8 +16,8 @@ from nested_reft.config.stage_settings import GradientSettings
 from nested_reft.embedded.problems import generate
 from nested_reft.errors import UserError
 from nested_reft.report import gradients as statistics
+from nested_reft.rollout.divergence import CompletionSampler, Rollouts
 from nested_reft.stages import gradients as bench
-from nested_reft.stages.diagnose import CompletionSampler, Rollouts
 from nested_reft.trainer import NestedGRPOTrainer
 from tests.conftest import TINY
 from tests.examples.test_theorem_1 import toy
