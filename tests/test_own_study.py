@@ -83,26 +83,23 @@ def test_what_the_check_finds_after_init_is_one_sentence(folder):
     assert note.startswith("mine.yaml is written all the same.")
 
 
-@pytest.mark.slow
-def test_a_study_of_ones_own_with_lora_goes_from_init_to_the_report(folder):
-    """Adapters are trained and merged, and the models are evaluated as plain models; MLflow knows the rank."""
+def write_small_study(folder: Path) -> None:
+    """Run `init`, and write the smallest sizes into the file of the study."""
     assert begin(folder).returncode == 0
     study = yaml.safe_load((folder / "mine.yaml").read_text())
     for section, keys in SMALL.items():
         study.setdefault(section, {}).update(keys)
     (folder / "mine.yaml").write_text(yaml.safe_dump(study))
-    for command in (["check"], ["run"], ["status"], ["report"]):
-        done = run("nested-reft", *command, "mine.yaml", cwd=folder)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "<html" in (folder / "report.html").read_text()
-    (model,) = folder.glob("results/mine/train/**/mitigation~retrace/seed~0/model")
-    card = (model / "README.md").read_text()
+
+
+def check_trained_adapters(folder: Path) -> tuple[Path, Path]:
+    """Check the warm-up and the training with skipped layers, whose models are plain; return their folders."""
+    (warm_up,) = folder.glob("results/mine/sft/**/seed~0")
+    (training,) = folder.glob("results/mine/train/**/mitigation~retrace/seed~0")
+    card = (training / "model/README.md").read_text()
     assert "base_model: my-model" in card and "Only a LoRA adapter of rank 4 was trained." in card
-    assert "The model has not been evaluated yet" not in card
-    assert [row["nesting/num_skipped"] for row in read_rows(model.with_name("metrics.jsonl"))] == [4] * 2
-    assert read_json(model.with_name("run.json"))["settings"]["training"]["lora"]["r"] == 4
-    (evaluation,) = folder.glob("results/mine/evaluate/train/**/mitigation~retrace/seed~0/run.json")
-    assert read_json(evaluation)["inputs"]["model"]["path"].endswith("mitigation~retrace/seed~0/model")
+    assert [row["nesting/num_skipped"] for row in read_rows(training / "metrics.jsonl")] == [4] * 2
+    assert read_json(training / "run.json")["settings"]["training"]["lora"]["r"] == 4
     client, experiment = open_store(f"sqlite:///{folder}/results/mlflow.db", "mine")
     for stage, section in (("sft", "sft"), ("train", "training")):
         ranks = {
@@ -110,13 +107,39 @@ def test_a_study_of_ones_own_with_lora_goes_from_init_to_the_report(folder):
             for found in client.search_runs([experiment], f"tags.stage = '{stage}'")
         }
         assert ranks == {"4"}
-    (warm_up,) = folder.glob("results/mine/sft/**/seed~0")
-    sampled = run("nested-reft", "sample", str(warm_up), str(model.parent), "--problem", "What is 1 + 1?", cwd=folder)
+    sampled = run("nested-reft", "sample", str(warm_up), str(training), "--problem", "What is 1 + 1?", cwd=folder)
     assert sampled.returncode == 0 and "warm-up, seed 0" in sampled.stdout and "retrace, seed 0" in sampled.stdout
+    return warm_up, training
+
+
+@pytest.mark.slow
+def test_a_study_of_ones_own_with_lora_goes_from_init_to_a_training(folder):
+    """Adapters are trained and merged into plain models; MLflow knows the rank."""
+    write_small_study(folder)
+    path = "model~my-model/dataset~coins/skip_ratio~0.15/border~1/mitigation~retrace/seed~0/run.json"
+    for command in (["check", "mine.yaml"], ["run", "mine.yaml", "--", f"results/mine/train/{path}"]):
+        done = run("nested-reft", *command, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    check_trained_adapters(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # the test above stops after a training
+def test_a_study_of_ones_own_with_lora_goes_from_init_to_the_report(folder):
+    """The models are evaluated as plain models."""
+    write_small_study(folder)
+    for command in ("check", "run", "status", "report"):
+        done = run("nested-reft", command, "mine.yaml", cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "<html" in (folder / "report.html").read_text()
+    _, training = check_trained_adapters(folder)
+    assert "The model has not been evaluated yet" not in (training / "model/README.md").read_text()
+    (evaluation,) = folder.glob("results/mine/evaluate/train/**/mitigation~retrace/seed~0/run.json")
+    assert read_json(evaluation)["inputs"]["model"]["path"].endswith("mitigation~retrace/seed~0/model")
     (baseline,) = folder.glob("results/mine/train/**/mitigation~base/seed~0")
-    compared = run("nested-reft", "compare", str(baseline), str(model), cwd=folder)
+    compared = run("nested-reft", "compare", str(baseline), str(training), cwd=folder)
     assert "The delta of +0.0 points" in compared.stdout, compared.stderr
-    assert run("nested-reft", "export", str(model), cwd=folder).returncode == 0
+    assert run("nested-reft", "export", str(training), cwd=folder).returncode == 0
     assert len(list(folder.glob("samples/samples_coins-held-out_*.jsonl"))) == 1
     again = run("nested-reft", "run", "mine.yaml", cwd=folder)
     assert "Nothing to be done" in again.stdout + again.stderr

@@ -141,7 +141,7 @@ def two_trainings(configured):
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, two_trainings):
     with running(tmp_path, two_trainings) as first:
-        while not list(tmp_path.glob("results/smoke/train/**/checkpoints/metrics.jsonl")):
+        while not (stopped := list(tmp_path.glob("results/smoke/train/**/checkpoints/metrics.jsonl"))):
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.05)
         status = run("nested-reft", "status", cwd=tmp_path).stdout
@@ -153,11 +153,12 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, two_traini
     assert "failed" not in printed and "Traceback" not in printed
     status = run("nested-reft", "status", cwd=tmp_path).stdout
     assert re.match(r"smoke: does not run, .*, 1 stopped; ", status), status
-    again = snakemake(tmp_path, "--configfile", two_trainings, "--until", "train")
+    training = stopped[0].parents[1]
+    again = snakemake(tmp_path, "--configfile", two_trainings, "--", str(training.relative_to(tmp_path) / "run.json"))
     assert again.returncode == 0, again.stdout + again.stderr
     status = run("nested-reft", "status", cwd=tmp_path).stdout
     assert re.match(r"smoke: does not run, .*", status) and "stopped" not in status, status
-    assert len(list(tmp_path.glob("results/smoke/train/**/metrics.json"))) == 2
+    assert read_json(training / "run.json")["attempts"] == 2 and (training / "metrics.json").exists()
 
 
 def test_a_failed_study_ends_with_each_failure_and_what_to_do(tmp_path):
@@ -382,22 +383,49 @@ def test_reports_are_complete_and_tidy(smoke_study):
         assert "<svg" in (reports / f"{name}.svg").read_text()
 
 
-@needs_data
-@pytest.mark.slow
-def test_real_data_of_a_mirror_go_through_the_whole_study(real_mirror, tmp_path):
+@pytest.fixture()
+def study_of_a_mirror(real_mirror, tmp_path):
+    """Write a small study on two real training sets and the five benchmarks; return its path."""
     study, paper = (yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("smoke.yaml", "paper.yaml"))
     study["mirror"] = str(real_mirror)
     study["datasets"] = {
         name: paper["datasets"][name] | {"size": 16} for name in ("SVAMP", "GSM8K")
     }  # both are checked
-    suite = paper["benchmarks"]
-    study["benchmarks"] = {name: source | {"size": 2} for name, source in suite.items()}
+    study["benchmarks"] = {name: source | {"size": 2} for name, source in paper["benchmarks"].items()}
     study["grid"] |= {"dataset": ["SVAMP"], "mitigation": ["retrace"]}
     study["training"]["max_steps"] = 3
     study["analysis"]["speed_rounds"] = 0
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(study))
-    finished = snakemake(tmp_path, "--configfile", str(tmp_path / "real.yaml"))
+    return tmp_path / "real.yaml"
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_data_of_a_mirror_are_prepared_and_evaluated_on(study_of_a_mirror, tmp_path):
+    targets = ["data/dataset~SVAMP/train.jsonl", "evaluate/pretrained/model~tiny-28/metrics.json"]
+    made = [f"results/smoke/{target}" for target in targets]
+    finished = snakemake(tmp_path, "--configfile", str(study_of_a_mirror), "--", *made)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    check_training_set_of_the_mirror(tmp_path)
+    benchmarks = yaml.safe_load(study_of_a_mirror.read_text())["benchmarks"]
+    metrics = read_json(tmp_path / made[1])
+    assert {name: metrics[f"eval/{name}/n"] for name in benchmarks} == dict.fromkeys(benchmarks, 2)
+
+
+def check_training_set_of_the_mirror(directory: Path) -> None:
+    """Check that the training set is 16 rows of SVAMP, none of which a benchmark contains."""
+    folder = directory / "results/smoke/data/dataset~SVAMP"
+    assert read_json(folder / "train.manifest.json")["rows"]["kept"] == 16
+    assert (folder / "train.dropped.jsonl").read_text() == ""
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.nightly  # the test above stops before the trainings
+def test_real_data_of_a_mirror_go_through_the_whole_study(study_of_a_mirror, tmp_path):
+    finished = snakemake(tmp_path, "--configfile", str(study_of_a_mirror))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    suite = yaml.safe_load(study_of_a_mirror.read_text())["benchmarks"]
     table = pd.read_csv(tmp_path / "reports/smoke/results.csv")
     products = [("pretrained", None, None), ("sft", "SVAMP", None)]
     products += [("train", "SVAMP", ratio) for ratio in (0.0, 0.15)]
@@ -408,9 +436,7 @@ def test_real_data_of_a_mirror_go_through_the_whole_study(real_mirror, tmp_path)
     assert (table["n"] == 2).all()
     for path in tmp_path.glob("results/smoke/train/**/metrics.jsonl"):
         assert len(read_rows(path)) == 3
-    folder = tmp_path / "results/smoke/data/dataset~SVAMP"
-    assert read_json(folder / "train.manifest.json")["rows"]["kept"] == 16
-    assert (folder / "train.dropped.jsonl").read_text() == ""
+    check_training_set_of_the_mirror(tmp_path)
 
 
 def test_every_job_left_a_log_and_a_benchmark(smoke_study):

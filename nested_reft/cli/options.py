@@ -206,11 +206,11 @@ def apply_resource_limits() -> None:
     transformers would replicate the model on all visible GPUs, and TRL refuses to train a replicated model. A single
     process uses the first GPU unless the user, the cluster or a lease has set CUDA_VISIBLE_DEVICES. A rank uses one.
     """
-    processes.end_with_launcher()
     if processes.num_processes() == 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     with quick_imports():
         import torch
+    processes.end_with_launcher()
 
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

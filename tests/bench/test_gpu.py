@@ -10,13 +10,17 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
-def test_the_measurement_for_a_gpu_runs_as_a_toy(tmp_path):
+@pytest.mark.parametrize(
+    "shapes", [["qwen2.5-1.5b"], pytest.param(["qwen2.5-1.5b", "qwen2.5-7b"], marks=pytest.mark.nightly)]
+)
+def test_the_measurement_for_a_gpu_runs_as_a_toy(shapes, tmp_path):
     command = [sys.executable, "-m", "nested_reft.bench.gpu", "--toy", "--out", str(tmp_path / "gpu.json")]
+    command += ["--shapes", *shapes]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert results["not_measured"] == {}
-    assert [row["settings"]["model"] for row in results["rollouts"]] == ["qwen2.5-1.5b", "qwen2.5-7b"]
+    assert [row["settings"]["model"] for row in results["rollouts"]] == shapes
     for row in results["rollouts"]:
         assert set(row["generate"]["seconds"]) == {"generate", "engine-compiled", "engine"}
         assert row["log_prob_errors"]["mean"] <= row["log_prob_errors"]["largest"] < 1e-4  # float32

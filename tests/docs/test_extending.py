@@ -60,14 +60,44 @@ def test_a_training_set_and_a_benchmark_are_an_entry_each(extended, tmp_path):
     assert len(problems) == 20 and "3 + 1?" not in problems and "What is 6 times 7?" in problems
 
 
-@pytest.mark.slow
-def test_a_model_on_it_is_trained_with_a_reward_without_a_warm_up_and_the_study_follows_the_reward(extended, tmp_path):
+@pytest.fixture()
+def rewarded(extended, tmp_path):
+    """Write a study without a warm-up whose reward is the function of the page; return the path of the function."""
     reward, study = tmp_path / "my_rewards.py", yaml.safe_load(Path(extended).read_text())
     reward.write_text(code_of("reward", "python")[0])
     study["training"] |= yaml.safe_load(code_of("reward", "yaml")[0])["training"]
     study["sft"]["num_train_epochs"] = 0
     study["analysis"]["speed_rounds"] = 0
     Path(extended).write_text(yaml.safe_dump(study))
+    return reward
+
+
+def check_training_with_reward(folder: Path, reward: Path) -> None:
+    """Check that a training used the model of the page and the user's reward."""
+    inputs = read_json(folder / "run.json")["inputs"]
+    assert inputs["model"]["path"] == "mine"
+    assert inputs["my_rewards.py:right_and_short"]["path"] == str(reward)
+    assert "rewards/right_and_short/mean" in read_rows(folder / "metrics.jsonl")[0]
+
+
+@pytest.mark.slow
+def test_a_model_on_it_is_trained_with_a_reward_and_the_training_follows_the_reward(rewarded, extended, tmp_path):
+    folder = "results/smoke/train/model~mine/dataset~mine/skip_ratio~0.15/border~1/mitigation~base/seed~0"
+    target = ("--configfile", extended, "--", f"{folder}/run.json")
+    done = snakemake(tmp_path, *target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_training_with_reward(tmp_path / folder, rewarded)
+    rewarded.touch()  # the same content
+    planned = snakemake(tmp_path, "-n", *target)
+    assert "Nothing to be done" in planned.stdout + planned.stderr
+    rewarded.write_text(rewarded.read_text() + "# changed\n")
+    planned = snakemake(tmp_path, "-n", *target)
+    assert jobs(planned.stdout + planned.stderr) == {"train": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # the test above makes one training
+def test_a_model_on_it_is_trained_with_a_reward_without_a_warm_up_and_the_study_follows(rewarded, extended, tmp_path):
     done = snakemake(tmp_path, "--configfile", extended)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "reports/smoke/results.csv")
@@ -76,16 +106,9 @@ def test_a_model_on_it_is_trained_with_a_reward_without_a_warm_up_and_the_study_
     assert set(trained["model"]) == {"mine"} and set(trained["dataset"]) == {"mine"}
     assert set(table["benchmark"]) == {"one-step", "algebra", "mine"}
     assert pd.read_csv(tmp_path / "reports/smoke/answers.csv")["before training"].notna().all()
-    first, second = tmp_path.glob("results/smoke/train/**/run.json")
-    inputs = read_json(first)["inputs"]
-    assert inputs["model"]["path"] == "mine"
-    assert inputs["my_rewards.py:right_and_short"]["path"] == str(reward)
-    assert "rewards/right_and_short/mean" in read_rows(second.with_name("metrics.jsonl"))[0]
-
-    reward.touch()  # the same content
-    planned = snakemake(tmp_path, "-n", "--configfile", extended)
-    assert "Nothing to be done" in planned.stdout + planned.stderr
-    reward.write_text(reward.read_text() + "# changed\n")
+    for run_json in tmp_path.glob("results/smoke/train/**/run.json"):
+        check_training_with_reward(run_json.parent, rewarded)
+    rewarded.write_text(rewarded.read_text() + "# changed\n")
     planned = snakemake(tmp_path, "-n", "--configfile", extended)
     assert jobs(planned.stdout + planned.stderr) == {"train": 2, "evaluate": 2, "analyse": 1}
 
