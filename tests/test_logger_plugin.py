@@ -143,7 +143,9 @@ def test_the_terminal_of_the_smoke_study(smoke_study):
     start = lines.index("17 jobs on 4 cores: 6 evaluate, 1 measure_speed, 1 sft, 4 train, 5 other")
     finished = [line for line in lines[start:] if line.startswith("[")]
     assert [line.split("]")[0] for line in finished] == [f"[{number:2}/17" for number in range(1, 18)]
-    pattern = r"\[.*\] train tiny-28 mixed 15% retrace s0: reward [\d.]+ -> [\d.]+, \d+ s(; about \d+ (s|min) left)?"
+    pattern = (
+        r"\[.*\] train tiny-28 mixed 15% retrace s0: reward [\d.]+ -> [\d.]+, \d+ (s|min)(; about \d+ (s|min) left)?"
+    )
     assert sum(bool(re.fullmatch(pattern, line)) for line in finished) == 1
     assert lines.index("The study 'smoke' is complete.") > lines.index(finished[-1])
     assert max(map(len, lines)) < 120

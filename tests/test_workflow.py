@@ -84,13 +84,19 @@ def test_the_linter_of_the_workflow_reports_other_findings(tmp_path):
     assert "No log directive defined" in linted.stdout
 
 
+def heed_sigint() -> None:
+    """Let this process be interrupted by SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def running(directory: Path, config: Path | str = ROOT / "config/smoke.yaml") -> Iterator[subprocess.Popen[bytes]]:
     """Run a study until it has locked its directory, and kill it with all of its jobs at the end."""
     command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
     command += ["--directory", str(directory), "--cores", "1", "--configfile", str(config)]
     log = (directory / "first.log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    # A shell lets the programs that it starts in the background ignore SIGINT, and their children inherit that.
+    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_sigint)
     try:
         deadline = time.monotonic() + 60
         while not list(directory.glob(".snakemake/locks/*.lock")):

@@ -17,6 +17,7 @@ from nested_reft.config.sections import BenchmarkSource, DatasetSource, Training
 from nested_reft.config.study import Study
 from nested_reft.errors import NestingError, UserError
 from nested_reft.model.devices import num_gpus, shown, too_few_gpus, visible_devices
+from nested_reft.startup import quick_imports
 from nested_reft.study.disk import SECTION_OF, check_disk
 from nested_reft.study.jobs import axes_of, job_paths, stage_of
 
@@ -203,8 +204,9 @@ def check_weights(folder: Path, study: Study) -> str:
     from nested_reft.model.weights import count_parameters
 
     parameters = count_parameters(folder)
-    from nested_reft.model.describe import describe_stack
-    from nested_reft.model.loading import load_tokenizer
+    with quick_imports():
+        from nested_reft.model.describe import describe_stack
+        from nested_reft.model.loading import load_tokenizer
 
     num_tokens = len(load_tokenizer(folder))
     for border in study.grid.border:
