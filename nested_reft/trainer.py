@@ -48,11 +48,12 @@ from nested_reft.mitigation import check_mitigation, mixture_logps, scale_gradie
 from nested_reft.model.checks import check_nestable
 from nested_reft.model.layers import decoder_layers, language_model, skippable_layers
 from nested_reft.model.shared_prompts import check_shared_prompts, pack
-from nested_reft.nesting import draw_skipped_layers, num_skipped, sampled_whole
+from nested_reft.nesting import num_skipped, sampled_whole
 from nested_reft.off_policy import MicroBatch, metrics_of_step, ratio_and_weights
 from nested_reft.rollout.generate import refuse_filters
 from nested_reft.rollout.mixture import sample_mixture, sampler_of_whole
 from nested_reft.rollout.sampler import Sampler
+from nested_reft.strategies import Calibration, choose_layers
 
 # The tensors of a micro-batch that the off-policy metrics need, and those that a record of the completions adds.
 METRIC_TENSORS = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask", "advantages", "is_whole")
@@ -76,8 +77,10 @@ class NestedRollouts(_TRLTrainer):
         skip_ratio: x, the share of the model's layers that are skipped while sampling.
         border: b: only the layers i with b <= i < N-b are skipped.
         mitigation: a name of `nested_reft.mitigation.MITIGATIONS`, such as `retrace`.
-        nesting: the level of the ratio, the parameters of the mitigations, and the share of the completions that the
-            whole model samples.
+        nesting: how the skipped layers are chosen, the share of the completions that the whole model samples, the
+            level of the ratio, and the parameters of the mitigations.
+        calibration: what the strategies `calibrated` and `budget` choose by; `nested_reft.stages.calibrate.calibrate`
+            measures it.
         sampler: a `Sampler` or its name. With `generate`, the default, x = 0 is stock TRL bit for bit; `engine` is
             faster.
         keep_completions: whether `micro_batches` also has the prompts, the completions and their rewards.
@@ -89,7 +92,8 @@ class NestedRollouts(_TRLTrainer):
         micro_batches: the micro-batches of all ranks in the last optimizer step, as dicts of tensors on the CPU.
 
     Raises:
-        NestingError: for a model, or an argument of TRL, with which the ratio would be silently wrong.
+        NestingError: for a model, or an argument of TRL, with which the ratio would be silently wrong, and for layers
+            that `nesting` and the calibration cannot choose.
         ValueError: if no mitigation has that name, or if `nesting.whole_share` times the completions of a prompt is
             not a whole number.
     """
@@ -101,6 +105,7 @@ class NestedRollouts(_TRLTrainer):
         border: int = 1,
         mitigation: str,
         nesting: Nesting | None = None,
+        calibration: Calibration | None = None,
         sampler: Sampler | str | None = None,
         keep_completions: bool = False,
         share_prompts: bool = False,
@@ -117,9 +122,12 @@ class NestedRollouts(_TRLTrainer):
         refuse_filters(self.generation_config, model.generation_config)
         self.skip_ratio, self.mitigation, self.nesting = skip_ratio, mitigation, nesting or Nesting()
         self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler or "generate", sleeps=True)
+        self.calibration = calibration
         self.num_skipped = num_skipped(len(decoder_layers(model)), skip_ratio)
         self.valid_layers = skippable_layers(model, border)
-        draw_skipped_layers(self.valid_layers, self.num_skipped, seed=0, step=0)  # fails now, not at the first step
+        # Every step skips as many layers as the first, with the strategy `budget` perhaps fewer than x N. A choice
+        # that cannot be made fails here.
+        self.num_skipped = len(self.layers_of_step(0))
         sampled_whole((), self.nesting.whole_share, self.num_generations)  # fails now
         self.whole_share = self.nesting.whole_share if self.num_skipped else 0.0
         self.whole_sampler = sampler_of_whole(self.sampler) if self.whole_share else self.sampler
@@ -151,6 +159,10 @@ class NestedRollouts(_TRLTrainer):
             torch.cuda.synchronize()
         self.seconds[phase] += time.perf_counter() - started
 
+    def layers_of_step(self, step: int) -> list[int]:
+        """Return the layers that the behavior policy skips at a step, sorted."""
+        return choose_layers(self.valid_layers, self.num_skipped, self.args.seed, step, self.nesting, self.calibration)
+
     # ---- sampling -------------------------------------------------------------------------------
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, *args: Any) -> Any:
@@ -159,9 +171,7 @@ class NestedRollouts(_TRLTrainer):
         if images is not None:
             raise NestingError("the prompts have images, which are not supported; train on text")
         self.sampled_at_step = self.state.global_step
-        self.skipped_layers = draw_skipped_layers(
-            self.valid_layers, self.num_skipped, self.args.seed, self.sampled_at_step
-        )
+        self.skipped_layers = self.layers_of_step(self.sampled_at_step)
         check_equal_layers(self.accelerator, self.sampled_at_step, self.skipped_layers)
         all_prompt_ids = gather_object(prompt_ids)  # those of rank 0 first, as one process would order them
         self.prompts_sha256 = hashlib.sha256(json.dumps(all_prompt_ids).encode()).hexdigest()
@@ -311,7 +321,10 @@ class NestedRollouts(_TRLTrainer):
 
         The durations are those of this rank.
         """
-        metrics: dict[str, float] = {"nesting/num_skipped": self.num_skipped, "nesting/skip_ratio": self.skip_ratio}
+        metrics: dict[str, float] = {
+            "nesting/num_skipped": len(self.skipped_layers),
+            "nesting/skip_ratio": self.skip_ratio,
+        }
         names = COMPLETION_TENSORS if self.keep_completions else METRIC_TENSORS
         self.micro_batches = gather_object(
             [{name: batch[name].cpu() for name in names if name in batch} for batch in self._micro_batches]

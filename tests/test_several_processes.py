@@ -59,17 +59,17 @@ def vowels(completions, completion_ids, trainer_state, **kwargs):
     return [sum(completion.count(vowel) for vowel in "aeiou") / 10 for completion in completions]
 
 
-draw = trainer.draw_skipped_layers
+choose = trainer.choose_layers
 
 
-def draw_others(valid, k, seed, step):
-    layers = draw(valid, k, seed, step)
+def choose_others(valid, k, seed, step, *others):
+    layers = choose(valid, k, seed, step, *others)
     is_planted = step == 7 and Path(os.environ["PLANT"]).exists()
-    return next(others for others in (valid[:k], valid[-k:]) if others != layers) if is_planted else layers
+    return next(found for found in (valid[:k], valid[-k:]) if found != layers) if is_planted else layers
 
 
-if RANK == "1" and draw.__name__ != "draw_others":  # the module is loaded once per job
-    trainer.draw_skipped_layers = draw_others
+if RANK == "1" and choose.__name__ != "choose_others":  # the module is loaded once per job
+    trainer.choose_layers = choose_others
 """
 
 
@@ -169,8 +169,9 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
 
     train.train(settings, Nesting(), Prompt(), RUN, *inputs.values(), record("train-one"))
     with_adapter = settings.model_copy(update={"lora": Lora(r=4), "gradient_checkpointing": True})
+    of_rank_0 = Nesting(strategy="calibrated")  # rank 0 measures the layers, and the others get its calibration
     monkeypatch.setenv("SEEN", "seen-lora-one")
-    train.train(with_adapter, Nesting(), Prompt(), RUN, *inputs.values(), record("train-lora-one"))
+    train.train(with_adapter, of_rank_0, Prompt(), RUN, *inputs.values(), record("train-lora-one"))
     sft.sft(SFT, Prompt(), files / "small", 0, files / "train.jsonl", record("sft-one"))
     evaluate.evaluate(EVALUATION, Prompt(), str(TINY), files / "benchmarks.jsonl", record("evaluate-one"))
 
@@ -200,7 +201,7 @@ def test_two_processes_compute_what_one_computes(files, monkeypatch):
     job |= {name: str(path) for name, path in inputs.items()}
     ddp = {**job, "out": str(two), "distributed": "ddp"}
     fsdp = {**job, "out": str(files / "train-fsdp"), "distributed": "fsdp"}
-    lora = {"settings": canonical({**sections, "training": with_adapter})}
+    lora = {"settings": canonical({**sections, "training": with_adapter, "nesting": of_rank_0})}
     lora_ddp = {**ddp, **lora, "out": str(files / "train-lora-ddp")}
     lora_fsdp = {**fsdp, **lora, "out": str(files / "train-lora-fsdp")}
     differ, ended = "skip different layers", "SIGTERM ended the training after step 4 of 10, with a checkpoint"

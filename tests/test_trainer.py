@@ -23,6 +23,7 @@ from nested_reft.nesting import draw_skipped_layers, valid_layers
 from nested_reft.rollout import engine, generate, sampler
 from nested_reft.rollout.generate import sample_by_generate
 from nested_reft.rollout.sampler import Sampler
+from nested_reft.strategies import STRATEGIES, Calibration, choose_layers
 from nested_reft.trainer import (
     NestedGRPOTrainer,
     NestedRLOOTrainer,
@@ -303,6 +304,44 @@ def test_without_a_skipped_layer_a_share_of_the_whole_model_is_stock_trl_bit_for
     arguments = {"max_steps": 1}
     stock = trained(make(GRPOTrainer, copy.deepcopy(small_model), tmp_path, "grpo", arguments))
     assert equal(trained(ours(small_model, tmp_path, "grpo", 0.0, "is", arguments, whole_share=0.5)), stock)
+
+
+CALIBRATION = Calibration({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, {1: 0.95, 2: 0.9, 3: 0.8})
+
+
+def test_without_a_skipped_layer_every_strategy_is_stock_trl_bit_for_bit(small_model, tmp_path):
+    arguments = {"max_steps": 1}
+    stock = trained(make(GRPOTrainer, copy.deepcopy(small_model), tmp_path, "grpo", arguments))
+    for strategy in STRATEGIES:
+        nesting = {"strategy": strategy, "skipped_layers": [2] if strategy == "fixed" else []}
+        some_trainer = ours(copy.deepcopy(small_model), tmp_path, "grpo", 0.0, "is", arguments, **nesting)
+        assert equal(trained(some_trainer), stock), strategy
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size"), [("fixed", 3), ("calibrated", 3), ("budget", 2)]
+)  # the overlap of three layers is below 0.86
+def test_the_layers_of_a_strategy_are_skipped_and_counted(strategy, size, small_model, tmp_path):
+    nesting = Nesting(strategy=strategy, skipped_layers=[1, 2, 4] if strategy == "fixed" else [])
+    arguments = {"max_steps": 2, "logging_steps": 1}
+    common = {"skip_ratio": 0.5, "mitigation": "retrace", "nesting": nesting, "calibration": CALIBRATION}
+    some_trainer = make(NestedGRPOTrainer, small_model, tmp_path, arguments=arguments, **common)
+    some_trainer.train()
+    assert [row["nesting/num_skipped"] for row in some_trainer.state.log_history[:2]] == [size, size]
+    expected = choose_layers([1, 2, 3, 4], 3, 0, 1, nesting, CALIBRATION)
+    assert some_trainer.step_record()["nesting/skipped_layers"] == expected and len(expected) == size
+    assert some_trainer.state.log_history[1]["sampling/kl"] != 0
+
+
+def test_a_strategy_that_cannot_choose_is_refused_before_training(small_model, tmp_path):
+    with pytest.raises(
+        NestingError, match=r"strategy calibrated needs a calibration of the layers 1 to 4 and of 1 to"
+    ):
+        ours(small_model, tmp_path, strategy="calibrated")
+    with pytest.raises(
+        NestingError, match=r"nesting.skipped_layers names 2 layers, but the skip ratio asks for 3; na"
+    ):
+        ours(small_model, tmp_path, strategy="fixed", skipped_layers=[1, 2])
 
 
 def test_a_share_that_cannot_be_sampled_is_refused(small_model, tmp_path):

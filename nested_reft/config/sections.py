@@ -30,6 +30,7 @@ from nested_reft.config.templates import TEMPLATES, read_template
 from nested_reft.embedded.problems import DATASETS
 from nested_reft.mitigation import MITIGATIONS, RATIO_LEVELS
 from nested_reft.nesting import num_whole
+from nested_reft.strategies import STRATEGIES
 
 PACKAGE = Path(__file__).parent.parent
 # In the folder of a model that was made from a GGUF file: the file, and the checksums of what was made from it.
@@ -53,6 +54,7 @@ SkipRatio = Annotated[float, Field(gt=0, lt=1)]
 Border = Annotated[int, Field(ge=1)]
 Mitigation = Annotated[str, KeyOf(MITIGATIONS)]
 RatioLevel = Annotated[str, KeyOf(RATIO_LEVELS)]
+Strategy = Annotated[str, KeyOf(STRATEGIES)]
 TEMPLATE_SCHEMA = {"anyOf": [{"enum": list(TEMPLATES)}, {"type": "string"}]}
 Template = Annotated[str, AfterValidator(read_template), WithJsonSchema(TEMPLATE_SCHEMA)]
 Dtype = Literal["float32", "bfloat16"]
@@ -401,8 +403,32 @@ class Prompt(Section):
 
 
 class Nesting(Section):
-    """The share of the whole model in the roll-outs, and the parameters of the mitigations."""
+    """Which layers are skipped, the share of the whole model in the roll-outs, the parameters of the mitigations."""
 
+    # The settings of studies without the keys of strategies, or without a share, stay as they were before these keys.
+    strategy: Strategy = key(
+        "uniform",
+        "How the layers to skip are chosen at each step. `uniform` draws them uniformly. `fixed` skips "
+        "`nesting.skipped_layers`. `calibrated` takes of four uniform draws the one with the smallest predicted "
+        "KL(mu || pi), from a measurement at the start of each training. `budget` does the same with fewer layers "
+        "than the skip ratio asks for, or none, where the tokens would otherwise be too far off-policy; "
+        "`nested-reft plan` counts all of them. docs/how-to/strategy.md explains the choice.",
+        "paper",
+        exclude_if=lambda strategy: strategy == "uniform",
+    )
+    skipped_layers: list[Annotated[int, Field(ge=0)]] = key(
+        [],
+        "The layers that `fixed` skips at each step, as many as the skip ratio asks for; counted from 0.",
+        exclude_if=lambda layers: not layers,
+    )
+    budget_tau: float = key(
+        0.86,
+        "The smallest overlap of `budget`: it skips the largest number of layers up to that of the skip ratio for "
+        "which 95 % of the tokens have 1 - TV(mu, pi) of at least this value.",
+        gt=0,
+        lt=1,
+        exclude_if=lambda tau: tau == 0.86,
+    )
     whole_share: float = key(
         0.0,
         "b: the share of the completions of each prompt that the whole model samples, while the nested model samples "
@@ -411,7 +437,7 @@ class Nesting(Section):
         "paper",
         ge=0,
         lt=1,
-        exclude_if=lambda share: share == 0,  # the settings of studies without it stay as they were
+        exclude_if=lambda share: share == 0,
     )
 
     retrace_lambda: float = key(
@@ -451,6 +477,18 @@ class Nesting(Section):
         "sequence.",
         "paper",
     )
+
+    @model_validator(mode="after")
+    def layers_belong_to_fixed(self) -> "Nesting":
+        """Refuse `fixed` without its layers, and layers that no strategy reads."""
+        if self.strategy == "fixed" and not self.skipped_layers:
+            raise ValueError("has strategy fixed without skipped_layers; list the layers to skip in skipped_layers")
+        if self.strategy != "fixed" and self.skipped_layers:
+            raise ValueError(
+                f"has skipped_layers {self.skipped_layers} with strategy {self.strategy}, which does not read them; "
+                "set strategy to fixed, or leave skipped_layers out"
+            )
+        return self
 
 
 def check_whole_share(nesting: Nesting, training: "Training") -> None:

@@ -162,6 +162,13 @@ class DiagnosisSettings(NestedSampling):
     num_draws: int = key(4, "Draws of skipped layers per ratio.", ge=1)
 
 
+class CalibrationSettings(NestedSampling):
+    """Settings of the calibration of the strategies that choose layers by their effect."""
+
+    num_prompts: int = key(16, "Number of prompts, drawn from the training set; each gets one completion.", ge=1)
+    num_sets: int = key(4, "Sets of layers of each size whose overlap is measured.", ge=1)
+
+
 class GradientSettings(NestedSampling):
     """Settings of `gradients`; each key but the three lists is an option of the command."""
 

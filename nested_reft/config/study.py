@@ -30,6 +30,7 @@ from nested_reft.config.sections import (
     model_shape,
 )
 from nested_reft.nesting import num_skipped, valid_layers
+from nested_reft.strategies import choose_layers
 
 # The axes of the grid that form an instance, in the order of paths, tables and names, each with the value of the
 # baseline. The baseline skips no layers, so all borders share it, and its border is 0: it excludes no layer. A new
@@ -126,11 +127,12 @@ class Study(Section):
 
     @model_validator(mode="after")
     def ratios_leave_layers(self) -> "Study":
-        """Refuse a skip ratio that a model cannot have. Models on the hub are checked before their training."""
+        """Refuse a skip ratio or fixed layers that a model cannot have. Models on the hub are checked later."""
         for name in self.grid.model:
             if shape := self.models[name].shape:
                 for border in self.grid.border:
                     check_skip_ratios(name, shape, border, self.grid.skip_ratio)
+                    check_fixed_layers(name, shape, border, self.grid.skip_ratio, self.nesting)
         return self
 
     @model_validator(mode="after")
@@ -253,6 +255,31 @@ def check_skip_ratios(model: str, shape: Mapping[str, Any], border: int, skip_ra
                 f"as {ratio_of[skipped]} does; keep one of them"
             )
         ratio_of[skipped] = skip_ratio
+
+
+def check_fixed_layers(
+    model: str, shape: Mapping[str, Any], border: int, skip_ratios: list[float], nesting: Nesting
+) -> None:
+    """Check that the layers of `nesting.strategy: fixed` may be skipped, and are as many as each ratio skips.
+
+    Args:
+        model: the name of the model, for the message.
+        shape: the content of the model's config.json.
+        border: b.
+        skip_ratios: the ratios x of the grid.
+        nesting: the section `nesting`; other strategies pass.
+
+    Raises:
+        ValueError: the layers fail the check.
+    """
+    if nesting.strategy != "fixed":
+        return
+    valid = valid_layers(shape["num_hidden_layers"], border, shape.get("layer_types"))
+    for skip_ratio in skip_ratios:
+        try:
+            choose_layers(valid, num_skipped(shape["num_hidden_layers"], skip_ratio), 0, 0, nesting)
+        except ValueError as error:
+            raise ValueError(f"has skip_ratio {skip_ratio} for {model}, and {error}") from None
 
 
 def instances(grid: Mapping[str, Any]) -> list[dict[str, Any]]:

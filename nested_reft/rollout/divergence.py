@@ -127,6 +127,23 @@ def score_set(
     return torch.cat(ratios), torch.cat(kls), torch.cat(overlaps)
 
 
+def divergences_of_sets(
+    model: PreTrainedModel, sets: Sequence[Sequence[int]], rollouts: Rollouts, settings: NestedSampling
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the `divergences` of all tokens, (tokens,) each, for each set of layers that mu skips.
+
+    The model is pi, and scores the roll-outs once for all sets.
+    """
+    found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in sets]
+    for rows in groups_of_rows(model, rollouts, settings):
+        batch = rollouts.prompt_ids[rows], rollouts.completion_ids[rows]
+        log_pis = [vocabulary_logps(logits, settings) for logits in completion_logits(model, *batch)]
+        for skipped_layers, of_set in zip(sets, found, strict=True):
+            with nested(model, skipped_layers):
+                of_set.append(divergences(completion_logits(model, *batch), log_pis, settings))
+    return [(torch.cat(kls), torch.cat(overlaps)) for kls, overlaps in (zip(*of_set, strict=True) for of_set in found)]
+
+
 @contextmanager
 def hidden_states_kept(layers: torch.nn.ModuleList) -> Iterator[list[torch.Tensor]]:
     """Yield the list of the hidden states (R, T, W) that each layer gets in the forward of the block."""

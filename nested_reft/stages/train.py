@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,22 @@ from nested_reft.model.layers import parameter_counts
 from nested_reft.model.loading import load_model
 from nested_reft.model.lora import adapter_for
 from nested_reft.model.optim import check_optim
+from nested_reft.nesting import num_skipped
 from nested_reft.processes import num_processes
 from nested_reft.records.completions import FOLDER as COMPLETIONS
 from nested_reft.records.completions import CompletionLog
-from nested_reft.records.files import discard, read_rows, write_rows
+from nested_reft.records.files import discard, read_json, read_rows, write_json, write_rows
 from nested_reft.records.stage_record import StageRecord
 from nested_reft.rollout.sampler import Sampler
 from nested_reft.rollout.vllm import check_installed
+from nested_reft.stages import calibrate
 from nested_reft.stages.completions import to_table
 from nested_reft.stages.loop import allow_fsdp_on_cpu, check_bf16, micro_batches_of_rank, run_trainer, shared_arguments
 from nested_reft.stages.step_callback import StepCallback
+from nested_reft.strategies import CALIBRATED, Calibration
 from nested_reft.trainer import NestedGRPOTrainer, NestedRLOOTrainer, NestedRollouts
+
+log = logging.getLogger(__name__)
 
 
 def reward_functions(settings: Training) -> list[Reward]:
@@ -62,6 +68,7 @@ def build_trainer(
     rows: list[dict[str, str]],
     output_dir: Path,
     distributed: str = "none",
+    calibration: Calibration | None = None,
 ) -> NestedRollouts:
     """Return the trainer of a run. Every argument of TRL that affects the result is set explicitly."""
     length = settings.max_completion_length
@@ -99,6 +106,7 @@ def build_trainer(
         "border": run.border,
         "mitigation": run.mitigation,
         "nesting": nesting,
+        "calibration": calibration,
         "sampler": Sampler(settings.sampler, getattr(torch, settings.sampling_dtype or "", None), sleeps=True),
         "keep_completions": settings.log_completions,
         "share_prompts": settings.share_prompts,
@@ -198,11 +206,23 @@ def train(
             check_skip_ratios(run.model, config.to_dict(), run.border, [run.skip_ratio])
         except ValueError as error:
             raise UserError(f"the config {error}") from None
+    calibration = None
     try:
-        trainer = build_trainer(settings, nesting, run, model, tokenizer, rows, record.checkpoints, distributed)
+        if run.skip_ratio > 0 and nesting.strategy in CALIBRATED:
+            prompts = [row["prompt"] for row in rows]
+            calibration = calibrate.of_training(settings, run, model, tokenizer, prompts, start, record)
+        trainer = build_trainer(
+            settings, nesting, run, model, tokenizer, rows, record.checkpoints, distributed, calibration
+        )
     except NestingError as error:
         raise UserError(f"model {run.model} cannot be trained: {error}") from None
     if record.is_written:
+        if trainer.num_skipped < num_skipped(config.num_hidden_layers, run.skip_ratio):
+            log.warning(
+                "nesting.strategy budget skips %d layers where skip_ratio %g asks for more, because the overlap would "
+                "be below nesting.budget_tau %g; %s has the overlaps",
+                *(trainer.num_skipped, run.skip_ratio, nesting.budget_tau, record.checkpoints / calibrate.FILE),
+            )
         if settings.log_completions:
             completion_log = CompletionLog(record.out / COMPLETIONS, settings.completions_total_limit)
             trainer.add_callback(CompletionRecorder(trainer, completion_log))
@@ -225,6 +245,10 @@ def train(
         record.out / "skipped_layers.jsonl",
         [{"step": step, "skipped_layers": layers} for step, layers in skipped_layers.items()],
     )
+    if calibration is None:
+        (record.out / calibrate.FILE).unlink(missing_ok=True)  # of an earlier product
+    else:
+        write_json(record.out / calibrate.FILE, read_json(record.checkpoints / calibrate.FILE))
     num_tokens = record.rows[-1]["num_tokens"]
     totals |= {
         "num_tokens": num_tokens,

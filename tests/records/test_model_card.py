@@ -32,7 +32,7 @@ def study(tmp_path, monkeypatch):
         "train": {
             "stage": "train",
             "run": AXES,
-            "settings": SETTINGS | {"training": TRAINING},
+            "settings": SETTINGS | {"training": TRAINING, "nesting": {}},
             "inputs": {"model": {"path": "results/mine/sft/model"}},
             "num_skipped": 4,
             "num_layers": 28,

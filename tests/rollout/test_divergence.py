@@ -48,6 +48,9 @@ def test_the_kl_of_each_layer_is_that_of_forwards_with_that_layer_skipped(family
     log_mu, log_pi = logps([1, 4]), logps([])
     assert torch.allclose(kl, (log_mu.exp() * (log_mu - log_pi)).sum(dim=-1), atol=1e-5)
     assert torch.allclose(overlap, 1 - (log_mu.exp() - log_pi.exp()).abs().sum(dim=-1) / 2, atol=1e-5)
+    sets = divergence.divergences_of_sets(model, [[2], [1, 4]], rollouts, settings)
+    assert torch.equal(sets[1][0], kl) and torch.equal(sets[1][1], overlap)
+    assert sets[0][0].mean().item() == pytest.approx(found[2], rel=1e-4)
     for layer, kl in found.items():
         expected = (logps([layer]).exp() * (logps([layer]) - logps([]))).sum(dim=-1).mean().item()
         assert kl == pytest.approx(expected, rel=1e-4) and kl > 1e-3

@@ -18,6 +18,7 @@ from nested_reft.model.loading import load_model
 from nested_reft.records.completions import read_completions
 from nested_reft.records.files import read_json, read_rows
 from nested_reft.records.stage_record import StageRecord
+from nested_reft.stages import calibrate
 from nested_reft.stages import train as training
 from nested_reft.stages.replay import replay, settings_of
 from tests.conftest import TINY
@@ -156,13 +157,23 @@ REUSED = SMALL.model_copy(update={"max_steps": 6, "num_iterations": 2, "steps_pe
 
 
 @pytest.mark.parametrize(
-    ("settings", "algorithm", "share"),
-    [(SMALL, "grpo", 0.0), (SMALL, "rloo", 0.5), (REUSED, "grpo", 0.25), (LORA, "grpo", 0.0)],
-    ids=["grpo", "rloo, mixture", "reused, mixture", "lora"],
+    ("settings", "algorithm", "nesting"),
+    [
+        pytest.param(SMALL, "grpo", Nesting(), id="grpo"),
+        pytest.param(SMALL, "rloo", Nesting(whole_share=0.5), id="rloo, mixture"),
+        pytest.param(REUSED, "grpo", Nesting(whole_share=0.25), id="reused, mixture"),
+        pytest.param(LORA, "grpo", Nesting(), id="lora"),
+        # test_calibrate.py has its smaller twin.
+        pytest.param(
+            *(LORA, "grpo", Nesting(strategy="budget", budget_tau=0.95)),
+            id="lora, budget",
+            marks=[pytest.mark.slow, pytest.mark.nightly],
+        ),
+    ],
 )
-def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, share, tmp_path, data, monkeypatch):
+def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, nesting, tmp_path, data, monkeypatch):
     settings = settings.model_copy(update={"algorithm": algorithm, "log_completions": True})
-    common = data, 0.15, "retrace", settings, Nesting(whole_share=share)
+    common = data, 0.15, "retrace", settings, nesting
     whole = train_run(tmp_path / "whole", *common)
     stopped = tmp_path / "stopped"
     log = StageRecord.log
@@ -180,8 +191,12 @@ def test_a_killed_run_resumes_from_its_checkpoint(settings, algorithm, share, tm
     saved = {path.name for path in stopped.glob("checkpoints/checkpoint-*/*")}
     assert ("adapter_model.safetensors" in saved) == (settings.lora is not None)
     assert ("model.safetensors" in saved) == (settings.lora is None)
+    monkeypatch.setattr(calibrate, "calibrate", None)  # the file of the first attempt is read
     train_run(stopped, *common)
     assert read_json(stopped / "run.json")["attempts"] == 2
+    if nesting.strategy == "budget":
+        assert (stopped / calibrate.FILE).read_text() == (whole / calibrate.FILE).read_text()
+        assert 0 < read_json(stopped / "run.json")["num_skipped"] < 4
     assert untimed(stopped) == untimed(whole)
     assert (stopped / "skipped_layers.jsonl").read_text() == (whole / "skipped_layers.jsonl").read_text()
     assert equal(weights(stopped), weights(whole))
