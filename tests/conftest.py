@@ -1,6 +1,5 @@
 """Paths, commands, a small model and one complete smoke study for tests of several folders."""
 
-import gc
 import importlib.util
 import os
 import shutil
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from nested_reft.startup import quick_imports
+
 ROOT = Path(__file__).parent.parent
 SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"  # a pretrained model, which `make smollm2` writes
 needs_smollm2 = pytest.mark.skipif(not SMOLLM2.is_dir(), reason="models/smollm2-135m-instruct is missing")
@@ -21,19 +22,16 @@ TINY = ROOT / "nested_reft" / "embedded" / "tiny-28"
 # The grid of `smoke_study`: that of config/smoke.yaml with one more mitigation.
 SMOKE_GRID = "grid={model: [tiny-28], dataset: [mixed], skip_ratio: [0.15], mitigation: [base, practical, retrace]}"
 
-# The tests import torch, transformers and TRL. See `quick_imports`, which does the same for commands.
-gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """Let the garbage collector search only what tests make, not the libraries that their modules have imported."""
-    gc.freeze()
-    gc.enable()
-
-
 # No test may reach a network; a test that tries to fails.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect the tests, whose modules import torch, transformers and TRL, as a command imports these."""
+    with quick_imports():
+        return (yield)
 
 
 def needs_data(test: Callable[..., None]) -> Callable[..., None]:

@@ -232,10 +232,9 @@ def open_record(
         inputs: name -> file or folder that the stage reads.
         tracking: the tracking.json of the study, or None.
     """
-    with quick_imports():
-        from nested_reft.records.files import read_json
-        from nested_reft.records.lock import lock_product
-        from nested_reft.records.stage_record import SilentRecord, StageRecord
+    from nested_reft.records.files import read_json
+    from nested_reft.records.lock import lock_product
+    from nested_reft.records.stage_record import SilentRecord, StageRecord
 
     if processes.rank() > 0:
         processes.join()  # returns when rank 0 has opened the record

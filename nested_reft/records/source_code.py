@@ -24,7 +24,7 @@ def imported_modules(source: str) -> Iterator[str]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         yield from (name for name in names if name.split(".")[0] == PACKAGE.name)
         # An import is a statement, so that expressions, most of the tree, need no search.
-        nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)]
+        nodes += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
 
 
 def source_files(folder: str) -> list[Path]:
