@@ -59,11 +59,16 @@ def calibrate(
         rollouts = CompletionSampler(model, tokenizer, settings).sample(tokenizer(drawn)["input_ids"], [], step=0)
     of_layers = Calibration(layer_kls(model, valid, rollouts, settings), {})
     most = num_skipped(len(decoder_layers(model)), max(settings.skip_ratios))
-    overlap_p5 = {}
-    for k in range(1, most + 1):
-        sets = [calibrated(valid, k, settings.seed, step, Nesting(), of_layers) for step in range(settings.num_sets)]
-        overlaps = [overlap for _, overlap in divergences_of_sets(model, sets, rollouts, settings)]
-        overlap_p5[k] = percentile(torch.cat(overlaps), 5)
+    sets = [
+        calibrated(valid, k, settings.seed, step, Nesting(), of_layers)
+        for k in range(1, most + 1)
+        for step in range(settings.num_sets)
+    ]
+    overlaps = [overlap for _, overlap in divergences_of_sets(model, sets, rollouts, settings)]
+    overlap_p5 = {
+        k: percentile(torch.cat(overlaps[(k - 1) * settings.num_sets : k * settings.num_sets]), 5)
+        for k in range(1, most + 1)
+    }
     return of_layers._replace(overlap_p5=overlap_p5)
 
 
